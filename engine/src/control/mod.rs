@@ -1,0 +1,1 @@
+//! The operator's side: configuration, the control socket, transactions, reports.

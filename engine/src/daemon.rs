@@ -1,0 +1,1 @@
+//! The daemon: the only file that sees both io and control.

@@ -1,0 +1,1 @@
+//! The kernel's side of the packet path: frames, rings, steering, and the only loop.

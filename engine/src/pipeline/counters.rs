@@ -1,0 +1,40 @@
+//! One worker's counters: written by that worker only, read by anyone at any time.
+
+use std::sync::atomic::AtomicU64;
+
+use super::DropReason;
+
+/// received + originated = transmitted + delivered + dropped + in flight, always.
+pub struct WorkerCounters {
+    /// Frames taken from receive rings (hand-overs counted once, where they were received).
+    pub received: AtomicU64,
+    /// Frames the gateway wrote itself (ICMP errors).
+    pub originated: AtomicU64,
+    /// Frames completed by the kernel.
+    pub transmitted: AtomicU64,
+    /// Packets delivered to the host.
+    pub delivered: AtomicU64,
+    /// Dropped, by [`DropReason`].
+    pub dropped: [AtomicU64; DropReason::COUNT],
+    /// ESP packets sealed.
+    pub sealed: AtomicU64,
+    /// ESP packets opened.
+    pub opened: AtomicU64,
+    /// Packets forwarded in clear under a BYPASS policy.
+    pub bypassed: AtomicU64,
+}
+
+impl Default for WorkerCounters {
+    fn default() -> Self {
+        Self {
+            received: AtomicU64::new(0),
+            originated: AtomicU64::new(0),
+            transmitted: AtomicU64::new(0),
+            delivered: AtomicU64::new(0),
+            dropped: [const { AtomicU64::new(0) }; DropReason::COUNT],
+            sealed: AtomicU64::new(0),
+            opened: AtomicU64::new(0),
+            bypassed: AtomicU64::new(0),
+        }
+    }
+}

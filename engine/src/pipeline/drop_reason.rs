@@ -1,0 +1,62 @@
+//! Why a packet was dropped: one closed table of name, /proc/net/xfrm_stat twin and sentence. The command
+//! line, the reports and the tests iterate [`DropReason::ALL`].
+
+macro_rules! drop_reasons {
+    ($($variant:ident $name:literal $xfrm:expr, $sentence:literal;)*) => {
+        /// The one reason of a dropped packet.
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+        #[repr(u8)]
+        pub enum DropReason { $(#[doc = $sentence] $variant,)* }
+
+        impl DropReason {
+            /// All of them, in the order of their counters.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+            /// How many there are.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// The name users see.
+            pub const fn name(self) -> &'static str { match self { $(Self::$variant => $name,)* } }
+            /// The counter of /proc/net/xfrm_stat that means the same, where there is one.
+            pub const fn xfrm_stat(self) -> Option<&'static str> { match self { $(Self::$variant => $xfrm,)* } }
+            /// One sentence for people.
+            pub const fn explain(self) -> &'static str { match self { $(Self::$variant => $sentence,)* } }
+        }
+    };
+}
+
+drop_reasons! {
+    Malformed "malformed" Some("XfrmInHdrError"), "The outer packet's headers contradict themselves or its length.";
+    NotIp "not_ip" None, "A frame that is neither IPv4 nor IPv6 reached the engine.";
+    Vlan "vlan" None, "A VLAN-tagged frame under the cover.";
+    NoState "no_state" Some("XfrmInNoStates"), "ESP with an SPI or tunnel endpoint that no inbound SA has.";
+    EspFragment "esp_fragment" None, "A fragment of an ESP packet; they are not reassembled yet.";
+    EspTooShort "esp_too_short" Some("XfrmInHdrError"), "ESP shorter than its transform allows, or not a multiple of its block.";
+    ReplayDuplicate "replay_duplicate" Some("XfrmInStateSeqError"), "A sequence number that was received before.";
+    ReplayOld "replay_old" Some("XfrmInStateSeqError"), "A sequence number left of the anti-replay window.";
+    ReplayImpossible "replay_impossible" Some("XfrmInStateSeqError"), "A sequence number no correct peer sends (zero, or outside the ESN space).";
+    IcvFailed "icv_failed" Some("XfrmInStateProtoError"), "The integrity check failed.";
+    BadPadLength "bad_pad_length" Some("XfrmInStateProtoError"), "An authenticated packet with a pad length beyond its payload.";
+    BadPadding "bad_padding" Some("XfrmInStateProtoError"), "An authenticated packet whose padding is not 1, 2, 3, …";
+    Dummy "dummy" None, "A dummy packet (next header 59): dropped as intended.";
+    NextHeader "next_header" Some("XfrmInStateModeError"), "An authenticated packet whose next header is not the SA's mode.";
+    InnerMalformed "inner_malformed" Some("XfrmInHdrError"), "An authenticated packet with a malformed inner packet.";
+    EcnForbidden "ecn_forbidden" None, "Outer CE around inner Not-ECT (RFC 6040).";
+    InnerSource "inner_source" None, "An inner packet that claims one of the gateway's own addresses as its source.";
+    SelectorMismatch "selector_mismatch" Some("XfrmInTmplMismatch"), "The inner packet is not what its SA was agreed for.";
+    PolicyMismatch "policy_mismatch" Some("XfrmInPolError"), "The policy for the inner packet names another tunnel, or none.";
+    ClearText "clear_text" Some("XfrmInNoPols"), "Clear text that the policy protects arrived from outside.";
+    PolicyDiscard "policy_discard" Some("XfrmOutPolBlock"), "A DISCARD policy, or no policy at all.";
+    NoOutboundSa "no_outbound_sa" Some("XfrmOutNoStates"), "A PROTECT policy whose tunnel has no outbound SA.";
+    SequenceExhausted "sequence_exhausted" Some("XfrmOutStateSeqError"), "The outbound SA has no sequence numbers left.";
+    TtlExceeded "ttl_exceeded" None, "TTL or hop limit reached its end here.";
+    TooBig "too_big" Some("XfrmOutError"), "Larger than the tunnel or the egress carries, and not to be fragmented.";
+    NoRoute "no_route" Some("XfrmOutBundleGenError"), "No route to the destination.";
+    NoProtectedRoute "no_protected_route" None, "The route of a protected packet leads out of an unprotected interface, or of one that is not steered.";
+    NoHostPath "no_host_path" None, "A packet for the gateway itself; there is no host path yet.";
+    NoNeighbour "no_neighbour" None, "The next hop did not answer, or too many packets were waiting for it.";
+    PartialChecksum "partial_checksum" None, "The sender left the transport checksum to hardware (transmit offload): switch it off.";
+    NoFrame "no_frame" None, "No free transmit frame: the egress is slower than the ingress.";
+    HandOverFull "hand_over_full" None, "The worker that owns the SA has no room for it.";
+    LinkDown "link_down" None, "The egress interface is down or gone.";
+    TransmitFailed "transmit_failed" Some("XfrmOutError"), "The kernel refused the frame or never completed it.";
+}

@@ -1,0 +1,1 @@
+//! The netlink side of the mirror.

@@ -1,0 +1,6 @@
+//! Pure functions over bytes: how an inner packet becomes an ESP tunnel packet and back.
+
+pub mod ecn;
+pub mod esp;
+pub mod mss;
+pub mod tunnel;
