@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::scratch::{Egress, Route};
 use super::{DropReason, Frames, Output, Pass, Received};
 use crate::route::{NextHop, PortId};
-use crate::transform::fragment;
+use crate::transform::fragment::{fragment_ipv4, write_fragment};
 use crate::wire::ethernet::{self, Ethernet, HEADER_LENGTH, MacAddress, ether_type};
 use crate::wire::icmp::IcmpError;
 use crate::wire::ip::{self, IpPacket, IpVersion};
@@ -97,21 +97,20 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         packet: &IpPacket,
         bytes: &[u8],
     ) -> Result<(), DropReason> {
-        if packet.dont_fragment {
-            return Err(DropReason::TooBig);
-        }
-        let mut fragments =
-            fragment::Fragments::new(bytes, packet, egress.port.mtu).ok_or(DropReason::TooBig)?;
-        let mut sent = 0;
-        while fragments.next_length().is_some() {
+        let pieces = fragment_ipv4(bytes, packet, egress.port.mtu).ok_or(DropReason::TooBig)?;
+        for (number, piece) in pieces.enumerate() {
             // What is sent already stays sent; the rest of the datagram is one drop.
-            if sent > 0 {
+            if number > 0 {
                 self.tally.originated += 1;
             }
-            let mut frame = self.take_frame(egress.id, HEADER_LENGTH + egress.port.mtu as usize)?;
-            let length = fragments.write_next(&mut frame[HEADER_LENGTH..]);
-            self.emit(egress, packet.version, frame, length);
-            sent += 1;
+            let mut frame = self.take_frame(egress.id, HEADER_LENGTH + piece.total_length())?;
+            match write_fragment(&mut frame[HEADER_LENGTH..], bytes, &piece) {
+                Some(length) => self.emit(egress, packet.version, frame, length),
+                None => {
+                    self.frames.give_back(egress.id, frame);
+                    return Err(DropReason::TooBig);
+                }
+            }
         }
         Ok(())
     }

@@ -170,7 +170,7 @@ impl Pipeline {
 /// One burst on its way through the stages.
 struct Pass<'a, 'g, F: Frames> {
     own: &'a mut Pipeline,
-    sad: &'a Sad,
+    sad: &'g Sad,
     guard: &'g Guard<'g>,
     spd: &'g Spd,
     network: &'g Network,

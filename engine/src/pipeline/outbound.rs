@@ -11,7 +11,8 @@ use crate::crypto::Seal;
 use crate::policy::Tunnel;
 use crate::route::Side;
 use crate::sa::OutboundSa;
-use crate::transform::{fragment, mss};
+use crate::transform::fragment::{fragment_ipv4, write_fragment};
+use crate::transform::mss;
 use crate::wire::checksum;
 use crate::wire::ethernet::HEADER_LENGTH;
 use crate::wire::icmp::IcmpError;
@@ -154,37 +155,35 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         group: &Group<'g>,
         ready: &mut ArrayVec<Ready<F::Frame>, BURST>,
     ) -> Result<(), DropReason> {
-        let bytes = &mut burst[index].frame[HEADER_LENGTH..][..packet.total_length as usize];
-        ip::decrement_ttl(bytes, packet.version);
+        ip::decrement_ttl(&mut burst[index].frame[HEADER_LENGTH..], packet.version);
         let burst = &*burst;
-        let bytes = &burst[index].frame[HEADER_LENGTH..][..packet.total_length as usize];
-        let mut fragments =
-            fragment::Fragments::new(bytes, packet, group.inside_mtu).ok_or(DropReason::TooBig)?;
+        let bytes = &burst[index].frame[HEADER_LENGTH..];
+        let pieces = fragment_ipv4(bytes, packet, group.inside_mtu).ok_or(DropReason::TooBig)?;
         // Rare, so plain: what is ready goes first, and the room for fragments is this packet's alone.
         self.seal_ready(burst, group, ready);
         let mut start = 0;
-        let mut received = 1;
-        while let Some(length) = fragments.next_length() {
-            if ready.is_full() || self.own.fragments.len() - start < length {
+        let mut outcome = Ok(());
+        for (number, piece) in pieces.enumerate() {
+            let length = piece.total_length();
+            if ready.is_full() || start + length > self.own.fragments.len() {
                 self.seal_ready(burst, group, ready);
                 start = 0;
             }
-            self.tally.originated += 1 - received;
-            received = 0;
-            fragments.write_next(&mut self.own.fragments[start..start + length]);
-            let fragment = IpPacket { total_length: length as u32, ..*packet };
-            let frame = self.take_frame(group.egress.id, sealed_length(group.sa, &fragment));
-            match frame {
-                Ok(frame) => ready.push(Ready { payload: Payload::Fragment { start }, packet: fragment, frame }),
-                Err(reason) => {
-                    self.seal_ready(burst, group, ready);
-                    return Err(reason);
-                }
+            if number > 0 {
+                self.tally.originated += 1;
+            }
+            let packet = IpPacket { total_length: length as u32, ..*packet };
+            outcome = write_fragment(&mut self.own.fragments[start..], bytes, &piece)
+                .ok_or(DropReason::TooBig)
+                .and_then(|_| self.take_frame(group.egress.id, sealed_length(group.sa, &packet)))
+                .map(|frame| ready.push(Ready { payload: Payload::Fragment { start }, packet, frame }));
+            if outcome.is_err() {
+                break;
             }
             start += length;
         }
         self.seal_ready(burst, group, ready);
-        Ok(())
+        outcome
     }
 
     /// Seals what is ready under consecutive numbers. A number that was taken is never used again, whatever
