@@ -110,22 +110,27 @@ mod tests {
     fn layouts() -> impl Iterator<Item = Layout> {
         [0u8, 8, 16].into_iter().flat_map(|iv_length| {
             [4u8, 8, 16].into_iter().flat_map(move |alignment| {
-                [8u8, 12, 16, 24, 32]
-                    .into_iter()
-                    .map(move |icv_length| Layout { iv_length, alignment, icv_length })
+                [8u8, 12, 16, 24, 32].into_iter().map(move |icv_length| Layout {
+                    iv_length,
+                    alignment,
+                    icv_length,
+                })
             })
         })
     }
 
     #[test]
     fn lengths_of_packets_that_others_built() {
-        // draft-mcgrew-gcm-test-01: 20-byte IV-less payloads under AES-GCM (IV 8, alignment 4, ICV 16).
+        // draft-mcgrew-gcm-test-01, cases 2, 6 and 12.
         let gcm = Layout { iv_length: 8, alignment: 4, icv_length: 16 };
-        assert_eq!(gcm.esp_length(62), 8 + 8 + 64 + 16);
-        assert_eq!(gcm.esp_length(63), 8 + 8 + 68 + 16);
-        // RFC 3602 section 4 case 7: a 84-byte ping in tunnel mode, AES-CBC without ICV: 80 + pad 8 + 2.
+        for (payload, esp) in [(62, 96), (24, 60), (0, 36)] {
+            assert_eq!(gcm.esp_length(payload), esp);
+        }
+        // RFC 3602 section 4, cases 5 to 8: AES-CBC without ICV.
         let cbc = Layout { iv_length: 16, alignment: 16, icv_length: 0 };
-        assert_eq!(cbc.esp_length(84), 8 + 16 + 96);
+        for (payload, esp) in [(64, 104), (28, 56), (84, 120), (68, 104)] {
+            assert_eq!(cbc.esp_length(payload), esp);
+        }
     }
 
     /// The definition of RFC 4303 section 2.4, by trying: the least padding that aligns the trailer's end.
@@ -134,7 +139,8 @@ mod tests {
         for layout in layouts() {
             let fixed = 8 + usize::from(layout.iv_length) + usize::from(layout.icv_length);
             for payload in 0..600 {
-                let pad = (0..16).find(|pad| (payload + pad + 2) % usize::from(layout.alignment) == 0).unwrap();
+                let pad =
+                    (0..16).find(|pad| (payload + pad + 2) % usize::from(layout.alignment) == 0).unwrap();
                 let length = layout.esp_length(payload);
                 assert_eq!(length, fixed + payload + pad + 2);
                 assert_eq!(length % 4, 0, "RFC 4303 section 2.4: right-aligned in a 4-byte word");

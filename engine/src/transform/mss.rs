@@ -54,7 +54,8 @@ fn clamp_syn(packet: &mut [u8], parsed: &IpPacket, inside_mtu: u32) -> bool {
     if limit == 0 || ip::is_authenticated(packet, parsed) {
         return false;
     }
-    let Some(segment) = packet.get_mut(usize::from(parsed.payload_offset)..parsed.total_length as usize) else {
+    let Some(segment) = packet.get_mut(usize::from(parsed.payload_offset)..parsed.total_length as usize)
+    else {
         return false;
     };
     let header_length = segment.get(12).map_or(0, |byte| usize::from(byte >> 4) * 4);
@@ -71,7 +72,9 @@ fn clamp_syn(packet: &mut [u8], parsed: &IpPacket, inside_mtu: u32) -> bool {
             NO_OPERATION => 1,
             _ => match options.get(at + 1) {
                 // Below 2 it would not move on; beyond the header it is not an option.
-                Some(&length) if length >= 2 && at + usize::from(length) <= options.len() => usize::from(length),
+                Some(&length) if length >= 2 && at + usize::from(length) <= options.len() => {
+                    usize::from(length)
+                }
                 _ => break,
             },
         };

@@ -128,7 +128,8 @@ fn parse_v4(bytes: &[u8]) -> Result<IpPacket, Malformed> {
     let packet = bytes.get(..usize::from(total_length)).ok_or(Malformed::TotalLength)?;
     let (header, payload) = packet.split_at_checked(header_length).ok_or(Malformed::TotalLength)?;
     // The usual header has a length the compiler knows.
-    let sum = if header_length == IPV4_LENGTH { checksum::internet(fixed) } else { checksum::internet(header) };
+    let sum =
+        if header_length == IPV4_LENGTH { checksum::internet(fixed) } else { checksum::internet(header) };
     if sum != 0 {
         return Err(Malformed::Checksum);
     }
@@ -207,12 +208,8 @@ struct Chain {
 /// at least 8 bytes and there are at most [`MAX_EXTENSION_HEADERS`] of them.
 #[inline]
 fn extension_headers(packet: &[u8], next_header: u8) -> Result<Chain, Malformed> {
-    let mut chain = Chain {
-        protocol: next_header,
-        offset: IPV6_LENGTH,
-        fragment: Fragment::Whole,
-        authenticated: false,
-    };
+    let mut chain =
+        Chain { protocol: next_header, offset: IPV6_LENGTH, fragment: Fragment::Whole, authenticated: false };
     let mut fragmented = false;
     for _ in 0..=MAX_EXTENSION_HEADERS {
         match chain.protocol {
@@ -284,9 +281,9 @@ fn upper(protocol: u8, payload: &[u8], fragment: Fragment) -> Upper {
 pub fn is_authenticated(packet: &[u8], parsed: &IpPacket) -> bool {
     parsed.version == IpVersion::V6
         && parsed.payload_offset != parsed.header_length
-        && packet.get(6).is_some_and(|next| {
-            extension_headers(packet, *next).is_ok_and(|chain| chain.authenticated)
-        })
+        && packet
+            .get(6)
+            .is_some_and(|next| extension_headers(packet, *next).is_ok_and(|chain| chain.authenticated))
 }
 
 /// Decrements TTL or hop limit in place and mends the IPv4 checksum (RFC 1624). `bytes` begins at the
