@@ -43,10 +43,7 @@ impl InboundSa {
     ///
     /// # Errors
     /// A key error names the key.
-    pub fn new(
-        spec: InboundSpec,
-        keys: &KeyMaterial,
-    ) -> Result<Self, KeyError> {
+    pub fn new(spec: InboundSpec, keys: &KeyMaterial) -> Result<Self, KeyError> {
         Ok(Self {
             layout: Layout::new(&spec.sa.suite),
             opener: Opener::new(spec.sa.suite, keys, spec.sa.esn)?,

@@ -34,10 +34,7 @@ impl OutboundSa {
     ///
     /// # Errors
     /// A key error names the key.
-    pub fn new(
-        spec: OutboundSpec,
-        keys: &KeyMaterial,
-    ) -> Result<Self, KeyError> {
+    pub fn new(spec: OutboundSpec, keys: &KeyMaterial) -> Result<Self, KeyError> {
         Ok(Self {
             layout: Layout::new(&spec.sa.suite),
             sealer: Sealer::new(spec.sa.suite, keys, spec.sa.esn)?,
@@ -153,7 +150,13 @@ mod tests {
         for _ in 0..200 {
             let owner = AtomicU32::new(NO_OWNER);
             let told = std::thread::scope(|scope| {
-                [0, 1].map(|worker| scope.spawn({ let owner = &owner; move || claim(owner, worker) }))
+                [0, 1]
+                    .map(|worker| {
+                        scope.spawn({
+                            let owner = &owner;
+                            move || claim(owner, worker)
+                        })
+                    })
                     .map(|worker| worker.join().unwrap())
             });
             assert_eq!(told[0], told[1]);

@@ -24,7 +24,7 @@ const BUCKET_BITS: u32 = 20;
 /// A table from SPI to `T`; what [`Sad`] is for inbound SAs.
 pub struct SpiTable<T: Send + Sync + 'static> {
     heads: Box<[Published<Node<T>>]>,
-    hash: MultiplyShift,
+    hash: SpiHash,
     length: AtomicUsize,
     writer: Mutex<()>,
 }
@@ -35,20 +35,24 @@ struct Node<T: Send + Sync + 'static> {
     next: Published<Node<T>>,
 }
 
-/// Multiply-shift hashing (Dietzfelbinger et al. 1997): for two different SPIs and a random odd multiplier,
-/// the chance of one bucket is at most 2 in 2^20. Random, so that nobody can choose SPIs that share one.
-struct MultiplyShift {
-    multiplier: u64,
+/// Two rounds of multiplication, the first by a random number: keyed, so that nobody can choose SPIs that share
+/// a bucket; two, because one alone maps consecutive SPIs onto a few buckets for an unlucky multiplier.
+struct SpiHash {
+    key: u64,
+    shift: u32,
 }
 
-impl MultiplyShift {
-    fn random() -> Self {
-        // The standard library's hasher is keyed by the system's entropy; its hash of nothing is its key's.
-        Self { multiplier: RandomState::new().hash_one(()) | 1 }
+impl SpiHash {
+    fn random(bucket_bits: u32) -> Self {
+        // The standard library's hasher is keyed by the system's entropy; so is its hash of nothing.
+        Self { key: RandomState::new().hash_one(()), shift: u64::BITS - bucket_bits }
     }
 
     fn bucket(&self, spi: Spi) -> usize {
-        (u64::from(spi.0).wrapping_mul(self.multiplier) >> (u64::BITS - BUCKET_BITS)) as usize
+        let hash = (u64::from(spi.0) ^ (self.key >> 32)).wrapping_mul(self.key | 1);
+        // 2^64 divided by the golden ratio (Knuth, TAOCP 6.4).
+        let hash = (hash ^ (hash >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (hash >> self.shift) as usize
     }
 }
 
@@ -59,9 +63,13 @@ pub struct SpiInUse;
 impl<T: Send + Sync + 'static> SpiTable<T> {
     /// An empty table.
     pub fn new() -> Self {
+        Self::with_bucket_bits(BUCKET_BITS)
+    }
+
+    fn with_bucket_bits(bucket_bits: u32) -> Self {
         Self {
-            heads: Published::empty_slice(1 << BUCKET_BITS),
-            hash: MultiplyShift::random(),
+            heads: Published::empty_slice(1 << bucket_bits),
+            hash: SpiHash::random(bucket_bits),
             length: AtomicUsize::new(0),
             writer: Mutex::new(()),
         }

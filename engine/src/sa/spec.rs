@@ -110,7 +110,9 @@ impl SaSpec {
         expect(self.local.is_ipv4() == self.remote.is_ipv4(), "remote", || {
             format!("an address of the version of local ({}), not {}", self.local, self.remote)
         })?;
-        expect(self.local != self.remote, "remote", || format!("another address than local ({})", self.local))?;
+        expect(self.local != self.remote, "remote", || {
+            format!("another address than local ({})", self.local)
+        })?;
         expect(!self.selectors.is_empty(), "selectors", || "at least one".into())?;
         self.selectors.iter().try_for_each(Selector::validate)
     }
@@ -132,7 +134,11 @@ impl InboundSpec {
         self.sa.validate()?;
         let window = self.replay_window;
         expect(window == 0 || REPLAY_WINDOW.contains(&window), "replay_window", || {
-            format!("{} to {} numbers, or 0 for none, not {window}", REPLAY_WINDOW.start(), REPLAY_WINDOW.end())
+            format!(
+                "{} to {} numbers, or 0 for none, not {window}",
+                REPLAY_WINDOW.start(),
+                REPLAY_WINDOW.end()
+            )
         })?;
         // RFC 4303 section 3.3.3: the high word is inferred from the window, so ESN needs one.
         expect(window != 0 || !self.sa.esn, "replay_window", || {
@@ -187,13 +193,13 @@ impl Selector {
             UpperSelector::Any => Ok(()),
             UpperSelector::Ports { local, remote } => {
                 let with_ports = [protocol::TCP, protocol::UDP, protocol::SCTP];
-                expect(self.protocol.is_some_and(|it| with_ports.contains(&it)), "selectors.protocol", || {
-                    "tcp (6), udp (17) or sctp (132) beside ports".into()
-                })?;
+                expect(
+                    self.protocol.is_some_and(|it| with_ports.contains(&it)),
+                    "selectors.protocol",
+                    || "tcp (6), udp (17) or sctp (132) beside ports".into(),
+                )?;
                 let ports = |field, range: PortRange| {
-                    expect(range.first <= range.last, field, || {
-                        format!("the lower port first, not {range}")
-                    })
+                    expect(range.first <= range.last, field, || format!("the lower port first, not {range}"))
                 };
                 ports("selectors.local_port", local)?;
                 ports("selectors.remote_port", remote)
