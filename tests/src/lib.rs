@@ -2,6 +2,8 @@
 //! programs, and a judge of what was on the wire.
 
 pub mod gateway;
+pub mod memory;
+pub mod packet;
 pub mod process;
 pub mod topology;
 pub mod traffic;
