@@ -24,6 +24,8 @@ pub struct Setup {
     pub engine: String,
     /// More lines for the tunnel.
     pub tunnel: String,
+    /// Policies in front of the tunnel's, for these inside and remote networks.
+    pub policies_first: fn(&str, &str) -> String,
     /// More tables at the end.
     pub more: String,
     /// Extended sequence numbers.
@@ -63,17 +65,23 @@ impl Setup {
         // Fixed, odd-looking bytes; every key differs from every other.
         let key = |length: usize, salt: u32| {
             (0..length as u32)
-                .map(|i| format!("{:02x}", (i.wrapping_mul(151).wrapping_add(salt * 67 + 29) ^ (i << 3)) as u8))
+                .map(|i| {
+                    format!("{:02x}", (i.wrapping_mul(151).wrapping_add(salt * 67 + 29) ^ (i << 3)) as u8)
+                })
                 .collect::<String>()
         };
         Self {
             cipher,
             auth,
-            keys: [(key(encryption_bytes, 1), key(auth_bytes, 2)), (key(encryption_bytes, 3), key(auth_bytes, 4))],
+            keys: [
+                (key(encryption_bytes, 1), key(auth_bytes, 2)),
+                (key(encryption_bytes, 3), key(auth_bytes, 4)),
+            ],
             outer_v6: false,
             mode: "auto",
             engine: String::new(),
             tunnel: String::new(),
+            policies_first: |_, _| String::new(),
             more: String::new(),
             esn: false,
         }
@@ -103,7 +111,7 @@ impl Setup {
             };
             line("encryption-key", encryption) + &line("authentication-key", auth)
         };
-        let Self { cipher, auth, mode, engine, tunnel, more, esn, .. } = self;
+        let Self { cipher, auth, mode, engine, tunnel, policies_first, more, esn, .. } = self;
         format!(
             r#"
 [engine]
@@ -138,6 +146,7 @@ spi = {spi_in}
 spi = {spi_out}
 {keys_out}
 
+{first}
 [[policy]]
 name = "sites4"
 action = "protect"
@@ -154,6 +163,7 @@ remote = [{behind6}]
 
 {more}
 "#,
+            first = policies_first(inside.trim_matches('"'), behind.trim_matches('"')),
             instance = topology.namespace(name),
             keys_in = keys(back),
             keys_out = keys(out),
@@ -171,8 +181,13 @@ pub struct Gateway<'t> {
 impl<'t> Gateway<'t> {
     /// Writes the configuration of `ga` or `gb` and starts its daemon.
     pub fn start(topology: &'t Topology, name: &'static str, setup: &Setup) -> Self {
+        Self::start_with(topology, name, &setup.configuration(topology, name))
+    }
+
+    /// The same with a configuration of the test's own.
+    pub fn start_with(topology: &'t Topology, name: &'static str, configuration: &str) -> Self {
         let mut this = Self { topology, name, daemon: None };
-        this.configure(&setup.configuration(topology, name));
+        this.configure(configuration);
         this.restart();
         this
     }
@@ -190,7 +205,8 @@ impl<'t> Gateway<'t> {
     pub fn configure(&self, text: &str) {
         use std::os::unix::fs::OpenOptionsExt;
         let mut options = std::fs::OpenOptions::new();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(self.file(".toml")).unwrap();
+        let mut file =
+            options.write(true).create(true).truncate(true).mode(0o600).open(self.file(".toml")).unwrap();
         std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
     }
 
@@ -252,4 +268,54 @@ impl<'t> Gateway<'t> {
         let text = self.adit(&[arguments, &["--json"]].concat());
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"))
     }
+
+    /// The engine's totals over all workers, as `adit stats` tells them.
+    pub fn totals(&self) -> Totals {
+        let stats = self.json(&["stats"]);
+        let count = |name: &str| {
+            stats["totals"][name].as_u64().unwrap_or_else(|| panic!("no totals.{name} in {stats}"))
+        };
+        Totals {
+            received: count("received"),
+            originated: count("originated"),
+            transmitted: count("transmitted"),
+            delivered: count("delivered"),
+            dropped: count("dropped"),
+            in_flight: count("in_flight"),
+            sealed: count("sealed"),
+            opened: count("opened"),
+        }
+    }
+
+    /// Packets dropped for `reason` so far.
+    pub fn dropped(&self, reason: &str) -> u64 {
+        let drops = self.json(&["drops"]);
+        let list = drops["drops"].as_array().unwrap_or_else(|| panic!("no drops in {drops}"));
+        list.iter()
+            .filter(|drop| drop["reason"] == reason)
+            .map(|drop| drop["packets"].as_u64().unwrap())
+            .sum()
+    }
+
+    /// Waits until nothing is in flight, then asserts the conservation law.
+    pub fn assert_conservation(&self) -> Totals {
+        eventually("nothing is in flight", Duration::from_secs(5), || self.totals().in_flight == 0);
+        let t = self.totals();
+        assert_eq!(t.received + t.originated, t.transmitted + t.delivered + t.dropped, "conservation: {t:?}");
+        t
+    }
+}
+
+/// What `adit stats` counts, over all workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Totals {
+    pub received: u64,
+    pub originated: u64,
+    pub transmitted: u64,
+    pub delivered: u64,
+    pub dropped: u64,
+    pub in_flight: u64,
+    pub sealed: u64,
+    pub opened: u64,
 }

@@ -6,4 +6,5 @@ pub mod memory;
 pub mod packet;
 pub mod process;
 pub mod topology;
+pub mod traffic;
 pub mod wire;

@@ -96,12 +96,14 @@ pub fn judge(frame: &[u8]) -> Kind {
     let (source, destination, protocol, payload) = match ether_type {
         0x0806 => return Kind::Link,
         0x0800 if packet.len() >= 20 => {
-            let address = |at: usize| IpAddr::from(Ipv4Addr::from(<[u8; 4]>::try_from(&packet[at..at + 4]).unwrap()));
+            let address =
+                |at: usize| IpAddr::from(Ipv4Addr::from(<[u8; 4]>::try_from(&packet[at..at + 4]).unwrap()));
             let header = usize::from(packet[0] & 15) * 4;
             (address(12), address(16), packet[9], packet.get(header..).unwrap_or(&[]))
         }
         0x86dd if packet.len() >= 40 => {
-            let address = |at: usize| IpAddr::from(Ipv6Addr::from(<[u8; 16]>::try_from(&packet[at..at + 16]).unwrap()));
+            let address =
+                |at: usize| IpAddr::from(Ipv6Addr::from(<[u8; 16]>::try_from(&packet[at..at + 16]).unwrap()));
             (address(8), address(24), packet[6], &packet[40..])
         }
         other => return clear(None, None, other),
@@ -123,22 +125,33 @@ impl Heard {
     /// Ends the test if any frame is neither ESP nor the link's own talk nor one that `bypass` lists.
     pub fn assert_no_clear_text(&self, bypass: impl Fn(&Kind, &[u8]) -> bool) {
         let leaked: Vec<_> = self.leaks(bypass).collect();
-        assert!(leaked.is_empty(), "{} frames in clear on the wire, the first: {:?}", leaked.len(), leaked[0]);
+        assert!(
+            leaked.is_empty(),
+            "{} frames in clear on the wire, the first: {:?}",
+            leaked.len(),
+            leaked[0]
+        );
     }
 
     /// The frames that [`Heard::assert_no_clear_text`] would complain of.
     pub fn leaks(&self, bypass: impl Fn(&Kind, &[u8]) -> bool) -> impl Iterator<Item = &(Kind, Vec<u8>)> {
-        self.frames.iter().filter(move |(kind, frame)| matches!(kind, Kind::Clear { .. }) && !bypass(kind, frame))
+        self.frames
+            .iter()
+            .filter(move |(kind, frame)| matches!(kind, Kind::Clear { .. }) && !bypass(kind, frame))
     }
 
     /// ESP packets with `spi`.
     pub fn esp(&self, spi: u32) -> u64 {
-        self.frames.iter().filter(|(kind, _)| matches!(kind, Kind::Esp { spi: s, .. } if *s == spi)).count() as u64
+        self.frames.iter().filter(|(kind, _)| matches!(kind, Kind::Esp { spi: s, .. } if *s == spi)).count()
+            as u64
     }
 
     /// ESP packets by outer source.
     pub fn esp_from(&self, from: IpAddr) -> u64 {
-        self.frames.iter().filter(|(kind, _)| matches!(kind, Kind::Esp { source, .. } if *source == from)).count() as u64
+        self.frames
+            .iter()
+            .filter(|(kind, _)| matches!(kind, Kind::Esp { source, .. } if *source == from))
+            .count() as u64
     }
 
     /// Ends the test if a sequence number of an SPI was used twice.
