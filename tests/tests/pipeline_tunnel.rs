@@ -150,7 +150,7 @@ fn a_large_packet_that_may_be_fragmented_is_before_encryption() {
     assert_eq!(opened[0], one_hop_on(&one_hop_on(&before)));
     assert_eq!(opened[3], one_hop_on(&one_hop_on(&after)), "order is kept around the fragments");
 
-    let mut payload = Vec::new();
+    let mut payload = Vec::<u8>::new();
     for (number, fragment) in opened[1..3].iter().enumerate() {
         let field = u16::from_be_bytes([fragment[6], fragment[7]]);
         assert_eq!(internet(&fragment[..20]), 0);
