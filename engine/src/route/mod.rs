@@ -1,9 +1,20 @@
 //! Next hops: a mirror of the kernel's main table, neighbours and links, read as a snapshot.
+//!
+//! [`Network`] is one immutable picture. It is put together by [`NetworkBuilder`], from what a test or an
+//! offline run says, or from the kernel's tables by [`mirror`], which publishes a new picture when they change.
 
+pub mod builder;
+mod kernel;
 pub mod mirror;
+pub mod resolver;
+pub mod table;
 
 use std::net::IpAddr;
 use std::sync::Arc;
+
+pub use builder::{NetworkBuilder, RouteTarget};
+pub use resolver::Resolver;
+pub use table::Routes;
 
 use crate::wire::ethernet::MacAddress;
 
@@ -39,6 +50,13 @@ pub struct Port {
     pub addresses: Vec<IpAddr>,
 }
 
+impl Port {
+    /// A port whose interface does not exist (yet).
+    pub fn absent(name: Arc<str>, side: Side) -> Self {
+        Self { name, side, ifindex: 0, mac: MacAddress::default(), mtu: 0, up: false, addresses: Vec::new() }
+    }
+}
+
 /// Where a packet goes next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NextHop {
@@ -57,7 +75,8 @@ pub enum NextHop {
     Unreachable,
 }
 
-/// One immutable picture of the kernel's tables.
+/// One immutable picture of the kernel's tables. Routes and neighbours are shared between pictures, so that a
+/// neighbour that answers does not copy the routes.
 pub struct Network {
     /// Interfaces adit steers, by [`PortId`].
     pub ports: Vec<Port>,
@@ -67,32 +86,42 @@ pub struct Network {
     neighbours: Arc<Neighbours>,
 }
 
-/// Longest-prefix routes.
-pub struct Routes {
-    _todo: (),
+/// Link-layer addresses of neighbours that answer. Sorted, not hashed: hosts on a link choose their addresses,
+/// and must not choose how long a lookup takes.
+#[derive(Default)]
+pub struct Neighbours {
+    keys: Vec<(PortId, IpAddr)>,
+    macs: Vec<MacAddress>,
 }
 
-/// Link-layer addresses of neighbours that answer.
-pub struct Neighbours {
-    _todo: (),
+impl FromIterator<((PortId, IpAddr), MacAddress)> for Neighbours {
+    fn from_iter<I: IntoIterator<Item = ((PortId, IpAddr), MacAddress)>>(entries: I) -> Self {
+        let mut entries: Vec<_> = entries.into_iter().collect();
+        entries.sort_by_key(|(key, _)| *key);
+        let (keys, macs) = entries.into_iter().unzip();
+        Self { keys, macs }
+    }
 }
 
 impl Network {
+    /// A picture made of its parts.
+    pub fn new(ports: Vec<Port>, routes: Arc<Routes>, neighbours: Arc<Neighbours>, generation: u64) -> Self {
+        Self { ports, generation, routes, neighbours }
+    }
+
     /// Where `destination` goes.
     pub fn next_hop(&self, destination: IpAddr) -> NextHop {
-        let _ = (destination, &self.routes);
-        todo!()
+        self.routes.next_hop(destination)
     }
 
     /// The neighbour's link-layer address, if it is known and usable.
     pub fn neighbour(&self, port: PortId, address: IpAddr) -> Option<MacAddress> {
-        let _ = (port, address, &self.neighbours);
-        todo!()
+        let index = self.neighbours.keys.binary_search(&(port, address)).ok()?;
+        Some(self.neighbours.macs[index])
     }
 
     /// True for the gateway's own addresses, on any interface.
     pub fn is_local(&self, address: IpAddr) -> bool {
-        let _ = address;
-        todo!()
+        self.routes.is_local(address)
     }
 }
