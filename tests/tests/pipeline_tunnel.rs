@@ -290,9 +290,8 @@ fn an_unresolved_neighbour_is_named_and_nothing_else_differs() {
     let mut received = sealed[0].1.clone();
     let mut outputs = Vec::new();
     let mut burst = [Received { port: OUTSIDE, frame: &mut received }];
-    b.engine
-        .process(0, &mut burst, |output| outputs.push((output.unresolved, output.frame[..14].to_vec())))
-        .for_each(drop);
+    b.engine.process(0, &mut burst);
+    b.engine.transmit(|output| outputs.push((output.unresolved, output.frame[..14].to_vec())));
     let header = [&[0; 6][..], &[2, 0, 0, 0, 1, 1], &[8, 0]].concat();
     assert_eq!(outputs, [(Some(unknown), header)]);
 }
