@@ -1,6 +1,4 @@
 //! The kernel's side of the packet path: frames, rings, steering, and the only loop.
-
-pub mod steering;
 //!
 //! ```text
 //!              Receiver ──burst──> Process (the pipeline) ──outputs──> Egress ──> Transmitter
@@ -17,6 +15,7 @@ pub mod hand_over;
 pub mod process;
 pub mod queues;
 pub mod socket;
+pub mod steering;
 pub mod transmit;
 pub mod umem;
 pub mod waiting;

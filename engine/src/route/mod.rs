@@ -120,6 +120,17 @@ impl Network {
         Some(self.neighbours.macs[index])
     }
 
+    /// The addresses on a port's link that answered with `mac`; a search through all neighbours, not for every packet.
+    pub fn neighbours_with(&self, port: PortId, mac: MacAddress) -> impl Iterator<Item = IpAddr> {
+        let entries = self.neighbours.keys.iter().zip(&self.neighbours.macs);
+        entries.filter(move |((on, _), is)| *on == port && **is == mac).map(|((_, address), _)| *address)
+    }
+
+    /// The gateway's own addresses, on any interface, sorted.
+    pub fn own_addresses(&self) -> &[IpAddr] {
+        self.routes.own_addresses()
+    }
+
     /// True for the gateway's own addresses, on any interface.
     pub fn is_local(&self, address: IpAddr) -> bool {
         self.routes.is_local(address)

@@ -126,6 +126,7 @@ pub(super) enum LocalKind {
 /// Longest-prefix routes: the gateway's own addresses, and the main table.
 pub struct Routes {
     local: Table<LocalKind>,
+    own: Vec<IpAddr>,
     /// Indexes into `targets`: few next hops, many prefixes.
     main: Table<u32>,
     targets: Vec<RouteTarget>,
@@ -147,7 +148,15 @@ impl Routes {
             (prefix, number)
         });
         let main = Table::compile(main);
-        Self { local: Table::compile(local), main, targets }
+        let local: Vec<_> = local.collect();
+        let is_address = |address: &IpAddr, length: u8| length == if address.is_ipv4() { 32 } else { 128 };
+        let mut own: Vec<_> = local
+            .iter()
+            .filter(|((address, length), kind)| *kind == LocalKind::Own && is_address(address, *length))
+            .map(|((address, _), _)| *address)
+            .collect();
+        own.sort_unstable();
+        Self { local: Table::compile(local.into_iter()), own, main, targets }
     }
 
     pub(super) fn next_hop(&self, destination: IpAddr) -> NextHop {
@@ -165,6 +174,10 @@ impl Routes {
             Some(RouteTarget::OtherInterface) => NextHop::OtherInterface,
             Some(RouteTarget::Unreachable) | None => NextHop::Unreachable,
         }
+    }
+
+    pub(super) fn own_addresses(&self) -> &[IpAddr] {
+        &self.own
     }
 
     pub(super) fn is_local(&self, address: IpAddr) -> bool {
