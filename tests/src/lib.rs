@@ -8,3 +8,6 @@ pub mod process;
 pub mod topology;
 pub mod traffic;
 pub mod wire;
+//! Everything seen from outside the engine: helpers here, one topic a file in `tests/`.
+
+pub mod vectors;
