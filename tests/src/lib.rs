@@ -1,1 +1,3 @@
-//! tests
+//! What tests share that look at adit from outside.
+
+pub mod netns;
