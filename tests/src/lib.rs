@@ -11,3 +11,6 @@ pub mod wire;
 //! Everything seen from outside the engine: helpers here, one topic a file in `tests/`.
 
 pub mod vectors;
+//! What tests share that look at adit from outside.
+
+pub mod netns;
