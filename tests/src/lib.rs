@@ -1,16 +1,12 @@
-//! What the outside tests share: namespaces with a wire that can be listened to, gateways that run the real
-//! programs, and a judge of what was on the wire.
+//! What the outside tests share: gateways that run the real programs in namespaces with a wire that can be
+//! listened to, gateways in memory, and the published vectors.
 
 pub mod gateway;
 pub mod memory;
+pub mod netns;
 pub mod packet;
 pub mod process;
 pub mod topology;
 pub mod traffic;
-pub mod wire;
-//! Everything seen from outside the engine: helpers here, one topic a file in `tests/`.
-
 pub mod vectors;
-//! What tests share that look at adit from outside.
-
-pub mod netns;
+pub mod wire;

@@ -7,7 +7,7 @@ use adit_engine::wire::checksum::internet;
 /// An Ethernet frame around an IP packet, from and to fixed stations.
 pub fn frame(packet: &[u8]) -> Vec<u8> {
     let ether_type: [u8; 2] = if packet.first().is_some_and(|byte| byte >> 4 == 6) { [0x86, 0xdd] } else { [8, 0] };
-    [&HOST_MAC[..], &[2, 0, 0, 0, 0, 1], &ether_type, packet].concat()
+    [&[2, 0, 0, 0, 0, 1][..], &HOST_MAC, &ether_type, packet].concat()
 }
 
 /// Where [`frame`] comes from.

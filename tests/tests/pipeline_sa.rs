@@ -122,10 +122,9 @@ fn two_sas_in_one_burst_keep_their_order_each() {
 fn burst(engine: &mut Engine, frames: &mut [Vec<u8>]) -> (Vec<Vec<u8>>, Vec<(usize, u32)>) {
     let mut burst: Vec<_> = frames.iter_mut().map(|frame| Received { port: INSIDE, frame }).collect();
     let mut sent = Vec::new();
-    let handed = engine
-        .process(0, &mut burst, |output| sent.push(unframe(&output.frame[..output.length]).to_vec()))
-        .collect();
-    (sent, handed)
+    engine.process(0, &mut burst);
+    engine.transmit(|output| sent.push(unframe(&output.frame[..output.length]).to_vec()));
+    (sent, engine.take_handed_over().collect())
 }
 
 #[test]

@@ -150,7 +150,7 @@ fn a_large_packet_that_may_be_fragmented_is_before_encryption() {
     assert_eq!(opened[0], one_hop_on(&one_hop_on(&before)));
     assert_eq!(opened[3], one_hop_on(&one_hop_on(&after)), "order is kept around the fragments");
 
-    let mut payload = Vec::new();
+    let mut payload = Vec::<u8>::new();
     for (number, fragment) in opened[1..3].iter().enumerate() {
         let field = u16::from_be_bytes([fragment[6], fragment[7]]);
         assert_eq!(internet(&fragment[..20]), 0);
@@ -290,9 +290,8 @@ fn an_unresolved_neighbour_is_named_and_nothing_else_differs() {
     let mut received = sealed[0].1.clone();
     let mut outputs = Vec::new();
     let mut burst = [Received { port: OUTSIDE, frame: &mut received }];
-    b.engine
-        .process(0, &mut burst, |output| outputs.push((output.unresolved, output.frame[..14].to_vec())))
-        .for_each(drop);
+    b.engine.process(0, &mut burst);
+    b.engine.transmit(|output| outputs.push((output.unresolved, output.frame[..14].to_vec())));
     let header = [&[0; 6][..], &[2, 0, 0, 0, 1, 1], &[8, 0]].concat();
     assert_eq!(outputs, [(Some(unknown), header)]);
 }
