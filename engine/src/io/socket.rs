@@ -450,6 +450,19 @@ impl Receiver {
         }
     }
 
+    /// True, once, when the interface was deleted: the kernel leaves an error on the socket. (poll(2) says
+    /// nothing of it.)
+    pub fn lost_interface(&self) -> bool {
+        let mut error: i32 = 0;
+        let mut length = size_of::<i32>() as libc::socklen_t;
+        // SAFETY: writes one i32.
+        let result = unsafe {
+            let value = (&raw mut error).cast();
+            libc::getsockopt(self.fd(), libc::SOL_SOCKET, libc::SO_ERROR, value, &raw mut length)
+        };
+        result == 0 && error != 0
+    }
+
     /// Publishes the kernel's statistics of this socket.
     pub fn refresh_statistics(&self) {
         if let Ok(kernel) = self.rx.fd().xdp_statistics() {

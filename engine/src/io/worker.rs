@@ -164,14 +164,16 @@ impl<P: Process> Worker<P> {
         worked |= self.take_handed_over(now);
         let gone = &mut self.gone;
         self.egress.flush(now, |port| gone.push(port));
-        while let Some(port) = self.gone.pop() {
-            tracing::warn!(worker = self.number, port = port.0, "interface is gone: its sockets are closed");
-            self.close(port, DropReason::LinkDown, None);
-        }
         if now >= self.housekeeping_at {
             self.housekeeping_at = now + HOUSEKEEPING_MS;
             self.receivers.iter().for_each(Receiver::refresh_statistics);
+            let lost = self.receivers.iter().filter(|receiver| receiver.lost_interface());
+            self.gone.extend(lost.map(|receiver| receiver.port));
             self.egress.report_next_hops(&*self.shared.neighbours);
+        }
+        while let Some(port) = self.gone.pop() {
+            tracing::warn!(worker = self.number, port = port.0, "interface is gone: its sockets are closed");
+            self.close(port, DropReason::LinkDown, None);
         }
         self.vitals.held.store(self.egress.in_flight() + self.waiting.len() as u64, Ordering::Relaxed);
         worked
@@ -396,12 +398,6 @@ impl<P: Process> Worker<P> {
         // SAFETY: the array is as long as said.
         unsafe { libc::poll(self.poll.as_mut_ptr(), self.poll.len() as libc::nfds_t, timeout_ms) };
         self.mailbox().awake();
-        let failed = libc::POLLERR | libc::POLLHUP | libc::POLLNVAL;
-        let dead = self.poll[1..].iter().zip(&self.receivers).filter(|(poll, _)| poll.revents & failed != 0);
-        self.gone.extend(dead.map(|(_, receiver)| receiver.port));
-        // An error stays pending: without closing, poll would never sleep again. `turn` closes them.
-        self.gone.sort_unstable();
-        self.gone.dedup();
     }
 
     /// Nothing is received any more; what is under way ends before the sockets close.
