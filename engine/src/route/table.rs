@@ -211,10 +211,7 @@ mod tests {
     fn prefix() -> impl Strategy<Value = (IpAddr, u8)> {
         let v4 = (select(vec![0u32, 0x0a000000, 0x0a000080, 0x0aff0001, 0xdfffffff]), 0u8..=32)
             .prop_map(|(bits, length)| (IpAddr::V4(bits.into()), length));
-        let v6 = (
-            select(vec![0u128, 0x2001_0db8 << 96, (0x2001_0db8 << 96) | 1, 0xff00 << 112]),
-            0u8..=128,
-        )
+        let v6 = (select(vec![0u128, 0x2001_0db8 << 96, (0x2001_0db8 << 96) | 1, 0xff00 << 112]), 0u8..=128)
             .prop_map(|(bits, length)| (IpAddr::V6(bits.into()), length));
         prop_oneof![v4, v6]
     }
