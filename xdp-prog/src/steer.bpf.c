@@ -270,7 +270,7 @@ INLINE enum adit_outcome decide_guard(void *data, void *data_end, const struct p
 	return ADIT_guard_pass;
 }
 
-SEC("tc")
+SEC("classifier")
 int guard(struct __sk_buff *skb)
 {
 	/* Headers can lie outside the linear part (sent from pages); what stays unreadable is dropped. */

@@ -14,25 +14,21 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
-use super::check::{self, Outline, SaOutline};
-use super::config::{ActionName, PolicyTable, ProfileTable, TunnelTable};
-use super::keyring::{Fingerprint, Keyring, Kind};
-use super::keys;
+use super::check;
+use super::config::{PolicyTable, ProfileTable, TunnelTable};
+use super::keyring::{Fingerprint, Keyring};
+use super::prepare::{Desired, DesiredSa, Prepared, WeakSa};
 use super::problem::Problems;
-use super::report::{Change, DatapathReport, load};
-use super::settings::{
-    Engine, Interface, PolicySettings, SaRequest, Settings, TunnelRequest, TunnelSettings, selectors_of,
-};
+use super::report::{Change, DatapathReport};
+use super::settings::{Engine, Interface, PolicySettings, Settings, TunnelRequest, TunnelSettings};
 use crate::pipeline::Tables;
 use crate::policy::cover::Cover;
 use crate::policy::spd::Fallback;
-use crate::policy::{Action, Policy, Spd, Tunnel};
-use crate::sa::publish::{self, Published};
-use crate::sa::{InboundSa, OutboundSa};
+use crate::policy::{Policy, Tunnel};
+use crate::sa::{InboundSa, OutboundSa, publish};
 use crate::wire::Spi;
 
 /// How long a removal waits for the workers to let go of a key.
@@ -118,24 +114,8 @@ pub struct Live {
     pub profiles: BTreeMap<String, ProfileTable>,
     /// Of the configuration.
     pub warnings: Vec<String>,
-    cover: Option<(Cover, Cover)>,
-}
-
-/// What shall be.
-struct Desired {
-    tunnels: Vec<DesiredTunnel>,
-    policies: Vec<PolicySettings>,
-    fallback: Fallback,
-    allow_legacy: bool,
-    clamp_mss: bool,
-    profiles: BTreeMap<String, ProfileTable>,
-    warnings: Vec<String>,
-}
-
-/// A tunnel that stays, wholly or in one direction, or one to set up.
-enum DesiredTunnel {
-    Stays { name: Arc<str>, inbound: bool, outbound: bool },
-    Asked(TunnelRequest),
+    /// What the hooks compare with: steering and guard.
+    pub covers: (Cover, Cover),
 }
 
 /// Everything that control changes and shows.
@@ -202,7 +182,7 @@ impl Control {
         let keyring = self.lock();
         problems.or(())?;
         let desired = Desired {
-            tunnels: settings.tunnels.into_iter().map(DesiredTunnel::Asked).collect(),
+            tunnels: settings.tunnels.into_iter().map(Into::into).collect(),
             policies: settings.policies,
             fallback: settings.engine.fallback,
             allow_legacy: settings.engine.allow_legacy,
@@ -232,7 +212,7 @@ impl Control {
     pub fn add_tunnel(&self, table: &TunnelTable, policies: &[PolicyTable]) -> Result<Change, Problems> {
         let keyring = self.lock();
         let mut problems = Problems::default();
-        let mut desired = self.unchanged();
+        let mut desired = self.live().unchanged();
         let mut warnings = Vec::new();
         let rules = check::Rules {
             profiles: &desired.profiles,
@@ -245,15 +225,12 @@ impl Control {
         let added = policies.iter().enumerate();
         let added: Vec<_> =
             added.filter_map(|(i, table)| check::policy(table, format!("policies[{i}]"), &mut problems)).collect();
-        if let Some(request) = &request {
-            self.vacant(request, &mut problems);
+        if let Some(request) = request {
+            fill(&mut desired, request, &mut problems);
         }
         problems.or(())?;
         desired.policies.extend(added);
         desired.warnings.extend(warnings.iter().cloned());
-        if let Some(request) = request {
-            desired.tunnels.push(DesiredTunnel::Asked(request));
-        }
         self.transact(keyring, desired).map(|change| Change { warnings, ..change })
     }
 
@@ -263,23 +240,26 @@ impl Control {
     /// Nothing is picked; nothing changed.
     pub fn delete_sas(&self, field: &str, means: impl Fn(&TunnelSettings, Spi, bool) -> bool) -> Result<Change, Problems> {
         let keyring = self.lock();
-        let mut desired = self.unchanged();
+        let mut desired = self.live().unchanged();
         let mut found = false;
         {
             let live = self.live();
-            desired.tunnels.retain_mut(|tunnel| {
-                let DesiredTunnel::Stays { name, inbound, outbound } = tunnel else { return true };
-                let Some(tunnel) = live.tunnels.iter().find(|tunnel| tunnel.settings.name == *name) else { return true };
-                if tunnel.inbound.as_ref().is_some_and(|sa| means(&tunnel.settings, sa.sa.spec.sa.spi, true)) {
-                    (*inbound, found) = (false, true);
+            for tunnel in &mut desired.tunnels {
+                let Some(live) = live.tunnel(&tunnel.settings.name) else { continue };
+                let (inbound, outbound) = (live.inbound.as_ref(), live.outbound.as_ref());
+                if inbound.is_some_and(|sa| means(&live.settings, sa.sa.spec.sa.spi, true)) {
+                    (tunnel.inbound, found) = (None, true);
                 }
-                if tunnel.outbound.as_ref().is_some_and(|sa| means(&tunnel.settings, sa.sa.spec.sa.spi, false)) {
-                    (*outbound, found) = (false, true);
+                if outbound.is_some_and(|sa| means(&live.settings, sa.sa.spec.sa.spi, false)) {
+                    (tunnel.outbound, found) = (None, true);
                 }
-                let named = live.policies.iter().any(|policy| policy.settings.tunnel.as_ref() == Some(name));
-                *inbound || *outbound || named
-            });
+            }
         }
+        let policies = &desired.policies;
+        let named = |name: &str| policies.iter().any(|policy| policy.tunnel.as_deref() == Some(name));
+        desired.tunnels.retain(|tunnel| {
+            tunnel.inbound.is_some() || tunnel.outbound.is_some() || named(&tunnel.settings.name)
+        });
         if !found {
             return Err(Problems::one(field, "expected an SA that exists, found none; adit sa list shows them"));
         }
@@ -293,7 +273,7 @@ impl Control {
     pub fn add_policies(&self, tables: &[PolicyTable], position: Option<u64>) -> Result<Change, Problems> {
         let keyring = self.lock();
         let mut problems = Problems::default();
-        let mut desired = self.unchanged();
+        let mut desired = self.live().unchanged();
         let count = desired.policies.len();
         let position = position.map_or(count, |position| usize::try_from(position).unwrap_or(usize::MAX));
         if position > count {
@@ -316,7 +296,7 @@ impl Control {
     /// There is none; nothing changed.
     pub fn delete_policy(&self, name: &str) -> Result<Change, Problems> {
         let keyring = self.lock();
-        let mut desired = self.unchanged();
+        let mut desired = self.live().unchanged();
         let before = desired.policies.len();
         desired.policies.retain(|policy| &*policy.name != name);
         if desired.policies.len() == before {
@@ -348,43 +328,6 @@ impl Control {
         same("interface", self.interfaces == settings.interfaces);
     }
 
-    fn unchanged(&self) -> Desired {
-        let live = self.live();
-        let stays = |tunnel: &LiveTunnel| DesiredTunnel::Stays {
-            name: tunnel.settings.name.clone(),
-            inbound: tunnel.inbound.is_some(),
-            outbound: tunnel.outbound.is_some(),
-        };
-        Desired {
-            tunnels: live.tunnels.iter().map(stays).collect(),
-            policies: live.policies.iter().map(|policy| policy.settings.clone()).collect(),
-            fallback: live.fallback,
-            allow_legacy: live.allow_legacy,
-            clamp_mss: live.clamp_mss,
-            profiles: live.profiles.clone(),
-            warnings: live.warnings.clone(),
-        }
-    }
-
-    /// A request for a tunnel that exists may only fill what is empty.
-    fn vacant(&self, request: &TunnelRequest, problems: &mut Problems) {
-        let live = self.live();
-        let Some(tunnel) = live.tunnels.iter().find(|tunnel| tunnel.settings.name == request.settings.name) else {
-            return;
-        };
-        if tunnel.settings != request.settings {
-            problems.push("tunnel.name", "expected the settings that this tunnel has, or another name; adit sa delete the tunnel first to change it");
-        }
-        for (direction, taken) in [
-            ("inbound", tunnel.inbound.is_some() && request.inbound.is_some()),
-            ("outbound", tunnel.outbound.is_some() && request.outbound.is_some()),
-        ] {
-            if taken {
-                problems.push(format!("tunnel.{direction}"), "expected a direction without an SA; adit sa delete it first");
-            }
-        }
-    }
-
     fn transact(&self, mut keyring: MutexGuard<'_, Keyring>, desired: Desired) -> Result<Change, Problems> {
         let prepared = {
             let live = self.live();
@@ -407,14 +350,13 @@ impl Control {
                 self.datapath.add_spi(spi).map_err(|error| Problems::one(format!("{field}.spi"), error))?;
                 steered.push(spi);
             }
-            let (steering, guard) = &prepared.cover_during;
+            let (steering, guard) = &prepared.covers_during;
             self.datapath.set_covers(steering, guard).map_err(|error| Problems::one("policy", error))?;
             keyring.record(&prepared.new_keys).map_err(|error| Problems::one("engine.state-dir", error.to_string()))
         })();
         if result.is_err() {
-            if let Some((steering, guard)) = &self.live().cover {
-                warn_of(self.datapath.set_covers(steering, guard));
-            }
+            let (steering, guard) = self.live().covers.clone();
+            warn_of(self.datapath.set_covers(&steering, &guard));
             for spi in steered {
                 warn_of(self.datapath.remove_spi(spi));
             }
@@ -428,17 +370,15 @@ impl Control {
 
     /// Steps 4 to 6.
     fn switch(&self, prepared: Prepared) -> Change {
-        let Prepared { live: new, spd, removed_inbound, selectors, cover_during, mut change, .. } = prepared;
+        let Prepared { live: new, spd, removed_inbound, selectors, covers_during, mut change, .. } = prepared;
         for (sa, selectors) in selectors {
             sa.selectors.replace(Some(selectors));
         }
         self.tables.spd.replace(Some(spd));
-        let covers = new.cover.clone();
+        let covers = new.covers.clone();
         let old = std::mem::replace(&mut *self.live.write().unwrap_or_else(PoisonError::into_inner), new);
-        if let Some((steering, guard)) = &covers
-            && covers.as_ref() != Some(&cover_during)
-        {
-            warn_of(self.datapath.set_covers(steering, guard));
+        if covers != covers_during {
+            warn_of(self.datapath.set_covers(&covers.0, &covers.1));
         }
         for spi in removed_inbound {
             warn_of(self.datapath.remove_spi(spi));
@@ -461,95 +401,29 @@ fn warn_of(result: Result<(), String>) {
     }
 }
 
-enum WeakSa {
-    Inbound(Weak<InboundSa>),
-    Outbound(Weak<OutboundSa>),
-}
-
-impl WeakSa {
-    fn same(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Inbound(a), Self::Inbound(b)) => a.ptr_eq(b),
-            (Self::Outbound(a), Self::Outbound(b)) => a.ptr_eq(b),
-            _ => false,
+/// Puts a request beside the tunnels that are. Of one that exists it may only fill what is empty.
+fn fill(desired: &mut Desired, request: TunnelRequest, problems: &mut Problems) {
+    let name = request.settings.name.clone();
+    let Some(tunnel) = desired.tunnels.iter_mut().find(|tunnel| tunnel.settings.name == name) else {
+        desired.tunnels.push(request.into());
+        return;
+    };
+    if tunnel.settings != request.settings {
+        problems.push(
+            "tunnel.name",
+            format!("expected the settings that tunnel {name:?} has, or another name; adit sa delete {name} to change them"),
+        );
+    }
+    for (direction, slot, sa) in
+        [("inbound", &mut tunnel.inbound, request.inbound), ("outbound", &mut tunnel.outbound, request.outbound)]
+    {
+        match sa {
+            Some(_) if slot.is_some() => problems.push(
+                format!("tunnel.{direction}"),
+                format!("expected a direction without an SA, found one; adit sa delete {name} first"),
+            ),
+            Some(sa) => *slot = Some(DesiredSa::Asked(sa)),
+            None => {}
         }
-    }
-
-    fn is_gone(&self) -> bool {
-        match self {
-            Self::Inbound(sa) => sa.strong_count() == 0,
-            Self::Outbound(sa) => sa.strong_count() == 0,
-        }
-    }
-}
-
-impl LiveTunnel {
-    fn weak(&self) -> impl Iterator<Item = WeakSa> + use<> {
-        let inbound = self.inbound.as_ref().map(|sa| WeakSa::Inbound(Arc::downgrade(&sa.sa)));
-        let outbound = self.outbound.as_ref().map(|sa| WeakSa::Outbound(Arc::downgrade(&sa.sa)));
-        inbound.into_iter().chain(outbound)
-    }
-}
-
-/// A change, complete in memory; nothing of it is in use yet.
-struct Prepared {
-    live: Live,
-    spd: Arc<Spd>,
-    new_inbound: Vec<(String, Arc<InboundSa>)>,
-    new_keys: Vec<(Fingerprint, Kind)>,
-    removed_inbound: Vec<Spi>,
-    selectors: Vec<(Arc<InboundSa>, Arc<Vec<crate::sa::selector::Selector>>)>,
-    cover_during: (Cover, Cover),
-    change: Change,
-}
-
-impl Prepared {
-    fn new(old: &Live, keyring: &Keyring, desired: Desired) -> Result<Self, Problems> {
-        let mut problems = Problems::default();
-        let outlines: Vec<_> = desired.tunnels.iter().map(|tunnel| outline(tunnel, old, keyring)).collect();
-        let (tunnels, outlines) = merge(desired.tunnels, outlines);
-        check::consistent(&outlines, &desired.policies, &mut problems);
-        let mut builder = Builder { old, keyring, policies: &desired.policies, problems, ..Builder::of(old, keyring, &desired.policies) };
-        let tunnels: Vec<_> =
-            tunnels.into_iter().zip(outlines).filter_map(|(tunnel, outline)| builder.tunnel(tunnel, &outline)).collect();
-        let Builder { problems, new_inbound, new_keys, selectors, kept, added, .. } = builder;
-        problems.or(())?;
-        let policies = policies(desired.policies, &tunnels, old);
-        let generation = old.generation + 1;
-        let compiled = |policies: Vec<Arc<Policy>>, fallback| Spd::new(policies, fallback, generation);
-        let new: Vec<_> = policies.iter().map(|policy| policy.policy.clone()).collect();
-        let both = new.iter().cloned().chain(old.policies.iter().map(|policy| policy.policy.clone())).collect();
-        let strictest = if old.fallback == Fallback::Discard { Fallback::Discard } else { desired.fallback };
-        let both = compiled(both, strictest);
-        let spd = compiled(new, desired.fallback);
-        let live_spis: Vec<_> =
-            tunnels.iter().filter_map(|tunnel| tunnel.inbound.as_ref().map(|sa| Arc::as_ptr(&sa.sa))).collect();
-        let removed_inbound = old
-            .tunnels
-            .iter()
-            .filter_map(|tunnel| tunnel.inbound.as_ref())
-            .filter(|sa| !live_spis.contains(&Arc::as_ptr(&sa.sa)))
-            .map(|sa| sa.sa.spec.sa.spi)
-            .collect();
-        Ok(Self {
-            cover_during: (Cover::of(&both), Cover::of_protect(&both)),
-            live: Live {
-                generation,
-                tunnels,
-                policies,
-                fallback: desired.fallback,
-                allow_legacy: desired.allow_legacy,
-                clamp_mss: desired.clamp_mss,
-                profiles: desired.profiles,
-                cover: Some((Cover::of(&spd), Cover::of_protect(&spd))),
-                warnings: desired.warnings.clone(),
-            },
-            spd: Arc::new(spd),
-            new_inbound,
-            new_keys,
-            removed_inbound,
-            selectors,
-            change: Change { generation, added, removed: 0, kept, wiped: false, warnings: desired.warnings },
-        })
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::config::{
     ActionName, AuthenticationName, DfName, DirectionName, Document, EncryptionName, EngineTable, FallbackName, File,
-    InterfaceTable, PolicyTable, ProfileTable, SaTable, Scalar, SideName, TunnelTable, WorkersName, XdpMode,
+    InterfaceTable, PolicyTable, ProfileTable, SaTable, Scalar, Secret, SideName, TunnelTable, WorkersName, XdpMode,
 };
 use super::keyring::Fingerprint;
 use super::problem::Problems;
@@ -432,7 +432,7 @@ fn sa(
 ) -> Option<SaRequest> {
     let before = problems.0.len();
     let spi = problems.take(format!("{path}.spi"), value::spi(&table.spi.0));
-    let mut load = |field: &str, secret: &Option<super::config::Secret>| match secret {
+    let mut load = |field: &str, secret: &Option<Secret>| match secret {
         Some(secret) => problems.take(format!("{path}.{field}"), keys::load(secret, rules.key_files)),
         None => Some(keys::absent()),
     };
@@ -687,6 +687,21 @@ impl From<AuthenticationName> for Authentication {
             AuthenticationName::Sha512 => Self::Sha512,
         }
     }
+}
+
+/// New random keys for these algorithms.
+///
+/// # Errors
+/// The algorithms do not go together, or the kernel has no entropy.
+pub fn generate(
+    encryption: EncryptionName,
+    authentication: AuthenticationName,
+) -> Result<(Option<Secret>, Option<Secret>), Problems> {
+    let suite = Suite::new(encryption.into(), authentication.into(), None).map_err(|error| {
+        let (field, message) = describe(&error, encryption, authentication, None);
+        Problems::one(format!("--{field}"), message)
+    })?;
+    keys::generate(suite).map_err(|message| Problems::one("--encryption", message))
 }
 
 /// The algorithm as users write it.

@@ -121,7 +121,7 @@ impl Keyring {
             (None, _) => {
                 let mut secret = Zeroizing::new([0; 32]);
                 getrandom::fill(secret.as_mut())
-                    .map_err(|error| KeyringError::Io(secret_path.clone(), error.into()))?;
+                    .map_err(|error| KeyringError::Io(secret_path.clone(), io::Error::other(error.to_string())))?;
                 let recorded = BTreeMap::new();
                 replace(directory, RING_FILE, render(&recorded, &secret).as_bytes()).map_err(io(&ring_path))?;
                 replace(directory, SECRET_FILE, secret.as_ref()).map_err(io(&secret_path))?;
@@ -146,7 +146,7 @@ impl Keyring {
     /// # Errors
     /// Nothing is recorded in memory; on storage, the old file or the new one stands, never a mixture.
     pub fn record(&mut self, keys: &[(Fingerprint, Kind)]) -> Result<(), KeyringError> {
-        let fresh: Vec<_> = keys.iter().filter(|(fingerprint, _)| self.used(fingerprint).is_none()).collect();
+        let fresh: Vec<_> = keys.iter().copied().filter(|(fingerprint, _)| self.used(fingerprint).is_none()).collect();
         if fresh.is_empty() {
             return Ok(());
         }

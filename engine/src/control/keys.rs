@@ -8,8 +8,8 @@ use rustix::fs::OFlags;
 use zeroize::Zeroizing;
 
 use super::config::Secret;
-use crate::crypto::key::{Key, KeyError, KeyRole};
-use crate::crypto::{Encryption, Suite};
+use crate::crypto::key::{Key, KeyError, KeyMaterial, KeyRole};
+use crate::crypto::{Encryption, Opener, Suite};
 
 /// Longest key file in bytes; the longest key is 64 bytes.
 const FILE_LIMIT: u64 = 1024;
@@ -109,4 +109,61 @@ pub(super) fn describe(error: KeyError, suite: Suite) -> (&'static str, String) 
 /// The SA's keys as `[tunnel.inbound]` writes them; empty when the algorithm has none.
 pub(super) fn absent() -> Key {
     Key::new(Zeroizing::new(Box::new([])))
+}
+
+/// Writes a key to a new file that only its owner can read.
+pub(super) fn write_file(path: &Path, secret: &Secret) -> Result<(), String> {
+    use std::io::Write as _;
+    let shown = path.display();
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .custom_flags(OFlags::CLOEXEC.bits() as i32)
+        .open(path)
+        .and_then(|mut file| {
+            file.write_all(secret.expose().as_bytes())?;
+            file.write_all(b"\n")?;
+            file.sync_all()
+        })
+        .map_err(|error| match error.kind() {
+            std::io::ErrorKind::AlreadyExists => format!("expected a new file, but {shown} exists; a key is never overwritten"),
+            _ => format!("expected a place for a new file: {error}"),
+        })
+}
+
+/// New random keys for `suite`, as the configuration writes them; none where the algorithm has none.
+pub(super) fn generate(suite: Suite) -> Result<(Option<Secret>, Option<Secret>), String> {
+    loop {
+        let encryption = random(suite.encryption_key_length())?;
+        let authentication = random(suite.authentication_key_length())?;
+        let key = |bytes: &Zeroizing<Box<[u8]>>| Key::new(bytes.clone());
+        let material = KeyMaterial { encryption: key(&encryption), authentication: key(&authentication) };
+        match Opener::new(suite, &material, true) {
+            Ok(_) => return Ok((written(&encryption), written(&authentication))),
+            // One in 2^52 for DES.
+            Err(KeyError::Weak) => {}
+            Err(error) => return Err(describe(error, suite).1),
+        }
+    }
+}
+
+fn random(length: usize) -> Result<Zeroizing<Box<[u8]>>, String> {
+    let mut bytes = Zeroizing::new(vec![0; length].into_boxed_slice());
+    getrandom::fill(&mut bytes).map_err(|error| format!("expected entropy from the kernel: {error}"))?;
+    Ok(bytes)
+}
+
+fn written(bytes: &[u8]) -> Option<Secret> {
+    if bytes.is_empty() {
+        return None;
+    }
+    let mut text = Zeroizing::new(String::with_capacity(bytes.len() * 2 + 4));
+    text.push_str("hex:");
+    for byte in bytes {
+        for digit in [byte >> 4, byte & 15] {
+            text.push(char::from(b"0123456789abcdef"[usize::from(digit)]));
+        }
+    }
+    Some(Secret::new(text))
 }

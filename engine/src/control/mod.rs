@@ -17,6 +17,7 @@ pub mod config;
 mod group;
 pub mod keyring;
 mod keys;
+mod prepare;
 pub mod problem;
 pub mod protocol;
 mod render;

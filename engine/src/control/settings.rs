@@ -151,6 +151,17 @@ impl PolicySettings {
 }
 
 impl TunnelSettings {
+    /// What an inbound SA depends on.
+    pub(super) fn inbound_part(&self) -> impl PartialEq + use<> {
+        (self.local, self.remote, self.suite, self.esn, self.replay_window)
+    }
+
+    /// What an outbound SA depends on.
+    pub(super) fn outbound_part(&self) -> impl PartialEq + use<> {
+        let wire = (self.local, self.remote, self.suite, self.esn, self.workers);
+        (wire, self.ttl, self.dscp, self.dont_fragment)
+    }
+
     fn sa(&self, spi: Spi, selectors: Vec<Selector>) -> SaSpec {
         SaSpec {
             tunnel: self.name.clone(),

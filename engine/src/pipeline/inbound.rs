@@ -258,7 +258,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if self.is_our_source(packet.flow.source) {
             return Err(DropReason::InnerSource);
         }
-        let mut selectors = sa.spec.sa.selectors.iter();
+        let mut selectors = sa.selectors.load(self.guard).into_iter().flatten();
         if !selectors.any(|selector| selector.matches(Direction::Inbound, &packet.flow, packet.fragment)) {
             return Err(DropReason::SelectorMismatch);
         }

@@ -1,8 +1,11 @@
 //! An inbound SA at run time.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use super::publish::Published;
 use super::replay::ReplayWindow;
+use super::selector::Selector;
 use super::spec::InboundSpec;
 use crate::crypto::Opener;
 use crate::crypto::key::{KeyError, KeyMaterial};
@@ -28,6 +31,9 @@ pub struct SaCounters {
 pub struct InboundSa {
     /// The request it was made from.
     pub spec: InboundSpec,
+    /// What may travel in it now: at first what the request says. The policies of manual SAs change while the
+    /// SA, its window and its counters stay.
+    pub selectors: Published<Vec<Selector>>,
     /// Lengths.
     pub layout: Layout,
     /// Keys.
@@ -49,6 +55,7 @@ impl InboundSa {
             opener: Opener::new(spec.sa.suite, keys, spec.sa.esn)?,
             replay: ReplayWindow::new(spec.replay_window, spec.sa.esn, spec.last_sequence),
             counters: SaCounters::default(),
+            selectors: Published::new(Some(Arc::new(spec.sa.selectors.clone()))),
             spec,
         })
     }
