@@ -47,11 +47,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     println!("ready");
     std::io::stdout().flush()?;
-    // Nothing ever comes.
-    let mut line = String::new();
     loop {
-        if std::io::stdin().read_line(&mut line)? == 0 {
-            std::thread::park();
-        }
+        std::thread::park();
     }
 }

@@ -180,7 +180,7 @@ fn loader(sandbox: &Sandbox, mode: &str) -> (Running, Vec<String>) {
     for (name, side) in [("in0", "protected"), ("out0", "unprotected")] {
         command.arg(format!("{name}:{}:{side}", sandbox.ifindex("g", name)));
     }
-    command.stdout(Stdio::piped()).stdin(Stdio::piped());
+    command.stdout(Stdio::piped()).stdin(Stdio::null());
     let mut running = Running::start(&mut command);
     let output = BufReader::new(running.0.stdout.take().unwrap());
     let lines: Vec<String> = output.lines().map(Result::unwrap).take_while(|line| line != "ready").collect();
@@ -392,7 +392,7 @@ fn anothers_program_is_replaced_only_by_force() {
 #[test]
 fn what_the_driver_cannot_do_is_done_the_generic_way_and_said() {
     let sandbox = site();
-    // A dummy device has no XDP of its own.
+    // A bridge has no XDP of its own.
     sandbox.ip("g", "link add bridge0 type bridge");
     let device = PortSpec { name: "bridge0".into(), ..port(&sandbox, "out0") };
     let device = PortSpec { ifindex: sandbox.ifindex("g", "bridge0"), ..device };
