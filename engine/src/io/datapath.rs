@@ -280,7 +280,7 @@ impl Datapath {
         }
         state.sockets = sockets;
         for (mailbox, (receivers, transmitter)) in self.shared.mailboxes.iter().zip(halves) {
-            mailbox.command(Command::Open(receivers, transmitter));
+            mailbox.command(Command::Open(receivers, transmitter.map(Box::new)));
         }
         Ok(())
     }

@@ -283,7 +283,7 @@ pub struct Receiver {
     rx: RxQueue,
     fill: FillQueue,
     ledger: Ledger,
-    burst: [FrameDesc; BURST],
+    burst: Box<[FrameDesc; BURST]>,
     burst_length: usize,
     /// Bit i: frame i of the burst was lent to another worker.
     lent_from_burst: u64,
@@ -312,7 +312,7 @@ impl Receiver {
             rx,
             fill,
             ledger: Ledger::new(descriptors.len() as u32),
-            burst: [FrameDesc::default(); BURST],
+            burst: Box::new([FrameDesc::default(); BURST]),
             burst_length: 0,
             lent_from_burst: 0,
             lent: 0,
@@ -321,7 +321,7 @@ impl Receiver {
         for descriptor in &descriptors {
             receiver.ledger.shift(frame_number(descriptor), Place::Free, Place::Filled);
         }
-        receiver.give_to_kernel(&descriptors);
+        give_to_kernel(&mut receiver.fill, receiver.rx.fd().as_raw_fd(), &descriptors);
         receiver
     }
 
@@ -335,7 +335,7 @@ impl Receiver {
     pub fn receive(&mut self) -> Arrivals {
         assert_eq!(self.burst_length, 0, "the burst before was not released");
         // SAFETY: all frames of this UMEM's receive half went to this socket's fill ring.
-        let count = unsafe { self.rx.consume(&mut self.burst) };
+        let count = unsafe { self.rx.consume(&mut *self.burst) };
         let mut multi_buffer = self.continues;
         for descriptor in &self.burst[..count] {
             self.ledger.shift(frame_number(descriptor), Place::Filled, Place::Held);
@@ -359,7 +359,7 @@ impl Receiver {
             if more || self.continues {
                 ended += u64::from(!more);
                 self.ledger.shift(frame_number(&descriptor), Place::Held, Place::Filled);
-                self.give_to_kernel(&[descriptor]);
+                give_to_kernel(&mut self.fill, self.rx.fd().as_raw_fd(), &[descriptor]);
             } else {
                 self.burst[kept] = descriptor;
                 kept += 1;
@@ -404,7 +404,7 @@ impl Receiver {
         }
         self.lent -= 1;
         self.ledger.shift(frame_number(&frame.descriptor), Place::Held, Place::Filled);
-        self.give_to_kernel(&[frame.descriptor]);
+        give_to_kernel(&mut self.fill, self.rx.fd().as_raw_fd(), &[frame.descriptor]);
         Ok(())
     }
 
@@ -429,18 +429,7 @@ impl Receiver {
         for descriptor in &self.burst[..length] {
             self.ledger.shift(frame_number(descriptor), Place::Held, Place::Filled);
         }
-        let burst = self.burst;
-        self.give_to_kernel(&burst[..length]);
-    }
-
-    fn give_to_kernel(&mut self, descriptors: &[FrameDesc]) {
-        // SAFETY: the ledger moved these frames of this UMEM to Filled, so nothing else refers to them.
-        let count = unsafe { self.fill.produce(descriptors) };
-        assert_eq!(count, descriptors.len(), "the fill ring is as long as the receive half");
-        if self.fill.needs_wakeup() {
-            // SAFETY: no buffer is passed; in zero-copy mode the call makes the driver look at the ring.
-            unsafe { libc::recv(self.fd(), std::ptr::null_mut(), 0, libc::MSG_DONTWAIT) };
-        }
+        give_to_kernel(&mut self.fill, self.rx.fd().as_raw_fd(), &self.burst[..length]);
     }
 
     /// True, once, when the interface was deleted: the kernel leaves an error on the socket. (poll(2) says
@@ -471,6 +460,17 @@ impl Receiver {
                 counter.store(value, Ordering::Relaxed);
             }
         }
+    }
+}
+
+/// Fills the ring with frames that the ledger just moved to Filled.
+fn give_to_kernel(fill: &mut FillQueue, socket: RawFd, descriptors: &[FrameDesc]) {
+    // SAFETY: the frames are of this ring's UMEM, and Filled: nothing else refers to them.
+    let count = unsafe { fill.produce(descriptors) };
+    assert_eq!(count, descriptors.len(), "the fill ring is as long as the receive half");
+    if fill.needs_wakeup() {
+        // SAFETY: no buffer is passed; in zero-copy mode the call makes the driver look at the ring.
+        unsafe { libc::recv(socket, std::ptr::null_mut(), 0, libc::MSG_DONTWAIT) };
     }
 }
 
