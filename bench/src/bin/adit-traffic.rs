@@ -147,6 +147,7 @@ fn print(json: bool, result: &impl Serialize) -> Result<(), Box<dyn Error>> {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let cli = Cli::parse();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     end_on_signals();
     match cli.verb {
         Verb::Generate(arguments) => {

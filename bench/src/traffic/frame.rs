@@ -87,8 +87,7 @@ impl Template {
             return Err(BadTemplate(format!("size {size}: between {least} and 1792")));
         }
         let udp_length = size - ETHERNET - ip;
-        let sum;
-        match (source, destination) {
+        let sum = match (source, destination) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 header.extend([0x08, 0x00, 0x45, 0]);
                 header.extend(((size - ETHERNET) as u16).to_be_bytes());
@@ -97,7 +96,7 @@ impl Template {
                 header.extend(destination.octets());
                 let checksum = !fold(sum_words(&header[ETHERNET..]));
                 header[ETHERNET + 10..ETHERNET + 12].copy_from_slice(&checksum.to_be_bytes());
-                sum = pseudo_header(&header[ETHERNET + 12..], udp_length);
+                pseudo_header(&header[ETHERNET + 12..], udp_length)
             }
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
                 header.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
@@ -105,10 +104,10 @@ impl Template {
                 header.extend([17, 64]);
                 header.extend(source.octets());
                 header.extend(destination.octets());
-                sum = pseudo_header(&header[ETHERNET + 8..], udp_length);
+                pseudo_header(&header[ETHERNET + 8..], udp_length)
             }
             _ => unreachable!("refused above"),
-        }
+        };
         header.extend(0u16.to_be_bytes());
         header.extend(PORT.to_be_bytes());
         header.extend((udp_length as u16).to_be_bytes());
