@@ -14,6 +14,7 @@ pub mod control;
 pub mod crypto;
 pub mod daemon;
 pub mod io;
+pub mod offline;
 pub mod pipeline;
 pub mod policy;
 pub mod route;

@@ -1,3 +1,12 @@
-//! What tests share that look at adit from outside.
+//! What the outside tests share: gateways that run the real programs in namespaces with a wire that can be
+//! listened to, gateways in memory, and the published vectors.
 
+pub mod gateway;
+pub mod memory;
 pub mod netns;
+pub mod packet;
+pub mod process;
+pub mod topology;
+pub mod traffic;
+pub mod vectors;
+pub mod wire;

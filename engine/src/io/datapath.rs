@@ -5,7 +5,7 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -28,7 +28,7 @@ pub trait SocketRegistry: Send + Sync {
     ///
     /// # Errors
     /// The map refused it.
-    fn insert_socket(&self, port: PortId, queue: u32, socket: RawFd) -> io::Result<()>;
+    fn insert_socket(&self, port: PortId, queue: u32, socket: BorrowedFd<'_>) -> io::Result<()>;
 
     /// The socket of `queue` is about to close. (The kernel also takes a closed socket out by itself.)
     ///
@@ -274,7 +274,7 @@ impl Datapath {
             }
         }
         for receiver in halves.iter().flat_map(|(receivers, _)| receivers) {
-            self.registry.insert_socket(state.port, receiver.queue, receiver.fd()).map_err(|cause| {
+            self.registry.insert_socket(state.port, receiver.queue, receiver.as_fd()).map_err(|cause| {
                 StartError::Register { interface: state.interface.clone(), queue: receiver.queue, cause }
             })?;
         }

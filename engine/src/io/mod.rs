@@ -15,6 +15,7 @@ pub mod hand_over;
 pub mod process;
 pub mod queues;
 pub mod socket;
+pub mod steering;
 pub mod transmit;
 pub mod umem;
 pub mod waiting;

@@ -5,7 +5,7 @@
 use std::error::Error;
 use std::io;
 use std::num::NonZeroU32;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -292,6 +292,13 @@ pub struct Receiver {
     continues: bool,
 }
 
+impl AsFd for Receiver {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: `rx` owns the socket and keeps it open for as long as it is borrowed here.
+        unsafe { BorrowedFd::borrow_raw(self.fd()) }
+    }
+}
+
 impl Receiver {
     fn new(
         port: PortId,
@@ -325,7 +332,7 @@ impl Receiver {
         receiver
     }
 
-    /// The socket, to poll it or put it into an XSKMAP.
+    /// The socket, to poll it.
     pub fn fd(&self) -> RawFd {
         self.rx.fd().as_raw_fd()
     }

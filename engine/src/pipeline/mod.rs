@@ -1,20 +1,50 @@
 //! A burst in, outputs and verdicts out. No threads, sockets or clock: everything comes in as an argument.
+//!
+//! One packet, top to bottom:
+//!
+//! ```text
+//! sort      parse once; whose is it?                                    this file
+//!   ESP to one of our addresses -> SA by SPI, replay check, group       inbound
+//!     open_group    verify and decrypt the group
+//!     decapsulate   replay commit, trailer, inner packet, selectors, policy, route
+//!   from a protected port -> policy                                     outbound
+//!     PROTECT       group by tunnel
+//!       prepare     TTL, size (ICMP error or fragments), MSS, transmit frame
+//!       seal_ready  numbers, outer headers, encrypt and authenticate the group
+//!     BYPASS        forward                                             forward
+//!   clear text from outside -> policy reversed: BYPASS -> forward, else drop
+//! ```
+//!
+//! A protected packet is read from the frame it was received in and written to a free transmit frame.
 
 pub mod counters;
 pub mod drop_reason;
+mod forward;
+mod icmp;
+mod inbound;
+mod outbound;
+mod scratch;
 
 use std::net::IpAddr;
 use std::ops::DerefMut;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 pub use counters::WorkerCounters;
 pub use drop_reason::DropReason;
 
 use crate::crypto::IvSource;
-use crate::policy::Spd;
-use crate::route::{Network, PortId};
+use crate::policy::{Action, FlowCache, Spd};
+use crate::route::{Network, PortId, Side};
 use crate::sa::Sad;
 use crate::sa::publish::{Guard, Published};
+use crate::sa::selector::Direction;
+use crate::wire::ethernet::{self, ether_type};
+use crate::wire::ip::{self, IpPacket, IpVersion};
+use crate::wire::protocol;
+use inbound::Inbound;
+use outbound::Outbound;
+use scratch::{Memo, Tally};
 
 /// Most packets in one burst.
 pub const BURST: usize = 64;
@@ -29,13 +59,13 @@ pub struct Tables {
     pub network: Published<Network>,
 }
 
-/// One received Ethernet frame; it stays where it is and is only read.
-#[derive(Clone, Copy)]
+/// One received Ethernet frame. It stays where it is; it belongs to the pipeline until `process` returns, which
+/// may lower its TTL and MSS before it is sealed. A frame that is handed over has not been touched.
 pub struct Received<'a> {
     /// Where it came in.
     pub port: PortId,
     /// The frame, Ethernet header first.
-    pub frame: &'a [u8],
+    pub frame: &'a mut [u8],
 }
 
 /// Where free transmit frames come from. A frame belongs to the port it was taken for.
@@ -61,7 +91,8 @@ pub struct Output<F> {
     pub unresolved: Option<IpAddr>,
 }
 
-/// What a burst came to. Reused from burst to burst; nothing in it is allocated per packet.
+/// What a burst came to; appended to, so drain both before the next burst. Reused from burst to burst: nothing in
+/// it is allocated per packet.
 pub struct Results<F> {
     /// Frames to transmit, in order per SA and per flow.
     pub outputs: Vec<Output<F>>,
@@ -69,31 +100,206 @@ pub struct Results<F> {
     pub hand_over: Vec<(usize, u32)>,
 }
 
-/// One worker's pipeline: flow cache, IV source, scratch space.
+impl<F> Results<F> {
+    /// Empty, with room for a burst and the fragments and errors it may make.
+    pub fn new() -> Self {
+        Self { outputs: Vec::with_capacity(4 * BURST), hand_over: Vec::with_capacity(BURST) }
+    }
+}
+
+impl<F> Default for Results<F> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// One worker's pipeline: what it keeps from burst to burst.
 pub struct Pipeline {
     worker: u32,
     counters: Arc<WorkerCounters>,
     ivs: IvSource,
+    flows: FlowCache,
+    errors: icmp::Budget,
+    /// Where the last decrypted packet left: the likely egress of the next, which is not known before decryption.
+    inside: Option<PortId>,
+    /// Where packets are fragmented before encryption.
+    fragments: Box<[u8]>,
 }
+
+/// Flows a worker remembers the policy of: 64 bytes each.
+const FLOWS: usize = 8192;
+
+/// Room for the fragments of a few packets of any size a receive frame holds.
+const FRAGMENTS_LENGTH: usize = 64 * 1024;
 
 impl Pipeline {
     /// For worker number `worker`.
-    pub fn new(worker: u32, counters: Arc<WorkerCounters>, ivs: IvSource) -> Self {
-        Self { worker, counters, ivs }
+    pub fn new(worker: u32, counters: Arc<WorkerCounters>, mut ivs: IvSource) -> Self {
+        // Whoever cannot guess IVs cannot guess which flows share a line of the cache either.
+        let mut seed = [[0; 8]; 2];
+        seed.iter_mut().for_each(|word| ivs.fill(word));
+        Self {
+            worker,
+            counters,
+            ivs,
+            flows: FlowCache::new(FLOWS, seed.map(u64::from_ne_bytes)),
+            errors: icmp::Budget::new(),
+            inside: None,
+            fragments: vec![0; FRAGMENTS_LENGTH].into_boxed_slice(),
+        }
     }
 
     /// Processes up to [`BURST`] frames. Every one of them ends as an output, a hand-over or one counted drop;
-    /// errors that the gateway originates itself are counted as such. `now` is milliseconds of a monotonic clock.
+    /// what the gateway writes itself (ICMP errors, further fragments) is counted as originated. `received`,
+    /// `transmitted` and `delivered` are the caller's to count. `now` is milliseconds of a monotonic clock.
+    ///
+    /// # Panics
+    /// When the burst is longer than [`BURST`].
     pub fn process<F: Frames>(
         &mut self,
         tables: &Tables,
         guard: &Guard<'_>,
         now: u64,
-        burst: &[Received<'_>],
+        burst: &mut [Received<'_>],
         frames: &mut F,
         results: &mut Results<F::Frame>,
     ) {
-        let _ = (self.worker, &self.counters, &self.ivs, tables, guard, now, burst, frames, results);
-        todo!()
+        assert!(burst.len() <= BURST, "a burst of {} packets", burst.len());
+        let counters = Arc::clone(&self.counters);
+        let mut tally = Tally::new();
+        match (tables.spd.load(guard), tables.network.load(guard)) {
+            (Some(spd), Some(network)) => {
+                let sad = &tables.sad;
+                let memo = Memo::default();
+                Pass { own: self, sad, guard, spd, network, now, frames, results, tally: &mut tally, memo }
+                    .run(burst);
+            }
+            // No way around the policy: none published yet means that nothing passes.
+            _ => tally.drop_all(DropReason::PolicyDiscard, burst.len()),
+        }
+        tally.write_down(&counters);
+    }
+}
+
+/// One burst on its way through the stages.
+struct Pass<'a, 'g, F: Frames> {
+    own: &'a mut Pipeline,
+    sad: &'g Sad,
+    guard: &'g Guard<'g>,
+    spd: &'g Spd,
+    network: &'g Network,
+    now: u64,
+    frames: &'a mut F,
+    results: &'a mut Results<F::Frame>,
+    tally: &'a mut Tally,
+    memo: Memo<'g>,
+}
+
+impl<'g, F: Frames> Pass<'_, 'g, F> {
+    fn run(mut self, burst: &mut [Received<'_>]) {
+        let mut inbound = Inbound::new();
+        let mut outbound = Outbound::new();
+        for (index, received) in burst.iter_mut().enumerate() {
+            if let Err(reason) = self.sort(index, received, &mut inbound, &mut outbound) {
+                self.tally.drop(reason);
+            }
+        }
+        while let Some((sa, mut cursor)) = inbound.take_group() {
+            self.open_group(burst, sa, std::iter::from_fn(|| inbound.next(&mut cursor)));
+        }
+        while let Some((tunnel, mut cursor)) = outbound.take_group() {
+            self.seal_group(burst, tunnel, std::iter::from_fn(|| outbound.next(&mut cursor)));
+        }
+        self.write_down_policy();
+    }
+
+    /// Reads one frame and puts it where it belongs: into a group, or forward in clear, or away.
+    fn sort(
+        &mut self,
+        index: usize,
+        received: &mut Received<'_>,
+        inbound: &mut Inbound<'g>,
+        outbound: &mut Outbound<'g>,
+    ) -> Result<(), DropReason> {
+        let packet = parse_frame(received.frame)?;
+        // A port that is gone from the picture has no side: fail closed.
+        let port = self.network.ports.get(usize::from(received.port.0)).ok_or(DropReason::PolicyDiscard)?;
+        let to_us = self.is_our_destination(packet.flow.destination);
+        // RFC 4301 section 5.2 step 2: only what is addressed to us is for us to decrypt.
+        if to_us && packet.flow.protocol == protocol::ESP {
+            return self.sort_esp(index, received.frame, &packet, inbound);
+        }
+        match port.side {
+            Side::Protected if to_us => Err(DropReason::NoHostPath),
+            Side::Protected => match self.policy(Direction::Outbound, &packet) {
+                Some(Action::Protect(tunnel)) => {
+                    outbound.push(tunnel, outbound::Packet { index, packet });
+                    Ok(())
+                }
+                Some(Action::Bypass) => self.forward(received, &packet),
+                Some(Action::Discard) | None => Err(DropReason::PolicyDiscard),
+            },
+            Side::Unprotected => match self.policy(Direction::Inbound, &packet) {
+                // RFC 4301 section 5.2 step 3b: what should have come protected.
+                Some(Action::Protect(_)) => Err(DropReason::ClearText),
+                Some(Action::Bypass) => self.forward(received, &packet),
+                Some(Action::Discard) => Err(DropReason::PolicyDiscard),
+                None if to_us => Err(DropReason::NoHostPath),
+                None => Err(DropReason::PolicyDiscard),
+            },
+        }
+    }
+
+    /// What the policy says of a packet; counts it for the policy that decides.
+    fn policy(&mut self, direction: Direction, packet: &IpPacket) -> Option<&'g Action> {
+        let index = self.own.flows.classify(self.spd, direction, &packet.flow, packet.fragment)?;
+        match &mut self.memo.policy {
+            Some((last, count)) if *last == index => *count += 1,
+            _ => {
+                self.write_down_policy();
+                self.memo.policy = Some((index, 1));
+            }
+        }
+        Some(&self.spd.policies[index].action)
+    }
+
+    fn write_down_policy(&mut self) {
+        if let Some((index, count)) = self.memo.policy.take() {
+            self.spd.policies[index].packets.fetch_add(count, Ordering::Relaxed);
+        }
+    }
+
+    fn is_our_destination(&mut self, address: IpAddr) -> bool {
+        is_local(self.network, &mut self.memo.destination, address)
+    }
+
+    fn is_our_source(&mut self, address: IpAddr) -> bool {
+        is_local(self.network, &mut self.memo.source, address)
+    }
+}
+
+fn is_local(network: &Network, last: &mut Option<(IpAddr, bool)>, address: IpAddr) -> bool {
+    match *last {
+        Some((known, answer)) if known == address => answer,
+        _ => {
+            let answer = network.is_local(address);
+            *last = Some((address, answer));
+            answer
+        }
+    }
+}
+
+/// Ethernet and IP headers, each validated once; the IP version must be the one the EtherType says.
+fn parse_frame(frame: &[u8]) -> Result<IpPacket, DropReason> {
+    let ethernet = ethernet::parse(frame).map_err(|_| DropReason::Malformed)?;
+    let version = match ethernet.ether_type {
+        ether_type::IPV4 => IpVersion::V4,
+        ether_type::IPV6 => IpVersion::V6,
+        ether_type::VLAN | ether_type::QINQ => return Err(DropReason::Vlan),
+        _ => return Err(DropReason::NotIp),
+    };
+    match ip::parse(&frame[ethernet::HEADER_LENGTH..]) {
+        Ok(packet) if packet.version == version => Ok(packet),
+        _ => Err(DropReason::Malformed),
     }
 }

@@ -1,9 +1,20 @@
 //! Next hops: a mirror of the kernel's main table, neighbours and links, read as a snapshot.
+//!
+//! [`Network`] is one immutable picture. It is put together by [`NetworkBuilder`], from what a test or an
+//! offline run says, or from the kernel's tables by [`mirror`], which publishes a new picture when they change.
 
+pub mod builder;
+mod kernel;
 pub mod mirror;
+pub mod resolver;
+pub mod table;
 
 use std::net::IpAddr;
 use std::sync::Arc;
+
+pub use builder::{NetworkBuilder, RouteTarget};
+pub use resolver::Resolver;
+pub use table::Routes;
 
 use crate::wire::ethernet::MacAddress;
 
@@ -39,6 +50,13 @@ pub struct Port {
     pub addresses: Vec<IpAddr>,
 }
 
+impl Port {
+    /// A port whose interface does not exist (yet).
+    pub fn absent(name: Arc<str>, side: Side) -> Self {
+        Self { name, side, ifindex: 0, mac: MacAddress::default(), mtu: 0, up: false, addresses: Vec::new() }
+    }
+}
+
 /// Where a packet goes next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NextHop {
@@ -57,7 +75,8 @@ pub enum NextHop {
     Unreachable,
 }
 
-/// One immutable picture of the kernel's tables.
+/// One immutable picture of the kernel's tables. Routes and neighbours are shared between pictures, so that a
+/// neighbour that answers does not copy the routes.
 pub struct Network {
     /// Interfaces adit steers, by [`PortId`].
     pub ports: Vec<Port>,
@@ -67,32 +86,83 @@ pub struct Network {
     neighbours: Arc<Neighbours>,
 }
 
-/// Longest-prefix routes.
-pub struct Routes {
-    _todo: (),
+/// Link-layer addresses of neighbours that answer, by [`PortId`]. Sorted, not hashed: hosts on a link choose
+/// their addresses, and must not choose how long a lookup takes.
+#[derive(Default)]
+pub struct Neighbours {
+    ports: Vec<PortNeighbours>,
 }
 
-/// Link-layer addresses of neighbours that answer.
-pub struct Neighbours {
-    _todo: (),
+#[derive(Default)]
+struct PortNeighbours {
+    v4: Vec<(u32, MacAddress)>,
+    v6: Vec<(u128, MacAddress)>,
+}
+
+impl FromIterator<((PortId, IpAddr), MacAddress)> for Neighbours {
+    fn from_iter<I: IntoIterator<Item = ((PortId, IpAddr), MacAddress)>>(entries: I) -> Self {
+        let mut ports: Vec<PortNeighbours> = Vec::new();
+        for ((PortId(port), address), mac) in entries {
+            let port = usize::from(port);
+            if ports.len() <= port {
+                ports.resize_with(port + 1, PortNeighbours::default);
+            }
+            match address {
+                IpAddr::V4(address) => ports[port].v4.push((address.to_bits(), mac)),
+                IpAddr::V6(address) => ports[port].v6.push((address.to_bits(), mac)),
+            }
+        }
+        for port in &mut ports {
+            port.v4.sort_unstable_by_key(|(address, _)| *address);
+            port.v6.sort_unstable_by_key(|(address, _)| *address);
+        }
+        Self { ports }
+    }
+}
+
+impl Neighbours {
+    fn lookup(&self, PortId(port): PortId, address: IpAddr) -> Option<MacAddress> {
+        fn search<B: Ord + Copy>(sorted: &[(B, MacAddress)], address: B) -> Option<MacAddress> {
+            let index = sorted.binary_search_by_key(&address, |(address, _)| *address).ok()?;
+            Some(sorted[index].1)
+        }
+        let port = self.ports.get(usize::from(port))?;
+        match address {
+            IpAddr::V4(address) => search(&port.v4, address.to_bits()),
+            IpAddr::V6(address) => search(&port.v6, address.to_bits()),
+        }
+    }
 }
 
 impl Network {
+    /// A picture made of its parts.
+    pub fn new(ports: Vec<Port>, routes: Arc<Routes>, neighbours: Arc<Neighbours>, generation: u64) -> Self {
+        Self { ports, generation, routes, neighbours }
+    }
+
     /// Where `destination` goes.
     pub fn next_hop(&self, destination: IpAddr) -> NextHop {
-        let _ = (destination, &self.routes);
-        todo!()
+        self.routes.next_hop(destination)
     }
 
     /// The neighbour's link-layer address, if it is known and usable.
     pub fn neighbour(&self, port: PortId, address: IpAddr) -> Option<MacAddress> {
-        let _ = (port, address, &self.neighbours);
-        todo!()
+        self.neighbours.lookup(port, address)
+    }
+
+    /// The addresses on a port's link that answered with `mac`; a search through all neighbours, not for every packet.
+    pub fn neighbours_with(&self, port: PortId, mac: MacAddress) -> impl Iterator<Item = IpAddr> {
+        let entries = self.neighbours.keys.iter().zip(&self.neighbours.macs);
+        entries.filter(move |((on, _), is)| *on == port && **is == mac).map(|((_, address), _)| *address)
+    }
+
+    /// The gateway's own addresses, on any interface, sorted.
+    pub fn own_addresses(&self) -> &[IpAddr] {
+        self.routes.own_addresses()
     }
 
     /// True for the gateway's own addresses, on any interface.
     pub fn is_local(&self, address: IpAddr) -> bool {
-        let _ = address;
-        todo!()
+        self.routes.is_local(address)
     }
 }

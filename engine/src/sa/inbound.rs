@@ -1,10 +1,14 @@
 //! An inbound SA at run time.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use super::publish::Published;
 use super::replay::ReplayWindow;
+use super::selector::Selector;
 use super::spec::InboundSpec;
 use crate::crypto::Opener;
+use crate::crypto::key::{KeyError, KeyMaterial};
 use crate::transform::esp::Layout;
 
 /// Counters of an SA, written by workers with relaxed adds once per group.
@@ -22,10 +26,14 @@ pub struct SaCounters {
     pub refused: AtomicU64,
 }
 
-/// What a worker needs to open a packet.
+/// What a worker needs to open a packet. At most 1 KiB; the window is beside it: 8 bytes for each of
+/// ceil((W + 31) / 32) blocks, rounded up to a power of two (512 bytes for 1024 numbers, 32 KiB for 65536).
 pub struct InboundSa {
     /// The request it was made from.
     pub spec: InboundSpec,
+    /// What may travel in it now: at first what the request says. The policies of manual SAs change while the
+    /// SA, its window and its counters stay.
+    pub selectors: Published<Vec<Selector>>,
     /// Lengths.
     pub layout: Layout,
     /// Keys.
@@ -37,15 +45,18 @@ pub struct InboundSa {
 }
 
 impl InboundSa {
-    /// Compiles a validated request and its keys.
+    /// Compiles a request that [`InboundSpec::validate`] passed, and its keys.
     ///
     /// # Errors
     /// A key error names the key.
-    pub fn new(
-        spec: InboundSpec,
-        keys: &crate::crypto::key::KeyMaterial,
-    ) -> Result<Self, crate::crypto::key::KeyError> {
-        let _ = (spec, keys);
-        todo!()
+    pub fn new(spec: InboundSpec, keys: &KeyMaterial) -> Result<Self, KeyError> {
+        Ok(Self {
+            layout: Layout::new(&spec.sa.suite),
+            opener: Opener::new(spec.sa.suite, keys, spec.sa.esn)?,
+            replay: ReplayWindow::new(spec.replay_window, spec.sa.esn, spec.last_sequence),
+            counters: SaCounters::default(),
+            selectors: Published::new(Some(Arc::new(spec.sa.selectors.clone()))),
+            spec,
+        })
     }
 }

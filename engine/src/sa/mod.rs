@@ -1,10 +1,11 @@
 //! Security associations: the validated request ([`spec`]), what a worker reads at run time ([`inbound`],
 //! [`outbound`]: different types, so neither can be used for the other), the anti-replay window, the
-//! selectors, and the lock-free table (SAD).
+//! selectors, and the lock-free table (SAD) with the reclamation it stands on ([`publish`], [`quiescence`]).
 
 pub mod inbound;
 pub mod outbound;
 pub mod publish;
+pub mod quiescence;
 pub mod replay;
 pub mod sad;
 pub mod selector;

@@ -2,8 +2,35 @@
 //!
 //! `check` is pure and gives a [`Candidate`]; only a verified ICV turns it into an [`Authenticated`] number,
 //! and only that can be committed. Commit looks again: two copies in one burst both pass `check`.
+//!
+//! # How it works without a lock
+//!
+//! Numbers fall into blocks of 32. A block has one slot, `block % slots`, shared with every `slots`-th block.
+//! A slot is one atomic word: the number of the block that owns it (its low 32 bits) and one bit for each
+//! of that block's numbers. So one compare-and-swap tests and sets a bit *and* hands the slot over to a later
+//! block, and there is nothing to clear when the window moves:
+//!
+//! - the slot holds an earlier block: ours replaces it, with our bit alone;
+//! - it holds our block: our bit is tested and set;
+//! - it holds a later block: our number has left the window.
+//!
+//! A slot's block only grows and a block's bits only fill up, so no number is accepted twice, whatever the
+//! right edge says. The edge (the highest number committed) decides what is *too old*. It is a separate
+//! atomic, raised after the swap and before `commit` returns: it never claims a number that is not marked yet.
+//!
+//! With at least ceil((W + 31) / 32) slots, the next block of a slot begins W numbers or more after the last
+//! number of the previous one. So a slot never has to give up a number that is still inside the window.
+
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::crypto::IcvValid;
+
+/// Numbers per block: the bits of half a word.
+const BLOCK: u32 = 32;
+
+/// Block numbers are compared as a signed 32-bit difference, so a slot must not fall 2^31 blocks behind. Whoever
+/// carries the edge over a multiple of 2^34 numbers (2^29 blocks) moves every slot up first.
+const ERA_SHIFT: u32 = 34;
 
 /// Why a number is refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,7 +61,18 @@ impl Candidate {
     }
 }
 
-/// A number whose packet carried a right ICV.
+/// A number whose packet carried a right ICV. It carries all 64 bits: commit never infers them again, because
+/// the edge may have moved on since `check`.
+///
+/// ```compile_fail,E0451
+/// let forged = adit_engine::sa::replay::Authenticated { sequence: 7 };
+/// ```
+/// A number that was only checked cannot be committed:
+/// ```compile_fail,E0308
+/// # use adit_engine::sa::replay::ReplayWindow;
+/// let window = ReplayWindow::new(64, false, 0);
+/// window.commit(window.check(1).unwrap());
+/// ```
 #[derive(Debug)]
 pub struct Authenticated {
     sequence: u64,
@@ -42,14 +80,51 @@ pub struct Authenticated {
 
 /// The window of one inbound SA: lock-free, shared by any number of workers.
 pub struct ReplayWindow {
-    _todo: (),
+    size: u32,
+    esn: bool,
+    /// The highest number committed ("T" in RFC 4303 appendix A).
+    edge: AtomicU64,
+    /// A power of two of them, so that the slot of a block follows from its low bits.
+    slots: Box<[AtomicU64]>,
+}
+
+/// The block that `sequence` belongs to: 59 bits, of which a slot keeps the low 32.
+fn block_of(sequence: u64) -> u64 {
+    sequence / u64::from(BLOCK)
+}
+
+fn bit_of(sequence: u64) -> u32 {
+    1 << (sequence % u64::from(BLOCK))
+}
+
+fn pack(block: u64, bits: u32) -> u64 {
+    block << 32 | u64::from(bits)
+}
+
+/// The signed distance from the slot's block to `block`: positive if the slot is behind.
+fn ahead_of(block: u64, slot: u64) -> i32 {
+    (block as u32).wrapping_sub((slot >> 32) as u32) as i32
 }
 
 impl ReplayWindow {
-    /// A window of `size` numbers (32..=65536, or 0 = off), right edge at `last`.
+    /// A window of `size` numbers (32..=65536, or 0 = off), right edge at `last`. Every number at or below
+    /// `last` counts as received: what is not known to be new is not accepted.
     pub fn new(size: u32, esn: bool, last: u64) -> Self {
-        let _ = (size, esn, last);
-        todo!()
+        let count = match size {
+            0 => 0,
+            _ => u64::from(size + BLOCK - 1).div_ceil(u64::from(BLOCK)).next_power_of_two(),
+        };
+        let edge_block = block_of(last);
+        let slots = (0..count)
+            .map(|index| {
+                // The latest block of this slot at or before the edge's (it may be "negative" near zero,
+                // which is right: earlier than every block there is).
+                let behind = edge_block.wrapping_sub(index) % count;
+                let bits = if behind == 0 { bit_of(last) | (bit_of(last) - 1) } else { u32::MAX };
+                AtomicU64::new(pack(edge_block.wrapping_sub(behind), bits))
+            })
+            .collect();
+        Self { size, esn, edge: AtomicU64::new(last), slots }
     }
 
     /// Looks a wire number up without changing anything; infers the high word with ESN.
@@ -57,33 +132,145 @@ impl ReplayWindow {
     /// # Errors
     /// [`Refused`].
     pub fn check(&self, sequence_low: u32) -> Result<Candidate, Refused> {
-        let _ = sequence_low;
-        todo!()
+        let edge = self.edge.load(Ordering::Acquire);
+        let sequence = if self.esn {
+            let high = infer_high(self.size, edge, sequence_low).ok_or(Refused::Impossible)?;
+            u64::from(high) << 32 | u64::from(sequence_low)
+        } else {
+            u64::from(sequence_low)
+        };
+        if self.size != 0 {
+            self.refuse_by_edge(sequence, edge)?;
+            // The edge may move between the two loads. Any answer is right then, for commit looks again.
+            marked(sequence, self.slot(sequence).load(Ordering::Acquire))?;
+        }
+        Ok(Candidate { sequence })
     }
 
-    /// Marks the number received; exactly one commit of a number succeeds, whoever calls it.
+    /// Marks the number received; exactly one commit of a number succeeds, whoever calls it. With the window
+    /// off every commit succeeds and only the edge moves.
     ///
     /// # Errors
     /// [`Refused`] when another copy came first or the window moved past it.
     pub fn commit(&self, number: Authenticated) -> Result<(), Refused> {
-        let _ = number.sequence;
-        todo!()
+        self.commit_number(number.sequence)
+    }
+
+    fn commit_number(&self, sequence: u64) -> Result<(), Refused> {
+        if self.size != 0 {
+            self.mark(sequence)?;
+        }
+        // After the swap: an edge at T promises that T is marked. Before returning: what starts after this
+        // commit sees at least this edge. Release publishes the mark to whoever acquires the edge.
+        self.edge.fetch_max(sequence, Ordering::AcqRel);
+        Ok(())
+    }
+
+    fn mark(&self, sequence: u64) -> Result<(), Refused> {
+        let slot = self.slot(sequence);
+        let mut seen = slot.load(Ordering::Acquire);
+        loop {
+            // The edge is looked at in every round: it may have moved since `check`, and since a lost swap.
+            let edge = self.edge.load(Ordering::Acquire);
+            self.refuse_by_edge(sequence, edge)?;
+            if sequence >> ERA_SHIFT > edge >> ERA_SHIFT {
+                self.move_up(sequence, edge);
+                seen = slot.load(Ordering::Acquire);
+            }
+            let with_ours = marked(sequence, seen)?;
+            match slot.compare_exchange_weak(seen, with_ours, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Ok(()),
+                Err(current) => seen = current,
+            }
+        }
+    }
+
+    /// Before the edge enters a new era at `sequence`: gives every slot that `sequence` pushes out of the window
+    /// a block just outside of it, so that no slot is ever more than an era and a jump behind. `edge` is the
+    /// edge before; all slots are within 2^31 blocks of it.
+    fn move_up(&self, sequence: u64, edge: u64) {
+        let count = self.slots.len() as u64;
+        let (block, edge_block) = (block_of(sequence), block_of(edge));
+        for (index, slot) in (0..).zip(&self.slots) {
+            // The latest block of this slot that lies `count` blocks or more before ours: out of the window.
+            let floor = block - count - (block.wrapping_sub(index) % count);
+            let mut seen = slot.load(Ordering::Acquire);
+            // The slot's full block number: its low half, read as a distance from the edge. (Signed: a slot
+            // never used may hold a block before zero. Blocks have 59 bits.)
+            while (edge_block as i64) - i64::from(ahead_of(edge_block, seen)) < floor as i64 {
+                match slot.compare_exchange_weak(
+                    seen,
+                    pack(floor, u32::MAX),
+                    Ordering::AcqRel,
+                    Ordering::Acquire,
+                ) {
+                    Ok(_) => break,
+                    Err(current) => seen = current,
+                }
+            }
+        }
+    }
+
+    fn slot(&self, sequence: u64) -> &AtomicU64 {
+        &self.slots[block_of(sequence) as usize & (self.slots.len() - 1)]
+    }
+
+    fn refuse_by_edge(&self, sequence: u64, edge: u64) -> Result<(), Refused> {
+        // RFC 4303 section 3.3.3: the first packet sent on an SA carries 1.
+        if sequence == 0 {
+            return Err(Refused::Impossible);
+        }
+        // The window is edge-W+1..=edge.
+        if edge.saturating_sub(sequence) >= u64::from(self.size) {
+            return Err(Refused::TooOld);
+        }
+        Ok(())
     }
 
     /// The highest number committed.
     pub fn right_edge(&self) -> u64 {
-        todo!()
+        self.edge.load(Ordering::Acquire)
     }
 
     /// Window size in numbers, 0 when off.
     pub fn size(&self) -> u32 {
-        todo!()
+        self.size
+    }
+
+    /// Bytes of the window beside the SA itself.
+    pub fn slot_bytes(&self) -> usize {
+        size_of_val(&*self.slots)
+    }
+}
+
+/// `slot` with `sequence` marked in it.
+fn marked(sequence: u64, slot: u64) -> Result<u64, Refused> {
+    let block = block_of(sequence);
+    let bit = bit_of(sequence);
+    match ahead_of(block, slot) {
+        1.. => Ok(pack(block, bit)),
+        0 if slot as u32 & bit != 0 => Err(Refused::Duplicate),
+        0 => Ok(slot | u64::from(bit)),
+        // A later block's commit raises the edge beyond us as soon as it returns.
+        _ => Err(Refused::TooOld),
     }
 }
 
 /// RFC 4303 appendix A2.2: the high word of `sequence_low` for right edge `edge` and window `size`.
 /// `None` when it would lie below 0 or above 2^32-1.
 pub fn infer_high(size: u32, edge: u64, sequence_low: u32) -> Option<u32> {
-    let _ = (size, edge, sequence_low);
-    todo!()
+    let (edge_high, edge_low) = ((edge >> 32) as u32, edge as u32);
+    let span = size.saturating_sub(1);
+    let bottom = edge_low.wrapping_sub(span);
+    if edge_low >= span {
+        // Case A: the window lies within one subspace. Below it means the next one.
+        if sequence_low >= bottom { Some(edge_high) } else { edge_high.checked_add(1) }
+    } else {
+        // Case B: the window begins in the subspace before. In its left part means that one.
+        if sequence_low >= bottom { edge_high.checked_sub(1) } else { Some(edge_high) }
+    }
 }
+
+#[cfg(test)]
+#[path = "replay_tests.rs"]
+mod tests;

@@ -1,11 +1,12 @@
 //! A validated request for an SA: what control gives and tables keep. Keys are handed over beside it.
 
-use std::net::IpAddr;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
 
-use super::selector::Selector;
+use super::selector::{AddressRange, PortRange, Selector, UpperSelector};
 use crate::crypto::Suite;
 use crate::transform::tunnel::{DontFragment, Dscp};
-use crate::wire::Spi;
+use crate::wire::{Spi, protocol};
 
 /// Who may number and transmit an outbound SA's packets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -43,7 +44,8 @@ pub struct InboundSpec {
     pub sa: SaSpec,
     /// Anti-replay window: 32..=65536, or 0 = off (only when written out; refused with ESN).
     pub replay_window: u32,
-    /// Highest sequence number already received (offline runs): 0 for a new SA.
+    /// Highest sequence number already received (offline runs): 0 for a new SA. What is at or below it is
+    /// refused as received.
     pub last_sequence: u64,
 }
 
@@ -63,3 +65,157 @@ pub struct OutboundSpec {
     /// Last sequence number already used (offline runs): 0 for a new SA.
     pub last_sequence: u64,
 }
+
+/// Smallest and largest anti-replay window, in numbers.
+pub const REPLAY_WINDOW: std::ops::RangeInclusive<u32> = 32..=65536;
+
+/// Which field of a request is wrong, and what it should be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SpecError {
+    /// The field, as the request names it.
+    pub field: &'static str,
+    /// What was expected there, and what was found.
+    pub expected: String,
+}
+
+impl fmt::Display for SpecError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: expected {}", self.field, self.expected)
+    }
+}
+
+impl std::error::Error for SpecError {}
+
+/// An error about `field` unless `holds`.
+fn expect(holds: bool, field: &'static str, expected: impl FnOnce() -> String) -> Result<(), SpecError> {
+    if holds { Ok(()) } else { Err(SpecError { field, expected: expected() }) }
+}
+
+impl SaSpec {
+    /// The highest sequence number an SA may ever use: it never cycles (RFC 4303 section 3.3.3).
+    pub fn sequence_limit(&self) -> u64 {
+        if self.esn { u64::MAX } else { u64::from(u32::MAX) }
+    }
+
+    /// Checks what both directions share.
+    ///
+    /// # Errors
+    /// The first wrong field.
+    pub fn validate(&self) -> Result<(), SpecError> {
+        expect(!self.tunnel.is_empty(), "tunnel", || "a name".into())?;
+        // RFC 4303 section 2.1: 0 is never sent, 1 to 255 are reserved.
+        expect(self.spi.0 >= 256, "spi", || format!("256 or above, not {}", self.spi.0))?;
+        validate_endpoint("local", self.local)?;
+        validate_endpoint("remote", self.remote)?;
+        expect(self.local.is_ipv4() == self.remote.is_ipv4(), "remote", || {
+            format!("an address of the version of local ({}), not {}", self.local, self.remote)
+        })?;
+        expect(self.local != self.remote, "remote", || {
+            format!("another address than local ({})", self.local)
+        })?;
+        expect(!self.selectors.is_empty(), "selectors", || "at least one".into())?;
+        self.selectors.iter().try_for_each(Selector::validate)
+    }
+}
+
+/// Tunnel endpoints are unicast: RFC 4301 section 4.1's multicast SAs are another kind, which adit does not have.
+fn validate_endpoint(field: &'static str, address: IpAddr) -> Result<(), SpecError> {
+    let unicast =
+        !address.is_multicast() && !address.is_unspecified() && address != IpAddr::V4(Ipv4Addr::BROADCAST);
+    expect(unicast, field, || format!("a unicast address, not {address}"))
+}
+
+impl InboundSpec {
+    /// Checks the request.
+    ///
+    /// # Errors
+    /// The first wrong field.
+    pub fn validate(&self) -> Result<(), SpecError> {
+        self.sa.validate()?;
+        let window = self.replay_window;
+        expect(window == 0 || REPLAY_WINDOW.contains(&window), "replay_window", || {
+            format!(
+                "{} to {} numbers, or 0 for none, not {window}",
+                REPLAY_WINDOW.start(),
+                REPLAY_WINDOW.end()
+            )
+        })?;
+        // RFC 4303 section 3.3.3: the high word is inferred from the window, so ESN needs one.
+        expect(window != 0 || !self.sa.esn, "replay_window", || {
+            "32 or more, not 0: extended sequence numbers need a window".into()
+        })?;
+        let limit = self.sa.sequence_limit();
+        expect(self.last_sequence <= limit, "last_sequence", || {
+            format!("at most {limit}, not {}", self.last_sequence)
+        })
+    }
+}
+
+impl OutboundSpec {
+    /// Checks the request.
+    ///
+    /// # Errors
+    /// The first wrong field.
+    pub fn validate(&self) -> Result<(), SpecError> {
+        self.sa.validate()?;
+        expect(self.ttl != 0, "ttl", || "1 to 255, not 0".into())?;
+        if let Dscp::Fixed(value) = self.dscp {
+            expect(value < 64, "dscp", || format!("0 to 63, not {value}"))?;
+        }
+        let limit = self.sa.sequence_limit();
+        expect(self.last_sequence < limit, "last_sequence", || {
+            format!("below {limit}, so that a number is left, not {}", self.last_sequence)
+        })
+    }
+}
+
+impl Selector {
+    /// Checks that a packet can match: ranges in order, one version, a protocol that has what `upper` asks for.
+    ///
+    /// # Errors
+    /// The first wrong field.
+    pub fn validate(&self) -> Result<(), SpecError> {
+        let range = |field, range: &AddressRange| {
+            expect(range.is_valid(), field, || {
+                format!(
+                    "addresses of one version, the lower one first, not {} to {}",
+                    range.first, range.last
+                )
+            })
+        };
+        range("selectors.local", &self.local)?;
+        range("selectors.remote", &self.remote)?;
+        let v4 = self.local.first.is_ipv4();
+        expect(v4 == self.remote.first.is_ipv4(), "selectors.remote", || {
+            format!("addresses of the version of {}, not {}", self.local, self.remote)
+        })?;
+        match self.upper {
+            UpperSelector::Any => Ok(()),
+            UpperSelector::Ports { local, remote } => {
+                let with_ports = [protocol::TCP, protocol::UDP, protocol::SCTP];
+                expect(
+                    self.protocol.is_some_and(|it| with_ports.contains(&it)),
+                    "selectors.protocol",
+                    || "tcp (6), udp (17) or sctp (132) beside ports".into(),
+                )?;
+                let ports = |field, range: PortRange| {
+                    expect(range.first <= range.last, field, || format!("the lower port first, not {range}"))
+                };
+                ports("selectors.local_port", local)?;
+                ports("selectors.remote_port", remote)
+            }
+            UpperSelector::Icmp { kinds, codes } => {
+                let icmp = if v4 { protocol::ICMP } else { protocol::ICMPV6 };
+                expect(self.protocol == Some(icmp), "selectors.protocol", || {
+                    format!("{icmp} beside ICMP types for {}", self.local)
+                })?;
+                expect(kinds.0 <= kinds.1, "selectors.icmp_type", || "the lower type first".into())?;
+                expect(codes.0 <= codes.1, "selectors.icmp_code", || "the lower code first".into())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "spec_tests.rs"]
+mod tests;

@@ -1,6 +1,26 @@
 //! ESP packet arithmetic and trailers (RFC 4303 section 2): how long, where, how much padding.
+//!
+//! ```text
+//! | SPI 4 | Sequence 4 | IV | Payload | Padding 0..=255 | Pad Length 1 | Next Header 1 | ICV |
+//!                           |<-- ciphertext: a multiple of the alignment, at least 4 -->|
+//! ```
 
 use crate::crypto::Suite;
+use crate::wire::esp::HEADER_LENGTH;
+
+/// Pad length and next header.
+const TRAILER_LENGTH: usize = 2;
+
+/// RFC 4303 section 2.4: padding is 1, 2, 3, …; pad lengths are 0..=255.
+const PADDING: [u8; 255] = {
+    let mut padding = [0; 255];
+    let mut i = 0;
+    while i < padding.len() {
+        padding[i] = i as u8 + 1;
+        i += 1;
+    }
+    padding
+};
 
 /// Lengths of an ESP packet under one suite, computed once per SA.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -16,27 +36,35 @@ pub struct Layout {
 impl Layout {
     /// The layout of `suite`.
     pub fn new(suite: &Suite) -> Self {
-        let _ = suite;
-        todo!()
+        Self { iv_length: suite.iv_length(), alignment: suite.alignment(), icv_length: suite.icv_length() }
+    }
+
+    /// Bytes around the ciphertext: header, IV, ICV.
+    #[inline]
+    fn around(&self) -> usize {
+        HEADER_LENGTH + usize::from(self.iv_length) + usize::from(self.icv_length)
     }
 
     /// Bytes from SPI to ICV for `payload_length` bytes with minimal padding (RFC 4303 section 2.4).
+    #[inline]
     pub fn esp_length(&self, payload_length: usize) -> usize {
-        let _ = payload_length;
-        todo!()
+        self.around() + (payload_length + TRAILER_LENGTH).next_multiple_of(usize::from(self.alignment))
     }
 
     /// The largest payload whose ESP packet fits into `esp_length` bytes; `None` if not even an empty one.
+    #[inline]
     pub fn max_payload(&self, esp_length: usize) -> Option<usize> {
-        let _ = esp_length;
-        todo!()
+        let room = esp_length.checked_sub(self.around())?;
+        (room - room % usize::from(self.alignment)).checked_sub(TRAILER_LENGTH)
     }
 
     /// Ciphertext length of an ESP packet of `esp_length` bytes, or `None` if it is too short or not a
     /// multiple of the alignment: the one length check before any crypto (RFC 4303 section 3.4.4.1).
+    #[inline]
     pub fn ciphertext_length(&self, esp_length: usize) -> Option<usize> {
-        let _ = esp_length;
-        todo!()
+        let length = esp_length.checked_sub(self.around())?;
+        // The alignment is at least 4, so a ciphertext that is not empty has room for the trailer.
+        (length != 0 && length.is_multiple_of(usize::from(self.alignment))).then_some(length)
     }
 }
 
@@ -62,7 +90,106 @@ pub enum BadTrailer {
 ///
 /// # Errors
 /// [`BadTrailer`].
+#[inline]
 pub fn trailer(plaintext: &[u8]) -> Result<Trailer, BadTrailer> {
-    let _ = plaintext;
-    todo!()
+    let (body, &[pad_length, next_header]) =
+        plaintext.split_last_chunk::<TRAILER_LENGTH>().ok_or(BadTrailer::PadLength)?;
+    let payload_length = body.len().checked_sub(usize::from(pad_length)).ok_or(BadTrailer::PadLength)?;
+    let (_, padding) = body.split_at(payload_length);
+    if padding != &PADDING[..padding.len()] {
+        return Err(BadTrailer::Padding);
+    }
+    Ok(Trailer { payload_length, next_header })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn layouts() -> impl Iterator<Item = Layout> {
+        [0u8, 8, 16].into_iter().flat_map(|iv_length| {
+            [4u8, 8, 16].into_iter().flat_map(move |alignment| {
+                [8u8, 12, 16, 24, 32].into_iter().map(move |icv_length| Layout {
+                    iv_length,
+                    alignment,
+                    icv_length,
+                })
+            })
+        })
+    }
+
+    #[test]
+    fn lengths_of_packets_that_others_built() {
+        // draft-mcgrew-gcm-test-01, cases 2, 6 and 12.
+        let gcm = Layout { iv_length: 8, alignment: 4, icv_length: 16 };
+        for (payload, esp) in [(62, 96), (24, 60), (0, 36)] {
+            assert_eq!(gcm.esp_length(payload), esp);
+        }
+        // RFC 3602 section 4, cases 5 to 8: AES-CBC without ICV.
+        let cbc = Layout { iv_length: 16, alignment: 16, icv_length: 0 };
+        for (payload, esp) in [(64, 104), (28, 56), (84, 120), (68, 104)] {
+            assert_eq!(cbc.esp_length(payload), esp);
+        }
+    }
+
+    /// The definition of RFC 4303 section 2.4, by trying: the least padding that aligns the trailer's end.
+    #[test]
+    fn minimal_padding_and_exact_inverse() {
+        for layout in layouts() {
+            let fixed = 8 + usize::from(layout.iv_length) + usize::from(layout.icv_length);
+            for payload in 0..600 {
+                let pad =
+                    (0..16).find(|pad| (payload + pad + 2) % usize::from(layout.alignment) == 0).unwrap();
+                let length = layout.esp_length(payload);
+                assert_eq!(length, fixed + payload + pad + 2);
+                assert_eq!(length % 4, 0, "RFC 4303 section 2.4: right-aligned in a 4-byte word");
+                assert_eq!(layout.ciphertext_length(length), Some(payload + pad + 2));
+                let largest = layout.max_payload(length).unwrap();
+                assert!(largest >= payload);
+                assert_eq!(layout.esp_length(largest), length);
+                assert!(layout.esp_length(largest + 1) > length);
+            }
+            for short in 0..fixed + usize::from(layout.alignment) {
+                assert_eq!(layout.max_payload(short), None);
+                assert_eq!(layout.ciphertext_length(short), None);
+            }
+        }
+    }
+
+    #[test]
+    fn every_pad_length_is_read() {
+        for pad in 0..=255u8 {
+            for payload in [0usize, 1, 20] {
+                let mut plaintext = vec![0xee; payload];
+                plaintext.extend(1..=pad);
+                plaintext.extend([pad, 4]);
+                let read = Trailer { payload_length: payload, next_header: 4 };
+                assert_eq!(trailer(&plaintext), Ok(read), "pad {pad}");
+                for wrong in payload..payload + usize::from(pad) {
+                    let mut plaintext = plaintext.clone();
+                    plaintext[wrong] ^= 0x80;
+                    assert_eq!(trailer(&plaintext), Err(BadTrailer::Padding));
+                }
+                // One byte more than there is.
+                let at = plaintext.len() - 2;
+                if let Ok(beyond) = u8::try_from(at + 1) {
+                    plaintext[at] = beyond;
+                    assert_eq!(trailer(&plaintext), Err(BadTrailer::PadLength));
+                }
+            }
+        }
+        for short in [&[][..], &[0]] {
+            assert_eq!(trailer(short), Err(BadTrailer::PadLength));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_plaintext_never_panics(plaintext in proptest::collection::vec(any::<u8>(), 0..600)) {
+            if let Ok(Trailer { payload_length, .. }) = trailer(&plaintext) {
+                prop_assert_eq!(payload_length + usize::from(plaintext[plaintext.len() - 2]) + 2, plaintext.len());
+            }
+        }
+    }
 }

@@ -2,5 +2,6 @@
 
 pub mod ecn;
 pub mod esp;
+pub mod fragment;
 pub mod mss;
 pub mod tunnel;

@@ -2,8 +2,11 @@
 
 use std::net::IpAddr;
 
+use super::ecn;
 use super::esp::Layout;
+use crate::wire::header::{IPV4_LENGTH, IPV6_LENGTH, Ipv4Header, Ipv6Header};
 use crate::wire::ip::{IpPacket, IpVersion};
+use crate::wire::protocol;
 
 /// Where the outer DSCP comes from (RFC 4301 section 5.1.2, RFC 2983).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,26 +46,91 @@ pub struct OuterHeader {
 
 impl OuterHeader {
     /// Version of the outer header.
+    #[inline]
     pub fn version(&self) -> IpVersion {
-        todo!()
+        match self.destination {
+            IpAddr::V4(_) => IpVersion::V4,
+            IpAddr::V6(_) => IpVersion::V6,
+        }
     }
 
     /// Bytes of the outer header: 20 or 40.
+    #[inline]
     pub fn length(&self) -> usize {
-        todo!()
+        match self.version() {
+            IpVersion::V4 => IPV4_LENGTH,
+            IpVersion::V6 => IPV6_LENGTH,
+        }
     }
 
     /// Writes the header for an ESP packet of `esp_length` bytes around `inner` into the first
     /// [`OuterHeader::length`] bytes of `out`. `identification` is used where DF is clear (RFC 6864 section 4).
     /// Options and extension headers are never copied outward.
+    ///
+    /// # Panics
+    /// If `out` is shorter, the endpoints differ in version, or `esp_length` is more than
+    /// [`OuterHeader::inside_mtu`] leads to: the caller's own numbers, none of them a peer's.
+    #[inline]
     pub fn write(&self, out: &mut [u8], inner: &IpPacket, esp_length: usize, identification: u16) {
-        let _ = (out, inner, esp_length, identification);
-        todo!()
+        // RFC 6040 section 4.1 for ECN, RFC 4301 section 5.1.2 for DSCP.
+        let dscp = match self.dscp {
+            Dscp::Copy => inner.traffic_class & 0xfc,
+            Dscp::Fixed(dscp) => dscp << 2,
+        };
+        let traffic_class = dscp | ecn::ingress(inner.traffic_class);
+        let length = |bytes: usize| u16::try_from(bytes).expect("inside_mtu bounds the packet");
+        match (self.source, self.destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                let dont_fragment = match self.dont_fragment {
+                    DontFragment::Copy => inner.dont_fragment,
+                    DontFragment::Set => true,
+                    DontFragment::Clear => false,
+                };
+                let header = Ipv4Header {
+                    traffic_class,
+                    total_length: length(IPV4_LENGTH + esp_length),
+                    // RFC 6864 section 4.1: with DF set, the field means nothing.
+                    identification: if dont_fragment { 0 } else { identification },
+                    dont_fragment,
+                    ttl: self.ttl,
+                    protocol: protocol::ESP,
+                    source,
+                    destination,
+                };
+                out[..IPV4_LENGTH].copy_from_slice(&header.to_bytes());
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                let header = Ipv6Header {
+                    traffic_class,
+                    payload_length: length(esp_length),
+                    next_header: protocol::ESP,
+                    hop_limit: self.ttl,
+                    source,
+                    destination,
+                };
+                out[..IPV6_LENGTH].copy_from_slice(&header.to_bytes());
+            }
+            _ => unreachable!("a tunnel's endpoints have one version"),
+        }
     }
 
-    /// The largest inner packet that leaves as one outer packet of at most `outside_mtu` bytes.
+    /// The largest inner packet that leaves as one outer packet of at most `outside_mtu` bytes; 0 where not
+    /// even an empty one does.
+    #[inline]
     pub fn inside_mtu(&self, outside_mtu: u32, layout: &Layout) -> u32 {
-        let _ = (outside_mtu, layout);
-        todo!()
+        // Total length (IPv4) and payload length (IPv6) have 16 bits, whatever the link carries.
+        let largest = match self.version() {
+            IpVersion::V4 => usize::from(u16::MAX),
+            IpVersion::V6 => IPV6_LENGTH + usize::from(u16::MAX),
+        };
+        (outside_mtu as usize)
+            .min(largest)
+            .checked_sub(self.length())
+            .and_then(|esp_length| layout.max_payload(esp_length))
+            .map_or(0, |payload| payload as u32)
     }
 }
+
+#[cfg(test)]
+#[path = "tunnel_tests.rs"]
+mod tests;

@@ -1,8 +1,30 @@
 //! IPv4 (RFC 791) and IPv6 (RFC 8200) headers, read once into an [`IpPacket`].
+//!
+//! ```text
+//! IPv4 (RFC 791 section 3.1)                     IPv6 (RFC 8200 section 3)
+//! |Ver| IHL |  TOS  |      Total Length     |  0 |Ver| Traffic Class |     Flow Label     |  0
+//! |    Identification     |0|D|M|Fr. Offset |  4 |   Payload Length  |Next Header|Hop Lim.|  4
+//! |   TTL   | Protocol    | Header Checksum |  8 |                                         |  8
+//! |             Source Address              | 12 |         Source Address, 16 bytes        |
+//! |           Destination Address           | 16 |                                         | 24
+//! |           Options (IHL > 5) …           | 20 |      Destination Address, 16 bytes      |
+//!                                                |         Extension headers …             | 40
+//!
+//! Extension headers: the first byte is the next header, the second a length
+//! |Next Header| Length |  Hop-by-Hop, Routing, Destination Options, Mobility: (length + 1) * 8 bytes;
+//!                         AH: (length + 2) * 4 (RFC 4302 section 2.2)
+//! |Next Header|Reserved| Fragment Offset:13 |Res:2|M|   Identification, 4 bytes   |  Fragment: 8 bytes
+//! ```
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::Malformed;
+use super::checksum::{self, Sum};
+use super::header::{DONT_FRAGMENT, FRAGMENT_OFFSET, IPV4_LENGTH, IPV6_LENGTH, MORE_FRAGMENTS};
+use super::{Malformed, protocol};
+
+/// Most extension headers in one packet. RFC 8200 section 4.1 recommends an order of at most six in front of
+/// the next layer; longer chains serve only to hide what comes behind them.
+const MAX_EXTENSION_HEADERS: usize = 8;
 
 /// The two versions.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -86,20 +108,255 @@ pub struct IpPacket {
 ///
 /// # Errors
 /// [`Malformed`] with the one reason.
+#[inline]
 pub fn parse(bytes: &[u8]) -> Result<IpPacket, Malformed> {
-    let _ = bytes;
-    todo!()
+    match bytes.first().ok_or(Malformed::TooShort)? >> 4 {
+        4 => parse_v4(bytes),
+        6 => parse_v6(bytes),
+        _ => Err(Malformed::Version),
+    }
+}
+
+#[inline]
+fn parse_v4(bytes: &[u8]) -> Result<IpPacket, Malformed> {
+    let fixed = bytes.first_chunk::<IPV4_LENGTH>().ok_or(Malformed::TooShort)?;
+    let header_length = usize::from(fixed[0] & 0x0f) * 4;
+    if header_length < IPV4_LENGTH {
+        return Err(Malformed::HeaderLength);
+    }
+    let total_length = u16::from_be_bytes([fixed[2], fixed[3]]);
+    let packet = bytes.get(..usize::from(total_length)).ok_or(Malformed::TotalLength)?;
+    let (header, payload) = packet.split_at_checked(header_length).ok_or(Malformed::TotalLength)?;
+    // The usual header has a length the compiler knows.
+    let sum =
+        if header_length == IPV4_LENGTH { checksum::internet(fixed) } else { checksum::internet(header) };
+    if sum != 0 {
+        return Err(Malformed::Checksum);
+    }
+
+    let flags = u16::from_be_bytes([fixed[6], fixed[7]]);
+    let fragment = match (flags & FRAGMENT_OFFSET, flags & MORE_FRAGMENTS) {
+        (0, 0) => Fragment::Whole,
+        (0, _) => Fragment::First,
+        _ => Fragment::Later,
+    };
+    let protocol = fixed[9];
+    Ok(IpPacket {
+        version: IpVersion::V4,
+        flow: Flow {
+            source: IpAddr::V4(Ipv4Addr::new(fixed[12], fixed[13], fixed[14], fixed[15])),
+            destination: IpAddr::V4(Ipv4Addr::new(fixed[16], fixed[17], fixed[18], fixed[19])),
+            protocol,
+            upper: upper(protocol, payload, fragment),
+        },
+        header_length: header_length as u16,
+        payload_offset: header_length as u16,
+        total_length: u32::from(total_length),
+        ttl: fixed[8],
+        traffic_class: fixed[1],
+        dont_fragment: flags & DONT_FRAGMENT != 0,
+        fragment,
+    })
+}
+
+#[inline]
+fn parse_v6(bytes: &[u8]) -> Result<IpPacket, Malformed> {
+    let fixed = bytes.first_chunk::<IPV6_LENGTH>().ok_or(Malformed::TooShort)?;
+    let payload_length = u16::from_be_bytes([fixed[4], fixed[5]]);
+    let next_header = fixed[6];
+    // RFC 2675 section 2: a jumbogram has payload length 0 and its length in a hop-by-hop option. Length 0
+    // without that header is a packet of 40 bytes (RFC 8200 section 4.7, next header 59).
+    if payload_length == 0 && next_header == protocol::HOP_BY_HOP {
+        return Err(Malformed::TotalLength);
+    }
+    let total_length = IPV6_LENGTH + usize::from(payload_length);
+    let packet = bytes.get(..total_length).ok_or(Malformed::TotalLength)?;
+    let chain = extension_headers(packet, next_header)?;
+
+    let (source, destination) = fixed[8..].split_at(16);
+    let address = |octets: &[u8]| IpAddr::V6(Ipv6Addr::from(*octets.first_chunk::<16>().unwrap_or(&[0; 16])));
+    Ok(IpPacket {
+        version: IpVersion::V6,
+        flow: Flow {
+            source: address(source),
+            destination: address(destination),
+            protocol: chain.protocol,
+            upper: upper(chain.protocol, packet.get(chain.offset..).unwrap_or_default(), chain.fragment),
+        },
+        header_length: IPV6_LENGTH as u16,
+        payload_offset: chain.offset as u16,
+        total_length: total_length as u32,
+        ttl: fixed[7],
+        traffic_class: fixed[0] << 4 | fixed[1] >> 4,
+        dont_fragment: true,
+        fragment: chain.fragment,
+    })
+}
+
+/// Where a chain of extension headers leads.
+struct Chain {
+    /// The next layer, or in a later fragment what its Fragment header says follows.
+    protocol: u8,
+    /// Where that begins; at most the length of the packet.
+    offset: usize,
+    fragment: Fragment,
+    /// An AH covers what follows.
+    authenticated: bool,
+}
+
+/// Follows the next-header fields of `packet`, which is at least [`IPV6_LENGTH`] long. Every turn moves on by
+/// at least 8 bytes and there are at most [`MAX_EXTENSION_HEADERS`] of them.
+#[inline]
+fn extension_headers(packet: &[u8], next_header: u8) -> Result<Chain, Malformed> {
+    let mut chain =
+        Chain { protocol: next_header, offset: IPV6_LENGTH, fragment: Fragment::Whole, authenticated: false };
+    let mut fragmented = false;
+    for _ in 0..=MAX_EXTENSION_HEADERS {
+        match chain.protocol {
+            // Only directly behind the IPv6 header (RFC 8200 section 4.1).
+            protocol::HOP_BY_HOP if chain.offset == IPV6_LENGTH => {}
+            // Not twice: reassembly would not agree on which of them counts.
+            protocol::FRAGMENT if !fragmented => {}
+            protocol::HOP_BY_HOP | protocol::FRAGMENT => return Err(Malformed::HeaderLength),
+            protocol::ROUTING | protocol::AH | protocol::DESTINATION_OPTIONS | protocol::MOBILITY => {}
+            _ => return Ok(chain),
+        }
+        let rest = packet.get(chain.offset..).unwrap_or_default();
+        let header = *rest.first_chunk::<8>().ok_or(Malformed::HeaderLength)?;
+        let length = match chain.protocol {
+            protocol::FRAGMENT => {
+                fragmented = true;
+                let field = u16::from_be_bytes([header[2], header[3]]);
+                chain.fragment = match (field >> 3, field & 1) {
+                    // RFC 6946: an atomic fragment is a whole packet.
+                    (0, 0) => Fragment::Whole,
+                    (0, _) => Fragment::First,
+                    _ => Fragment::Later,
+                };
+                8
+            }
+            protocol::AH => {
+                chain.authenticated = true;
+                (usize::from(header[1]) + 2) * 4
+            }
+            _ => (usize::from(header[1]) + 1) * 8,
+        };
+        if length > rest.len() {
+            return Err(Malformed::HeaderLength);
+        }
+        chain.offset += length;
+        chain.protocol = header[0];
+        if chain.fragment == Fragment::Later {
+            // What follows is the middle of a datagram.
+            return Ok(chain);
+        }
+    }
+    Err(Malformed::HeaderLength)
+}
+
+/// Ports or type and code, where they are there to be read.
+#[inline]
+fn upper(protocol: u8, payload: &[u8], fragment: Fragment) -> Upper {
+    if fragment == Fragment::Later {
+        return Upper::Opaque;
+    }
+    match protocol {
+        protocol::TCP | protocol::UDP | protocol::SCTP => match payload.first_chunk() {
+            Some(&[s0, s1, d0, d1]) => Upper::Ports {
+                source: u16::from_be_bytes([s0, s1]),
+                destination: u16::from_be_bytes([d0, d1]),
+            },
+            None => Upper::Opaque,
+        },
+        protocol::ICMP | protocol::ICMPV6 => match payload.first_chunk() {
+            Some(&[kind, code]) => Upper::Icmp { kind, code },
+            None => Upper::Opaque,
+        },
+        _ => Upper::Opaque,
+    }
+}
+
+/// Whether an IPv6 AH stands in front of the next layer, which then must not be changed. `packet` is what
+/// `parsed` was read from. (In IPv4, AH is the next layer itself.)
+pub fn is_authenticated(packet: &[u8], parsed: &IpPacket) -> bool {
+    parsed.version == IpVersion::V6
+        && parsed.payload_offset != parsed.header_length
+        && packet
+            .get(6)
+            .is_some_and(|next| extension_headers(packet, *next).is_ok_and(|chain| chain.authenticated))
 }
 
 /// Decrements TTL or hop limit in place and mends the IPv4 checksum (RFC 1624). `bytes` begins at the
 /// IP header of an already parsed packet with TTL > 1.
+#[inline]
 pub fn decrement_ttl(bytes: &mut [u8], version: IpVersion) {
-    let _ = (bytes, version);
-    todo!()
+    match version {
+        IpVersion::V4 => {
+            if let Some(header) = bytes.first_chunk_mut::<IPV4_LENGTH>() {
+                let old = u16::from_be_bytes([header[8], header[9]]);
+                header[8] = header[8].saturating_sub(1);
+                mend_v4(header, old, u16::from_be_bytes([header[8], header[9]]));
+            }
+        }
+        IpVersion::V6 => {
+            if let Some(header) = bytes.first_chunk_mut::<IPV6_LENGTH>() {
+                header[7] = header[7].saturating_sub(1);
+            }
+        }
+    }
 }
 
-/// Replaces DSCP+ECN in place and mends the IPv4 checksum.
+/// Replaces DSCP+ECN in place and mends the IPv4 checksum. `bytes` begins at the IP header of an already
+/// parsed packet.
+#[inline]
 pub fn set_traffic_class(bytes: &mut [u8], version: IpVersion, traffic_class: u8) {
-    let _ = (bytes, version, traffic_class);
-    todo!()
+    match version {
+        IpVersion::V4 => {
+            if let Some(header) = bytes.first_chunk_mut::<IPV4_LENGTH>() {
+                let old = u16::from_be_bytes([header[0], header[1]]);
+                header[1] = traffic_class;
+                mend_v4(header, old, u16::from_be_bytes([header[0], header[1]]));
+            }
+        }
+        IpVersion::V6 => {
+            if let Some(header) = bytes.first_chunk_mut::<IPV6_LENGTH>() {
+                header[0] = header[0] & 0xf0 | traffic_class >> 4;
+                header[1] = header[1] & 0x0f | traffic_class << 4;
+            }
+        }
+    }
 }
+
+#[inline]
+fn mend_v4(header: &mut [u8; IPV4_LENGTH], old: u16, new: u16) {
+    let checksum = checksum::update(u16::from_be_bytes([header[10], header[11]]), old, new);
+    [header[10], header[11]] = checksum.to_be_bytes();
+}
+
+/// Whether a TCP or UDP packet holds, instead of its checksum, the sum of the pseudo-header only: what
+/// Linux leaves there for the hardware when transmit checksum offload is on. Such a packet is useless to its
+/// receiver. `packet` is what `parsed` was read from.
+///
+/// No false alarm: one right checksum in 65,536 equals that sum by chance, so a match is settled by the full
+/// checksum. Fragments are never offloaded.
+#[inline]
+pub fn has_partial_checksum(packet: &[u8], parsed: &IpPacket) -> bool {
+    let at = match (parsed.fragment, parsed.flow.protocol) {
+        (Fragment::Whole, protocol::TCP) => 16,
+        (Fragment::Whole, protocol::UDP) => 6,
+        _ => return false,
+    };
+    let addresses = match parsed.version {
+        IpVersion::V4 => packet.get(12..20),
+        IpVersion::V6 => packet.get(8..40),
+    };
+    let segment = packet.get(usize::from(parsed.payload_offset)..parsed.total_length as usize);
+    let (Some(addresses), Some(segment)) = (addresses, segment) else { return false };
+    let Some(stored) = segment.get(at..).and_then(|rest| rest.first_chunk()) else { return false };
+    let pseudo = Sum::default().pseudo_header(addresses, segment.len() as u32, parsed.flow.protocol);
+    u16::from_be_bytes(*stored) == pseudo.fold() && pseudo.bytes(segment).checksum() != 0
+}
+
+#[cfg(test)]
+#[path = "ip_tests.rs"]
+mod tests;

@@ -4,8 +4,12 @@
 pub mod checksum;
 pub mod esp;
 pub mod ethernet;
+pub mod header;
 pub mod icmp;
 pub mod ip;
+
+#[cfg(test)]
+pub(crate) mod frames;
 
 /// Security Parameters Index (RFC 4303 section 2.1), in host byte order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -1,0 +1,716 @@
+//! From what is written to what it means: the rules of a configuration, all problems at once.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::config::{
+    ActionName, AuthenticationName, DfName, DirectionName, Document, EncryptionName, EngineTable, FallbackName, File,
+    InterfaceTable, PolicyTable, ProfileTable, SaTable, Scalar, Secret, SideName, TunnelTable, WorkersName, XdpMode,
+};
+use super::keyring::Fingerprint;
+use super::problem::Problems;
+use super::settings::{Engine, Interface, PolicySettings, SaRequest, Settings, TunnelRequest, TunnelSettings};
+use super::{group, keys, value};
+use crate::crypto::key::{self, KeyMaterial};
+use crate::crypto::suite::SuiteError;
+use crate::crypto::{Authentication, Encryption, Opener, Suite};
+use crate::policy::spd::Fallback;
+use crate::route::Side;
+use crate::sa::selector::{Direction, PortRange, Selector, UpperSelector};
+use crate::sa::spec::Workers;
+use crate::transform::tunnel::{DontFragment, Dscp};
+use crate::wire::ip::{Flow, Fragment, Upper};
+use crate::wire::{Spi, protocol};
+
+/// The anti-replay window when none is written.
+pub const DEFAULT_REPLAY_WINDOW: u32 = 1024;
+
+/// What else decides whether a table stands.
+pub struct Rules<'a> {
+    /// Profiles that tunnels may name.
+    pub profiles: &'a BTreeMap<String, ProfileTable>,
+    /// Weak algorithms are allowed.
+    pub allow_legacy: bool,
+    /// The default of a tunnel's own `clamp-mss`.
+    pub clamp_mss: bool,
+    /// `file:` keys may be followed.
+    pub key_files: bool,
+    /// An offline run: no interfaces needed, sequence numbers may be given.
+    pub offline: bool,
+}
+
+/// Reads and checks a configuration: everything that can be known without a running daemon.
+///
+/// # Errors
+/// All problems, each with its field and line.
+pub fn load(text: &str, offline: bool) -> Result<Settings, Problems> {
+    let document = Document::parse(text)?;
+    let mut problems = Problems::default();
+    let mut settings = file(document.file()?, offline, &mut problems);
+    if let Some(settings) = &mut settings {
+        // Only equality counts here, so any secret will do; the daemon compares under its own.
+        let outlines: Vec<_> =
+            settings.tunnels.iter().map(|tunnel| Outline::of_request(tunnel, &[0; 32])).collect();
+        consistent(&outlines, &settings.policies, &mut problems);
+        for tunnel in outlines.iter().filter(|tunnel| tunnel.inbound.is_none() && tunnel.outbound.is_none()) {
+            settings.warnings.push(format!("{}: a tunnel without SAs carries nothing", tunnel.field));
+        }
+    }
+    document.locate(&mut problems);
+    match settings {
+        Some(settings) if problems.is_empty() => Ok(settings),
+        _ => Err(problems),
+    }
+}
+
+/// As [`load`], from a file.
+///
+/// # Errors
+/// As [`load`], or that the file cannot be read.
+pub fn load_file(path: &Path, offline: bool) -> Result<Settings, Problems> {
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        Problems::one(path.display().to_string(), format!("expected a readable configuration file: {error}"))
+    })?;
+    load(&zeroize::Zeroizing::new(text), offline)
+}
+
+fn file(file: File, offline: bool, problems: &mut Problems) -> Option<Settings> {
+    let engine = engine(&file.engine, problems);
+    let interfaces = interfaces(&file.interface, engine.xdp_mode, offline, problems);
+    for (name, table) in &file.profile {
+        let path = format!("profile.{name}");
+        plain_name(&path, name, problems);
+        crypto(&path, Written::of_profile(table), engine.allow_legacy, problems);
+        if let Some(group) = &table.dh_group {
+            dh_group(&path, group, engine.allow_legacy, problems);
+        }
+    }
+    let rules = Rules {
+        profiles: &file.profile,
+        allow_legacy: engine.allow_legacy,
+        clamp_mss: engine.clamp_mss,
+        key_files: true,
+        offline,
+    };
+    let mut warnings = Vec::new();
+    let tunnels: Vec<_> = file
+        .tunnel
+        .iter()
+        .enumerate()
+        .filter_map(|(index, table)| tunnel(table, format!("tunnel[{index}]"), &rules, &mut warnings, problems))
+        .collect();
+    let policies: Vec<_> = file
+        .policy
+        .iter()
+        .enumerate()
+        .filter_map(|(index, table)| policy(table, format!("policy[{index}]"), problems))
+        .collect();
+    if tunnels.len() < file.tunnel.len() || policies.len() < file.policy.len() {
+        return None;
+    }
+    Some(Settings { engine, interfaces, profiles: file.profile, tunnels, policies, warnings })
+}
+
+fn engine(table: &EngineTable, problems: &mut Problems) -> Engine {
+    let path = |field: &str, value: &Option<String>, default: &str, problems: &mut Problems| {
+        let path = PathBuf::from(value.as_deref().unwrap_or(default));
+        if !path.is_absolute() {
+            let found = value::found(&path.to_string_lossy());
+            problems.push(format!("engine.{field}"), format!("expected an absolute path, found {found}"));
+        }
+        path
+    };
+    let instance = table.instance.clone().unwrap_or_else(|| "adit".into());
+    plain_name("engine.instance", &instance, problems);
+    if let Some(cores) = &table.cores {
+        let mut sorted = cores.clone();
+        sorted.sort_unstable();
+        sorted.dedup();
+        if cores.is_empty() || sorted.len() < cores.len() {
+            problems.push("engine.cores", format!("expected at least one core, each once, found {cores:?}"));
+        }
+        if let Some(core) = cores.iter().find(|core| **core > 4095) {
+            problems.push("engine.cores", format!("expected core numbers up to 4095, found {core}"));
+        }
+    }
+    if let Some(name) = &table.socket_group
+        && group::id(name).is_none()
+    {
+        let found = value::found(name);
+        problems.push("engine.socket-group", format!("expected a group of this system, found {found}; groupadd it first"));
+    }
+    Engine {
+        cores: table.cores.clone(),
+        bpffs: path("bpffs", &table.bpffs, "/sys/fs/bpf", problems),
+        state_dir: path("state-dir", &table.state_dir, "/var/lib/adit", problems),
+        socket: path("socket", &table.socket, "/run/adit/adit.sock", problems),
+        socket_group: table.socket_group.clone(),
+        fallback: match table.default {
+            Some(FallbackName::Discard) => Fallback::Discard,
+            _ => Fallback::Kernel,
+        },
+        allow_legacy: table.allow_legacy.unwrap_or(false),
+        xdp_mode: table.xdp_mode.unwrap_or(XdpMode::Auto),
+        clamp_mss: table.clamp_mss.unwrap_or(true),
+        instance,
+    }
+}
+
+fn interfaces(tables: &[InterfaceTable], mode: XdpMode, offline: bool, problems: &mut Problems) -> Vec<Interface> {
+    for (index, table) in tables.iter().enumerate() {
+        let name = &table.name;
+        // IFNAMSIZ is 16 with the terminating zero.
+        let plain = !name.is_empty() && name.len() < 16 && !name.contains(|c: char| c == '/' || c.is_whitespace());
+        if !plain {
+            let found = value::found(name);
+            problems.push(format!("interface[{index}].name"), format!("expected an interface name, found {found}"));
+        }
+        if tables[..index].iter().any(|other| other.name == *name) {
+            problems.push(format!("interface[{index}].name"), format!("expected each interface once, found {name:?} again"));
+        }
+    }
+    for side in [SideName::Protected, SideName::Unprotected] {
+        if !offline && !tables.iter().any(|table| table.side == side) {
+            let side = side.name();
+            problems.push("interface", format!("expected at least one interface with side = {side:?}, found none"));
+        }
+    }
+    tables
+        .iter()
+        .map(|table| Interface {
+            name: table.name.clone(),
+            side: match table.side {
+                SideName::Protected => Side::Protected,
+                SideName::Unprotected => Side::Unprotected,
+            },
+            mode: table.mode.unwrap_or(mode),
+        })
+        .collect()
+}
+
+/// Names appear in listings, logs and paths.
+fn plain_name(field: &str, name: &str, problems: &mut Problems) {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if name.is_empty() || name.len() > 64 || !name.chars().all(plain) || name.starts_with(['.', '-']) {
+        let found = value::found(name);
+        problems.push(field, format!("expected a name of up to 64 letters, digits, '.', '_' and '-', found {found}"));
+    }
+}
+
+/// What a profile or a tunnel says of its cryptography.
+struct Written {
+    encryption: Option<EncryptionName>,
+    authentication: Option<AuthenticationName>,
+    icv_length: Option<u8>,
+    esn: Option<bool>,
+    replay_window: Option<u32>,
+}
+
+impl Written {
+    fn of_profile(table: &ProfileTable) -> Self {
+        Self {
+            encryption: Some(table.encryption),
+            authentication: table.authentication,
+            icv_length: table.icv_length,
+            esn: table.esn,
+            replay_window: table.replay_window,
+        }
+    }
+
+    fn of_tunnel(table: &TunnelTable, profile: Option<&ProfileTable>) -> Self {
+        let base = profile.map(Self::of_profile);
+        let base = base.as_ref();
+        // Another algorithm than the profile's does not take the profile's ICV length along.
+        let own = table.encryption.is_some() || table.authentication.is_some();
+        Self {
+            encryption: table.encryption.or(base.and_then(|base| base.encryption)),
+            authentication: table.authentication.or(base.and_then(|base| base.authentication)),
+            icv_length: table.icv_length.or(base.filter(|_| !own).and_then(|base| base.icv_length)),
+            esn: table.esn.or(base.and_then(|base| base.esn)),
+            replay_window: table.replay_window.or(base.and_then(|base| base.replay_window)),
+        }
+    }
+}
+
+/// A suite, ESN and the anti-replay window.
+fn crypto(path: &str, written: Written, allow_legacy: bool, problems: &mut Problems) -> Option<(Suite, bool, u32)> {
+    let before = problems.0.len();
+    let Some(encryption) = written.encryption else {
+        let names: Vec<_> = EncryptionName::ALL.iter().map(|name| name.name()).collect();
+        problems.push(
+            format!("{path}.encryption"),
+            format!("expected one of {} here or by a profile, found nothing", names.join(", ")),
+        );
+        return None;
+    };
+    let authentication = written.authentication.unwrap_or(AuthenticationName::None);
+    let suite = Suite::new(encryption.into(), authentication.into(), written.icv_length);
+    if let Err(error) = &suite {
+        let (field, message) = describe(error, encryption, authentication, written.icv_length);
+        problems.push(format!("{path}.{field}"), message);
+    }
+    if let Ok(suite) = &suite
+        && suite.is_legacy()
+        && !allow_legacy
+    {
+        let weak = if is_legacy(encryption) { encryption.name() } else { authentication.name() };
+        let field = if is_legacy(encryption) { "encryption" } else { "authentication" };
+        problems.push(
+            format!("{path}.{field}"),
+            format!("expected an algorithm that is not weak, found {weak}; set engine.allow-legacy = true to use it all the same"),
+        );
+    }
+    let esn = written.esn.unwrap_or(true);
+    let window = written.replay_window.unwrap_or(DEFAULT_REPLAY_WINDOW);
+    let field = format!("{path}.replay-window");
+    if !matches!(window, 0 | 32..=65536) {
+        problems.push(&field, format!("expected 32 to 65536 packets, or 0 for no protection, found {window}"));
+    }
+    if window == 0 && esn {
+        problems.push(
+            &field,
+            "expected a window, because extended sequence numbers need one (RFC 4303 section 3.3.3), found 0; \
+             set esn = false as well",
+        );
+    }
+    suite.ok().filter(|_| problems.0.len() == before).map(|suite| (suite, esn, window))
+}
+
+fn is_legacy(encryption: EncryptionName) -> bool {
+    matches!(encryption, EncryptionName::Des | EncryptionName::TripleDes)
+}
+
+fn describe(
+    error: &SuiteError,
+    encryption: EncryptionName,
+    authentication: AuthenticationName,
+    icv_length: Option<u8>,
+) -> (&'static str, String) {
+    let (encryption, authentication) = (encryption.name(), authentication.name());
+    match error {
+        SuiteError::NothingProtected => (
+            "authentication",
+            "expected md5, sha1, sha256, sha384 or sha512, because null encryption without authentication protects \
+             nothing (RFC 4303 section 3.2), found none"
+                .into(),
+        ),
+        SuiteError::NotAuthenticated => (
+            "authentication",
+            format!("expected sha256, sha384 or sha512 beside {encryption}: a cipher without integrity is refused (RFC 8221 section 4), found none"),
+        ),
+        SuiteError::DoublyAuthenticated => (
+            "authentication",
+            format!("expected \"none\", because {encryption} authenticates by itself, found {authentication}"),
+        ),
+        SuiteError::IcvLength(allowed) => {
+            let found = icv_length.map_or("nothing".into(), |length| length.to_string());
+            ("icv-length", format!("expected one of {allowed:?} bytes for {encryption} with {authentication}, found {found}"))
+        }
+    }
+}
+
+fn dh_group(path: &str, group: &str, allow_legacy: bool, problems: &mut Problems) {
+    const GROUPS: &[&str] = &[
+        "group1", "group2", "group5", "group14", "group15", "group16", "group17", "group18", "group19", "group20",
+        "group21", "no-pfs",
+    ];
+    let field = format!("{path}.dh-group");
+    if !GROUPS.contains(&group) {
+        problems.push(field, format!("expected one of {}, found {}", GROUPS.join(", "), value::found(group)));
+    } else if GROUPS[..3].contains(&group) && !allow_legacy {
+        problems.push(field, format!("expected a group that is not weak, found {group}; set engine.allow-legacy = true to use it all the same"));
+    }
+}
+
+/// Checks one tunnel by itself.
+pub fn tunnel(
+    table: &TunnelTable,
+    path: String,
+    rules: &Rules<'_>,
+    warnings: &mut Vec<String>,
+    problems: &mut Problems,
+) -> Option<TunnelRequest> {
+    let before = problems.0.len();
+    plain_name(&format!("{path}.name"), &table.name, problems);
+    let local = problems.take(format!("{path}.local"), value::endpoint(&table.local));
+    let remote = problems.take(format!("{path}.remote"), value::endpoint(&table.remote));
+    if let (Some(local), Some(remote)) = (local, remote) {
+        if local.is_ipv4() != remote.is_ipv4() {
+            problems.push(format!("{path}.remote"), format!("expected an address of the same IP version as local ({local}), found {remote}"));
+        } else if local == remote {
+            problems.push(format!("{path}.remote"), format!("expected the peer's address, found our own, {remote}"));
+        }
+    }
+    let profile = table.profile.as_ref().and_then(|name| {
+        let known = rules.profiles.get(name);
+        if known.is_none() {
+            let names: Vec<_> = rules.profiles.keys().map(String::as_str).collect();
+            let names = if names.is_empty() { "none is defined".into() } else { names.join(", ") };
+            problems.push(
+                format!("{path}.profile"),
+                format!("expected a profile ({names}), found {}; define [profile.{name}]", value::found(name)),
+            );
+        }
+        known
+    });
+    let unknown_profile = table.profile.is_some() && profile.is_none();
+    let crypto = if unknown_profile {
+        None
+    } else {
+        crypto(&path, Written::of_tunnel(table, profile), rules.allow_legacy, problems)
+    };
+    let dscp = table.dscp.as_ref().map_or(Some(Dscp::Copy), |text| {
+        problems.take(format!("{path}.dscp"), dscp(&text.0))
+    });
+    if table.ttl == Some(0) {
+        problems.push(format!("{path}.ttl"), "expected 1 to 255, found 0");
+    }
+    let suite = crypto.map(|(suite, esn, _)| (suite, esn));
+    let mut direction = |name: &str, sa: &Option<SaTable>| {
+        let sa = sa.as_ref()?;
+        self::sa(sa, format!("{path}.{name}"), suite, rules, problems)
+    };
+    let inbound = direction("inbound", &table.inbound);
+    let outbound = direction("outbound", &table.outbound);
+    if problems.0.len() > before {
+        return None;
+    }
+    let (suite, esn, replay_window) = crypto?;
+    let name: Arc<str> = table.name.as_str().into();
+    if suite.is_legacy() {
+        let (encryption, authentication) = (encryption_name(suite.encryption()), authentication_name(suite.authentication()));
+        warnings.push(format!("{path}: {name}: {encryption} with {authentication} is weak and only for peers that have nothing better"));
+    }
+    if replay_window == 0 {
+        warnings.push(format!("{path}: {name}: replay-window = 0, so recorded packets can be sent again by anyone"));
+    }
+    let accept_replay_risk = table.replay_after_restart.is_some();
+    Some(TunnelRequest {
+        settings: TunnelSettings {
+            name,
+            local: local?,
+            remote: remote?,
+            suite,
+            esn,
+            replay_window,
+            ttl: table.ttl.unwrap_or(64),
+            dscp: dscp?,
+            dont_fragment: match table.df {
+                Some(DfName::Set) => DontFragment::Set,
+                Some(DfName::Clear) => DontFragment::Clear,
+                Some(DfName::Copy) | None => DontFragment::Copy,
+            },
+            workers: match table.workers {
+                Some(WorkersName::Shared) => Workers::Shared,
+                Some(WorkersName::One) | None => Workers::One,
+            },
+            clamp_mss: table.clamp_mss.unwrap_or(rules.clamp_mss),
+            accept_replay_risk,
+        },
+        field: path,
+        inbound,
+        outbound,
+    })
+}
+
+fn dscp(text: &str) -> Result<Dscp, String> {
+    match text.parse() {
+        Ok(value @ 0..=63) => Ok(Dscp::Fixed(value)),
+        _ if text == "copy" => Ok(Dscp::Copy),
+        _ => Err(format!("expected \"copy\" or 0 to 63, found {}", value::found(text))),
+    }
+}
+
+fn sa(
+    table: &SaTable,
+    path: String,
+    suite: Option<(Suite, bool)>,
+    rules: &Rules<'_>,
+    problems: &mut Problems,
+) -> Option<SaRequest> {
+    let before = problems.0.len();
+    let spi = problems.take(format!("{path}.spi"), value::spi(&table.spi.0));
+    let mut load = |field: &str, secret: &Option<Secret>| match secret {
+        Some(secret) => problems.take(format!("{path}.{field}"), keys::load(secret, rules.key_files)),
+        None => Some(keys::absent()),
+    };
+    let encryption = load("encryption-key", &table.encryption_key);
+    let authentication = load("authentication-key", &table.authentication_key);
+    let last_sequence = match &table.last_sequence {
+        None => 0,
+        Some(_) if !rules.offline => {
+            problems.push(format!("{path}.last-sequence"), "expected nothing here: only adit offline starts at a given number; remove it");
+            0
+        }
+        Some(Scalar(text)) => text.parse().unwrap_or_else(|_| {
+            problems.push(format!("{path}.last-sequence"), format!("expected a number below 2^64, found {}", value::found(text)));
+            0
+        }),
+    };
+    let keys = KeyMaterial { encryption: encryption?, authentication: authentication? };
+    if let Some((suite, esn)) = suite {
+        // Expanding is the one definition of which keys are right; what it expands is wiped at once.
+        if let Err(error) = Opener::new(suite, &keys, esn) {
+            let (field, message) = keys::describe(error, suite);
+            problems.push(format!("{path}.{field}"), message);
+        }
+        if !esn && last_sequence > u64::from(u32::MAX) {
+            problems.push(format!("{path}.last-sequence"), format!("expected a number below 2^32 without esn, found {last_sequence}"));
+        }
+    }
+    (problems.0.len() == before).then_some(SaRequest { field: path, spi: spi?, keys, last_sequence })
+}
+
+/// Checks one policy by itself.
+pub fn policy(table: &PolicyTable, path: String, problems: &mut Problems) -> Option<PolicySettings> {
+    let before = problems.0.len();
+    plain_name(&format!("{path}.name"), &table.name, problems);
+    match (table.action, &table.tunnel) {
+        (ActionName::Protect, None) => {
+            problems.push(format!("{path}.tunnel"), "expected the name of a tunnel for action = \"protect\", found nothing");
+        }
+        (ActionName::Bypass | ActionName::Discard, Some(tunnel)) => {
+            let (action, found) = (table.action.name(), value::found(tunnel));
+            problems.push(format!("{path}.tunnel"), format!("expected no tunnel for action = {action:?}, found {found}"));
+        }
+        _ => {}
+    }
+    let mut ranges = |field: &str, texts: &Option<Vec<String>>| match texts {
+        None => vec![value::any_v4(), value::any_v6()],
+        Some(texts) => {
+            if texts.is_empty() {
+                problems.push(format!("{path}.{field}"), "expected at least one address range, found an empty list; leave it out to mean any");
+            }
+            let range = |(index, text): (usize, &String)| problems.take(format!("{path}.{field}[{index}]"), value::addresses(text));
+            texts.iter().enumerate().filter_map(range).flatten().collect()
+        }
+    };
+    let (local, remote) = (ranges("local", &table.local), ranges("remote", &table.remote));
+    let upper = upper(table, &path, problems);
+    let (number, upper) = upper?;
+    let mut selectors = Vec::new();
+    for local in &local {
+        for remote in remote.iter().filter(|remote| remote.first.is_ipv4() == local.first.is_ipv4()) {
+            selectors.push(Selector { local: *local, remote: *remote, protocol: number, upper });
+        }
+    }
+    if problems.0.len() == before && selectors.is_empty() {
+        problems.push(format!("{path}.remote"), "expected a range of the same IP version as one of local, found none");
+    }
+    let direction = table.direction.unwrap_or(DirectionName::Both);
+    (problems.0.len() == before).then(|| PolicySettings {
+        name: table.name.as_str().into(),
+        action: table.action,
+        tunnel: table.tunnel.as_deref().map(Arc::from),
+        inbound: direction != DirectionName::Out,
+        outbound: direction != DirectionName::In,
+        selectors,
+        field: path,
+    })
+}
+
+fn upper(table: &PolicyTable, path: &str, problems: &mut Problems) -> Option<(Option<u8>, UpperSelector)> {
+    let number = match &table.protocol {
+        None => None,
+        Some(Scalar(text)) => problems.take(format!("{path}.protocol"), value::next_layer(text))?,
+    };
+    let has_ports = matches!(number, Some(protocol::TCP | protocol::UDP | protocol::SCTP));
+    let has_types = matches!(number, Some(protocol::ICMP | protocol::ICMPV6));
+    let protocol_text = value::next_layer_text(number);
+    let mut ports = |field: &str, text: &Option<Scalar>| match text {
+        None => Some(PortRange { first: 0, last: u16::MAX }),
+        Some(_) if !has_ports => {
+            problems.push(format!("{path}.{field}"), format!("expected protocol = \"tcp\", \"udp\" or \"sctp\" beside ports, found {protocol_text}"));
+            None
+        }
+        Some(Scalar(text)) => problems.take(format!("{path}.{field}"), value::ports(text)),
+    };
+    let local = ports("local-ports", &table.local_ports);
+    let remote = ports("remote-ports", &table.remote_ports);
+    if let Some(Scalar(text)) = &table.icmp {
+        if !has_types {
+            problems.push(format!("{path}.icmp"), format!("expected protocol = \"icmp\" or \"icmpv6\" beside icmp, found {protocol_text}"));
+            return None;
+        }
+        let (kinds, codes) = problems.take(format!("{path}.icmp"), value::icmp(text))?;
+        return Some((number, UpperSelector::Icmp { kinds, codes }));
+    }
+    let (local, remote) = (local?, remote?);
+    let upper = if table.local_ports.is_some() || table.remote_ports.is_some() {
+        UpperSelector::Ports { local, remote }
+    } else {
+        UpperSelector::Any
+    };
+    Some((number, upper))
+}
+
+/// One direction of a tunnel, as far as other tunnels are concerned.
+pub struct SaOutline {
+    /// Path of its table.
+    pub field: String,
+    /// SPI.
+    pub spi: Spi,
+    /// Names the key.
+    pub fingerprint: Fingerprint,
+}
+
+/// A tunnel, new or live, as far as other tunnels and policies are concerned.
+pub struct Outline {
+    /// Path of its table.
+    pub field: String,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Our endpoint.
+    pub local: IpAddr,
+    /// The peer's endpoint.
+    pub remote: IpAddr,
+    /// Inbound SA.
+    pub inbound: Option<SaOutline>,
+    /// Outbound SA.
+    pub outbound: Option<SaOutline>,
+}
+
+impl Outline {
+    /// Of a tunnel to set up.
+    pub fn of_request(request: &TunnelRequest, host_secret: &[u8; 32]) -> Self {
+        let sa = |sa: &Option<SaRequest>| {
+            sa.as_ref().map(|sa| SaOutline {
+                field: sa.field.clone(),
+                spi: sa.spi,
+                fingerprint: key::fingerprint(host_secret, request.settings.suite, &sa.keys),
+            })
+        };
+        Self {
+            field: request.field.clone(),
+            name: request.settings.name.clone(),
+            local: request.settings.local,
+            remote: request.settings.remote,
+            inbound: sa(&request.inbound),
+            outbound: sa(&request.outbound),
+        }
+    }
+}
+
+/// What must hold between tunnels and policies: nothing twice, everything named exists, no tunnel in a tunnel.
+pub fn consistent(tunnels: &[Outline], policies: &[PolicySettings], problems: &mut Problems) {
+    let (mut names, mut inbound_spis, mut outbound_spis) = (HashMap::new(), HashMap::new(), HashMap::new());
+    let mut keys: HashMap<Fingerprint, &str> = HashMap::new();
+    for tunnel in tunnels {
+        if let Some(first) = names.insert(&tunnel.name, &tunnel.field) {
+            problems.push(format!("{}.name", tunnel.field), format!("expected a name of its own, found {:?} of {first} again", tunnel.name));
+        }
+        if let Some(sa) = &tunnel.inbound
+            && let Some(first) = inbound_spis.insert(sa.spi, &sa.field)
+        {
+            problems.push(format!("{}.spi", sa.field), format!("expected an SPI of its own, found {} of {first} again; choose another", sa.spi));
+        }
+        if let Some(sa) = &tunnel.outbound
+            && let Some(first) = outbound_spis.insert((tunnel.remote, sa.spi), &sa.field)
+        {
+            problems.push(format!("{}.spi", sa.field), format!("expected an SPI of its own towards {}, found {} of {first} again; choose another", tunnel.remote, sa.spi));
+        }
+        for sa in tunnel.inbound.iter().chain(&tunnel.outbound) {
+            if let Some(first) = keys.insert(sa.fingerprint, &sa.field) {
+                problems.push(
+                    format!("{}.encryption-key", sa.field),
+                    format!("expected a key of its own for each SA and direction, found the key of {first} again; adit key generate makes another"),
+                );
+            }
+        }
+    }
+    let mut policy_names = HashMap::new();
+    for policy in policies {
+        if let Some(first) = policy_names.insert(&policy.name, &policy.field) {
+            problems.push(format!("{}.name", policy.field), format!("expected a name of its own, found {:?} of {first} again", policy.name));
+        }
+        if let Some(tunnel) = &policy.tunnel
+            && !names.contains_key(tunnel)
+        {
+            let known: Vec<_> = tunnels.iter().map(|tunnel| &*tunnel.name).collect();
+            let known = if known.is_empty() { "there is none".into() } else { known.join(", ") };
+            problems.push(format!("{}.tunnel", policy.field), format!("expected a tunnel ({known}), found {}", value::found(tunnel)));
+        }
+    }
+    for tunnel in tunnels {
+        loops(tunnel, policies, problems);
+    }
+}
+
+/// Refuses a tunnel whose own ESP packets are under a PROTECT policy: they would have to go into a tunnel again.
+fn loops(tunnel: &Outline, policies: &[PolicySettings], problems: &mut Problems) {
+    let outer = Flow { source: tunnel.local, destination: tunnel.remote, protocol: protocol::ESP, upper: Upper::Opaque };
+    let means = |policy: &&PolicySettings| {
+        policy.outbound
+            && policy.selectors.iter().any(|selector| selector.matches(Direction::Outbound, &outer, Fragment::Whole))
+    };
+    if let Some(policy) = policies.iter().find(means)
+        && policy.action == ActionName::Protect
+    {
+        problems.push(
+            format!("{}.remote", policy.field),
+            format!(
+                "expected selectors without the tunnel's own packets, found that {} to {} ({}) is protected by {:?}, a loop; \
+                 put a policy with action = \"bypass\", local = [\"{0}\"], remote = [\"{1}\"] before it",
+                tunnel.local, tunnel.remote, tunnel.name, policy.name
+            ),
+        );
+    }
+}
+
+impl From<EncryptionName> for Encryption {
+    fn from(name: EncryptionName) -> Self {
+        match name {
+            EncryptionName::Null => Self::Null,
+            EncryptionName::Des => Self::Des,
+            EncryptionName::TripleDes => Self::TripleDes,
+            EncryptionName::Aes128Cbc => Self::Aes128Cbc,
+            EncryptionName::Aes192Cbc => Self::Aes192Cbc,
+            EncryptionName::Aes256Cbc => Self::Aes256Cbc,
+            EncryptionName::Aes128Ccm => Self::Aes128Ccm,
+            EncryptionName::Aes128Gcm => Self::Aes128Gcm,
+            EncryptionName::Aes192Gcm => Self::Aes192Gcm,
+            EncryptionName::Aes256Gcm => Self::Aes256Gcm,
+        }
+    }
+}
+
+impl From<AuthenticationName> for Authentication {
+    fn from(name: AuthenticationName) -> Self {
+        match name {
+            AuthenticationName::None => Self::None,
+            AuthenticationName::Md5 => Self::Md5,
+            AuthenticationName::Sha1 => Self::Sha1,
+            AuthenticationName::Sha256 => Self::Sha256,
+            AuthenticationName::Sha384 => Self::Sha384,
+            AuthenticationName::Sha512 => Self::Sha512,
+        }
+    }
+}
+
+/// New random keys for these algorithms.
+///
+/// # Errors
+/// The algorithms do not go together, or the kernel has no entropy.
+pub fn generate(
+    encryption: EncryptionName,
+    authentication: AuthenticationName,
+) -> Result<(Option<Secret>, Option<Secret>), Problems> {
+    let suite = Suite::new(encryption.into(), authentication.into(), None).map_err(|error| {
+        let (field, message) = describe(&error, encryption, authentication, None);
+        Problems::one(format!("--{field}"), message)
+    })?;
+    keys::generate(suite).map_err(|message| Problems::one("--encryption", message))
+}
+
+/// The algorithm as users write it.
+pub fn encryption_name(encryption: Encryption) -> &'static str {
+    EncryptionName::ALL.iter().find(|name| Encryption::from(**name) == encryption).map_or("?", |name| name.name())
+}
+
+/// The algorithm as users write it.
+pub fn authentication_name(authentication: Authentication) -> &'static str {
+    let mut names = AuthenticationName::ALL.iter();
+    names.find(|name| Authentication::from(**name) == authentication).map_or("?", |name| name.name())
+}

@@ -1,0 +1,443 @@
+//! The first half of a transaction: everything that can be refused, done in memory, before anything is in use.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Weak};
+
+use super::apply::{Live, LivePolicy, LiveSa, LiveTunnel};
+use super::check::{self, Outline, SaOutline};
+use super::config::{ActionName, ProfileTable};
+use super::keyring::{Fingerprint, Keyring, Kind};
+use super::problem::Problems;
+use super::report::{Change, load};
+use super::settings::{PolicySettings, SaRequest, TunnelRequest, TunnelSettings, selectors_of};
+use super::{keys, value};
+use crate::crypto::key::{KeyError, KeyMaterial, fingerprint};
+use crate::policy::cover::Cover;
+use crate::policy::spd::Fallback;
+use crate::policy::{Action, Policy, Spd, Tunnel};
+use crate::sa::publish::Published;
+use crate::sa::selector::Selector;
+use crate::sa::{InboundSa, OutboundSa};
+use crate::wire::Spi;
+
+/// What shall be.
+pub(super) struct Desired {
+    pub(super) tunnels: Vec<DesiredTunnel>,
+    pub(super) policies: Vec<PolicySettings>,
+    pub(super) fallback: Fallback,
+    pub(super) allow_legacy: bool,
+    pub(super) clamp_mss: bool,
+    pub(super) profiles: BTreeMap<String, ProfileTable>,
+    pub(super) warnings: Vec<String>,
+}
+
+/// A tunnel that shall be.
+pub(super) struct DesiredTunnel {
+    pub(super) field: String,
+    pub(super) settings: TunnelSettings,
+    pub(super) inbound: Option<DesiredSa>,
+    pub(super) outbound: Option<DesiredSa>,
+}
+
+/// One direction of it.
+pub(super) enum DesiredSa {
+    /// The live SA.
+    Stays,
+    /// This one; if the live SA has its SPI, key and settings, it is the live SA.
+    Asked(SaRequest),
+}
+
+impl From<TunnelRequest> for DesiredTunnel {
+    fn from(request: TunnelRequest) -> Self {
+        Self {
+            field: request.field,
+            settings: request.settings,
+            inbound: request.inbound.map(DesiredSa::Asked),
+            outbound: request.outbound.map(DesiredSa::Asked),
+        }
+    }
+}
+
+impl Live {
+    /// What shall be when nothing changes.
+    pub(super) fn unchanged(&self) -> Desired {
+        let stays = |tunnel: &LiveTunnel| DesiredTunnel {
+            field: format!("tunnel {:?}", tunnel.settings.name),
+            settings: tunnel.settings.clone(),
+            inbound: tunnel.inbound.as_ref().map(|_| DesiredSa::Stays),
+            outbound: tunnel.outbound.as_ref().map(|_| DesiredSa::Stays),
+        };
+        Desired {
+            tunnels: self.tunnels.iter().map(stays).collect(),
+            policies: self.policies.iter().map(|policy| policy.settings.clone()).collect(),
+            fallback: self.fallback,
+            allow_legacy: self.allow_legacy,
+            clamp_mss: self.clamp_mss,
+            profiles: self.profiles.clone(),
+            warnings: self.warnings.clone(),
+        }
+    }
+
+    /// The tunnel of that name.
+    pub fn tunnel(&self, name: &str) -> Option<&LiveTunnel> {
+        self.tunnels.iter().find(|tunnel| &*tunnel.settings.name == name)
+    }
+}
+
+/// A change, complete in memory; nothing of it is in use yet.
+pub(super) struct Prepared {
+    pub(super) live: Live,
+    pub(super) spd: Arc<Spd>,
+    pub(super) new_inbound: Vec<(String, Arc<InboundSa>)>,
+    pub(super) new_keys: Vec<(Fingerprint, Kind)>,
+    pub(super) removed_inbound: Vec<Spi>,
+    /// Live SAs whose policies changed.
+    pub(super) selectors: Vec<(Arc<InboundSa>, Arc<Vec<Selector>>)>,
+    /// Steering and guard while both the old and the new policies may decide.
+    pub(super) covers_during: (Cover, Cover),
+    pub(super) change: Change,
+}
+
+impl Prepared {
+    /// Checks and compiles a change.
+    ///
+    /// # Errors
+    /// All problems.
+    pub(super) fn new(old: &Live, keyring: &Keyring, desired: Desired) -> Result<Self, Problems> {
+        let mut problems = Problems::default();
+        let outlines: Vec<_> = desired.tunnels.iter().map(|tunnel| outline(tunnel, old, keyring)).collect();
+        check::consistent(&outlines, &desired.policies, &mut problems);
+        let mut builder = Builder {
+            old,
+            keyring,
+            policies: &desired.policies,
+            problems,
+            new_inbound: Vec::new(),
+            new_keys: Vec::new(),
+            selectors: Vec::new(),
+            change: Change { generation: old.generation + 1, warnings: desired.warnings.clone(), ..Change::default() },
+        };
+        let tunnels: Vec<_> = desired
+            .tunnels
+            .into_iter()
+            .zip(&outlines)
+            .filter_map(|(tunnel, outline)| builder.tunnel(tunnel, outline))
+            .collect();
+        let Builder { problems, new_inbound, new_keys, selectors, change, .. } = builder;
+        problems.or(())?;
+
+        let policies = live_policies(desired.policies, &tunnels, old);
+        let generation = change.generation;
+        let new: Vec<_> = policies.iter().map(|policy| policy.policy.clone()).collect();
+        let both = new.iter().cloned().chain(old.policies.iter().map(|policy| policy.policy.clone())).collect();
+        let strictest = if old.fallback == Fallback::Discard { Fallback::Discard } else { desired.fallback };
+        let both = Spd::new(both, strictest, generation);
+        let spd = Spd::new(new, desired.fallback, generation);
+        let stays = |sa: &LiveSa<InboundSa>| {
+            tunnels.iter().filter_map(|tunnel| tunnel.inbound.as_ref()).any(|other| Arc::ptr_eq(&sa.sa, &other.sa))
+        };
+        let removed_inbound = old.tunnels.iter().filter_map(|tunnel| tunnel.inbound.as_ref());
+        Ok(Self {
+            removed_inbound: removed_inbound.filter(|sa| !stays(sa)).map(|sa| sa.sa.spec.sa.spi).collect(),
+            covers_during: (Cover::of(&both), Cover::of_protect(&both)),
+            live: Live {
+                generation,
+                fallback: desired.fallback,
+                allow_legacy: desired.allow_legacy,
+                clamp_mss: desired.clamp_mss,
+                profiles: desired.profiles,
+                warnings: desired.warnings,
+                covers: (Cover::of(&spd), Cover::of_protect(&spd)),
+                tunnels,
+                policies,
+            },
+            spd: Arc::new(spd),
+            new_inbound,
+            new_keys,
+            selectors,
+            change,
+        })
+    }
+}
+
+/// What other tunnels and policies must agree with.
+fn outline(tunnel: &DesiredTunnel, old: &Live, keyring: &Keyring) -> Outline {
+    let live = old.tunnel(&tunnel.settings.name);
+    let sa = |desired: &Option<DesiredSa>, direction, live: Option<(Spi, Fingerprint)>| match desired.as_ref()? {
+        DesiredSa::Stays => {
+            let (spi, fingerprint) = live?;
+            Some(SaOutline { field: format!("{}.{direction}", tunnel.field), spi, fingerprint })
+        }
+        DesiredSa::Asked(request) => Some(SaOutline {
+            field: request.field.clone(),
+            spi: request.spi,
+            fingerprint: fingerprint(keyring.host_secret(), tunnel.settings.suite, &request.keys),
+        }),
+    };
+    let live_inbound = live.and_then(|live| live.inbound.as_ref()).map(|sa| (sa.sa.spec.sa.spi, sa.fingerprint));
+    let live_outbound = live.and_then(|live| live.outbound.as_ref()).map(|sa| (sa.sa.spec.sa.spi, sa.fingerprint));
+    Outline {
+        inbound: sa(&tunnel.inbound, "inbound", live_inbound),
+        outbound: sa(&tunnel.outbound, "outbound", live_outbound),
+        field: tunnel.field.clone(),
+        name: tunnel.settings.name.clone(),
+        local: tunnel.settings.local,
+        remote: tunnel.settings.remote,
+    }
+}
+
+struct Builder<'a> {
+    old: &'a Live,
+    keyring: &'a Keyring,
+    policies: &'a [PolicySettings],
+    problems: Problems,
+    new_inbound: Vec<(String, Arc<InboundSa>)>,
+    new_keys: Vec<(Fingerprint, Kind)>,
+    selectors: Vec<(Arc<InboundSa>, Arc<Vec<Selector>>)>,
+    change: Change,
+}
+
+impl Builder<'_> {
+    fn tunnel(&mut self, desired: DesiredTunnel, outline: &Outline) -> Option<LiveTunnel> {
+        let DesiredTunnel { settings, inbound, outbound, .. } = desired;
+        let live = self.old.tunnel(&settings.name);
+        let inbound = match inbound {
+            None => None,
+            Some(sa) => Some(self.inbound(&settings, sa, outline.inbound.as_ref()?, live)?),
+        };
+        let outbound = match outbound {
+            None => None,
+            Some(sa) => Some(self.outbound(&settings, sa, outline.outbound.as_ref()?, live)?),
+        };
+        let same_outbound = |live: &&LiveTunnel| match (&live.outbound, &outbound) {
+            (Some(old), Some(new)) => Arc::ptr_eq(&old.sa, &new.sa),
+            (old, new) => old.is_none() && new.is_none(),
+        };
+        let tunnel = match live.filter(same_outbound).filter(|live| live.settings == settings) {
+            Some(live) => live.tunnel.clone(),
+            None => Arc::new(Tunnel {
+                name: settings.name.clone(),
+                local: settings.local,
+                remote: settings.remote,
+                clamp_mss: settings.clamp_mss,
+                outbound: Published::new(outbound.as_ref().map(|sa| sa.sa.clone())),
+            }),
+        };
+        Some(LiveTunnel { settings, tunnel, inbound, outbound })
+    }
+
+    fn inbound(
+        &mut self,
+        settings: &TunnelSettings,
+        desired: DesiredSa,
+        outline: &SaOutline,
+        live: Option<&LiveTunnel>,
+    ) -> Option<LiveSa<InboundSa>> {
+        let selectors = selectors_of(&settings.name, self.policies, true);
+        let same = |sa: &&LiveSa<InboundSa>| {
+            sa.fingerprint == outline.fingerprint
+                && sa.sa.spec.sa.spi == outline.spi
+                && live.is_some_and(|live| live.settings.inbound_part() == settings.inbound_part())
+        };
+        if let Some(sa) = live.and_then(|live| live.inbound.as_ref()).filter(same) {
+            self.change.kept += 1;
+            if sa.sa.selectors.get().is_none_or(|old| *old != selectors) {
+                self.selectors.push((sa.sa.clone(), Arc::new(selectors)));
+            }
+            return Some(sa.clone());
+        }
+        let DesiredSa::Asked(request) = desired else { return None };
+        let in_use = self.old.tunnels.iter().filter_map(|tunnel| tunnel.inbound.as_ref());
+        if in_use.clone().any(|sa| sa.sa.spec.sa.spi == request.spi) {
+            let message = format!("expected a free SPI for a new SA, found {} in use; choose another", request.spi);
+            self.problems.push(format!("{}.spi", outline.field), message);
+        }
+        let peer_must_reset = self.usable(settings, outline)?;
+        let spec = settings.inbound_spec(request.spi, selectors, request.last_sequence);
+        let sa = self.expanded(settings, outline, &request.keys, |keys| InboundSa::new(spec, keys))?;
+        self.new_inbound.push((outline.field.clone(), sa.clone()));
+        Some(LiveSa { sa, fingerprint: outline.fingerprint, peer_must_reset })
+    }
+
+    fn outbound(
+        &mut self,
+        settings: &TunnelSettings,
+        desired: DesiredSa,
+        outline: &SaOutline,
+        live: Option<&LiveTunnel>,
+    ) -> Option<LiveSa<OutboundSa>> {
+        let same = |sa: &&LiveSa<OutboundSa>| {
+            sa.fingerprint == outline.fingerprint
+                && sa.sa.spec.sa.spi == outline.spi
+                && live.is_some_and(|live| live.settings.outbound_part() == settings.outbound_part())
+        };
+        if let Some(sa) = live.and_then(|live| live.outbound.as_ref()).filter(same) {
+            self.change.kept += 1;
+            return Some(sa.clone());
+        }
+        let DesiredSa::Asked(request) = desired else { return None };
+        let peer_must_reset = self.usable(settings, outline)?;
+        let selectors = selectors_of(&settings.name, self.policies, false);
+        let spec = settings.outbound_spec(request.spi, selectors, request.last_sequence);
+        let sa = self.expanded(settings, outline, &request.keys, |keys| OutboundSa::new(spec, keys))?;
+        Some(LiveSa { sa, fingerprint: outline.fingerprint, peer_must_reset })
+    }
+
+    /// Whether a key may start at sequence number 1, and whether it did so before.
+    fn usable(&mut self, settings: &TunnelSettings, outline: &SaOutline) -> Option<bool> {
+        let field = format!("{}.encryption-key", outline.field);
+        let algorithm = check::encryption_name(settings.suite.encryption());
+        let live = self.old.tunnels.iter().flat_map(LiveTunnel::fingerprints).any(|live| live == outline.fingerprint);
+        let used = self.keyring.used(&outline.fingerprint);
+        let kind = if settings.suite.is_counter_mode() { Kind::Counter } else { Kind::Block };
+        if live {
+            self.problems.push(
+                field,
+                "expected a new key, because settings or SPI of the SA that uses this one would change and its \
+                 sequence numbers would start over; adit key generate makes one",
+            );
+            return None;
+        }
+        match (used, kind) {
+            (None, _) => {
+                self.new_keys.push((outline.fingerprint, kind));
+                self.change.added += 1;
+                Some(false)
+            }
+            (Some(Kind::Block), Kind::Block) if settings.accept_replay_risk => {
+                self.change.added += 1;
+                Some(true)
+            }
+            (Some(Kind::Block), Kind::Block) => {
+                self.problems.push(
+                    field,
+                    "expected a key that was never used on this host: recorded packets could be sent again; give a new \
+                     one (adit key generate), or set replay-after-restart = \"accept-risk\" and reset the peer",
+                );
+                None
+            }
+            (Some(_), _) => {
+                self.problems.push(
+                    field,
+                    format!(
+                        "expected a key that was never used on this host: {algorithm} would repeat nonces, which gives \
+                         plaintext and keys away; give both gateways a new one \
+                         (adit key generate --encryption {algorithm})"
+                    ),
+                );
+                None
+            }
+        }
+    }
+
+    fn expanded<T>(
+        &mut self,
+        settings: &TunnelSettings,
+        outline: &SaOutline,
+        material: &KeyMaterial,
+        make: impl FnOnce(&KeyMaterial) -> Result<T, KeyError>,
+    ) -> Option<Arc<T>> {
+        match make(material) {
+            Ok(sa) => Some(Arc::new(sa)),
+            Err(error) => {
+                let (field, message) = keys::describe(error, settings.suite);
+                self.problems.push(format!("{}.{field}", outline.field), message);
+                None
+            }
+        }
+    }
+}
+
+/// Policies as workers read them; an unchanged policy is the same object, a changed tunnel's keeps its count.
+fn live_policies(settings: Vec<PolicySettings>, tunnels: &[LiveTunnel], old: &Live) -> Vec<LivePolicy> {
+    settings
+        .into_iter()
+        .map(|settings| {
+            let tunnel = tunnels.iter().find(|tunnel| Some(&tunnel.settings.name) == settings.tunnel.as_ref());
+            let action = match (settings.action, tunnel) {
+                (ActionName::Protect, Some(tunnel)) => Action::Protect(tunnel.tunnel.clone()),
+                (ActionName::Bypass, _) => Action::Bypass,
+                // `check::consistent` refused a PROTECT policy without a tunnel; were it not so, drop.
+                (ActionName::Discard | ActionName::Protect, _) => Action::Discard,
+            };
+            let before = old.policies.iter().find(|policy| policy.settings.same(&settings));
+            let same_tunnel = |policy: &&LivePolicy| match (&policy.policy.action, &action) {
+                (Action::Protect(old), Action::Protect(new)) => Arc::ptr_eq(old, new),
+                _ => true,
+            };
+            let policy = match before.filter(same_tunnel) {
+                Some(before) => before.policy.clone(),
+                None => Arc::new(Policy {
+                    name: settings.name.clone(),
+                    outbound: settings.outbound,
+                    inbound: settings.inbound,
+                    selectors: settings.selectors.clone(),
+                    action,
+                    packets: AtomicU64::new(before.map_or(0, |before| load(&before.policy.packets))),
+                }),
+            };
+            LivePolicy { settings, policy }
+        })
+        .collect()
+}
+
+/// An SA that may be gone.
+pub(super) enum WeakSa {
+    Inbound(Weak<InboundSa>),
+    Outbound(Weak<OutboundSa>),
+}
+
+impl WeakSa {
+    pub(super) fn same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Inbound(a), Self::Inbound(b)) => a.ptr_eq(b),
+            (Self::Outbound(a), Self::Outbound(b)) => a.ptr_eq(b),
+            _ => false,
+        }
+    }
+
+    /// Nobody holds it any more: its keys are wiped.
+    pub(super) fn is_gone(&self) -> bool {
+        match self {
+            Self::Inbound(sa) => sa.strong_count() == 0,
+            Self::Outbound(sa) => sa.strong_count() == 0,
+        }
+    }
+}
+
+impl LiveTunnel {
+    pub(super) fn weak(&self) -> impl Iterator<Item = WeakSa> + use<> {
+        let inbound = self.inbound.as_ref().map(|sa| WeakSa::Inbound(Arc::downgrade(&sa.sa)));
+        let outbound = self.outbound.as_ref().map(|sa| WeakSa::Outbound(Arc::downgrade(&sa.sa)));
+        inbound.into_iter().chain(outbound)
+    }
+
+    fn fingerprints(&self) -> impl Iterator<Item = Fingerprint> + use<> {
+        let inbound = self.inbound.as_ref().map(|sa| sa.fingerprint);
+        inbound.into_iter().chain(self.outbound.as_ref().map(|sa| sa.fingerprint))
+    }
+}
+
+/// A selector as the operator would read it: local, remote, protocol, ports or ICMP types.
+pub(super) fn selector_text(selector: &Selector) -> String {
+    use crate::sa::selector::UpperSelector;
+    let span = |first: u16, last: u16| if first == last { first.to_string() } else { format!("{first}-{last}") };
+    let mut text =
+        format!("{} - {}", value::address_range_text(&selector.local), value::address_range_text(&selector.remote));
+    if selector.protocol.is_some() {
+        text.push_str(&format!(" {}", value::next_layer_text(selector.protocol)));
+    }
+    match selector.upper {
+        UpperSelector::Any => {}
+        UpperSelector::Ports { local, remote } => {
+            text.push_str(&format!(" ports {} - {}", span(local.first, local.last), span(remote.first, remote.last)));
+        }
+        UpperSelector::Icmp { kinds, codes } => text.push_str(&format!(
+            " type {} code {}",
+            span(kinds.0.into(), kinds.1.into()),
+            span(codes.0.into(), codes.1.into())
+        )),
+    }
+    text
+}

@@ -1,0 +1,200 @@
+//! Answers as people read them: tables for lists, blocks for one thing.
+
+use std::io::IsTerminal as _;
+
+use comfy_table::presets::{NOTHING, UTF8_HORIZONTAL_ONLY};
+use comfy_table::{CellAlignment, ContentArrangement, Table};
+
+use super::report::{Change, Counter, Drop, PolicyReport, SaReport, Stats, Status};
+use super::settings::Settings;
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    if std::io::stdout().is_terminal() {
+        table.load_style(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    } else {
+        // A pipe gets one line an entry, whatever its width.
+        table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    }
+    table.set_header(header);
+    table
+}
+
+fn right(table: &mut Table, columns: impl IntoIterator<Item = usize>) {
+    for column in columns {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+}
+
+fn finish(table: &Table) -> String {
+    table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+}
+
+fn warnings(warnings: &[String]) -> String {
+    warnings.iter().map(|warning| format!("warning: {warning}\n")).collect()
+}
+
+pub(super) fn status(status: &Status) -> String {
+    let mut text = format!(
+        "aditd {} ({}), process {}, up {} s, generation {}\n{} tunnels, {} inbound and {} outbound SAs, {} policies, otherwise {}\n",
+        status.version,
+        status.instance,
+        status.pid,
+        status.uptime_seconds,
+        status.generation,
+        status.tunnels,
+        status.inbound_sas,
+        status.outbound_sas,
+        status.policies,
+        status.default,
+    );
+    if !status.interfaces.is_empty() {
+        let mut table = table(&["interface", "side", "xdp", "link", "mtu", "queues"]);
+        for port in &status.interfaces {
+            let link = if port.up { "up" } else { "down" };
+            table.add_row([&port.name, &port.side, &port.mode, link, &port.mtu.to_string(), &port.queues.to_string()]);
+        }
+        right(&mut table, 4..6);
+        text.push_str(&finish(&table));
+    }
+    text + &warnings(&status.warnings)
+}
+
+pub(super) fn stats(stats: &Stats) -> String {
+    let mut workers = table(&[
+        "worker", "core", "received", "originated", "transmitted", "delivered", "dropped", "in flight", "sealed",
+        "opened", "bypassed",
+    ]);
+    for worker in &stats.workers {
+        let figures = [
+            u64::from(worker.worker), u64::from(worker.core), worker.received, worker.originated, worker.transmitted,
+            worker.delivered, worker.dropped, worker.in_flight, worker.sealed, worker.opened, worker.bypassed,
+        ];
+        workers.add_row(figures.map(|figure| figure.to_string()));
+    }
+    right(&mut workers, 0..11);
+    finish(&workers) + &counters("total", &stats.total) + &counters("steering", &stats.steering)
+}
+
+fn counters(title: &str, counters: &[Counter]) -> String {
+    if counters.is_empty() {
+        return String::new();
+    }
+    let mut table = table(&[title, "packets"]);
+    for counter in counters {
+        table.add_row([&counter.name, &counter.value.to_string()]);
+    }
+    right(&mut table, [1]);
+    format!("\n{}", finish(&table))
+}
+
+pub(super) fn drops(drops: &[Drop]) -> String {
+    if drops.is_empty() {
+        return "nothing was dropped\n".into();
+    }
+    let mut table = table(&["reason", "packets", "xfrm_stat", "meaning"]);
+    for drop in drops {
+        table.add_row([
+            &drop.reason,
+            &drop.packets.to_string(),
+            drop.xfrm_stat.as_deref().unwrap_or("-"),
+            &drop.explanation,
+        ]);
+    }
+    right(&mut table, [1]);
+    finish(&table)
+}
+
+fn algorithms(sa: &SaReport) -> String {
+    if sa.authentication == "none" { sa.encryption.clone() } else { format!("{} {}", sa.encryption, sa.authentication) }
+}
+
+pub(super) fn sas(sas: &[SaReport]) -> String {
+    if sas.is_empty() {
+        return "no SAs; adit sa add sets them up\n".into();
+    }
+    let mut table = table(&["tunnel", "dir", "spi", "local", "remote", "algorithms", "sequence", "packets", "bytes", "notes"]);
+    for sa in sas {
+        table.add_row([
+            sa.tunnel.clone(),
+            sa.direction.clone(),
+            sa.spi.clone(),
+            sa.local.clone(),
+            sa.remote.clone(),
+            algorithms(sa),
+            sa.sequence.to_string(),
+            sa.packets.to_string(),
+            sa.bytes.to_string(),
+            sa.warnings.join("; "),
+        ]);
+    }
+    right(&mut table, 6..9);
+    finish(&table)
+}
+
+pub(super) fn sa_details(sas: &[SaReport]) -> String {
+    let block = |sa: &SaReport| {
+        let (from, to) = if sa.direction == "in" { (&sa.remote, &sa.local) } else { (&sa.local, &sa.remote) };
+        let mut lines = vec![
+            format!("{}: {} {} from {from} to {to}", sa.tunnel, sa.direction, sa.spi),
+            format!("  {}, icv {} bytes, esn {}", algorithms(sa), sa.icv_length, if sa.esn { "on" } else { "off" }),
+            format!("  key {}, sequence {}", sa.key, sa.sequence),
+        ];
+        if let Some(window) = sa.replay_window {
+            lines.push(format!("  replay window {window}"));
+        }
+        lines.push(format!("  {} packets, {} bytes", sa.packets, sa.bytes));
+        lines.push(format!("  {} replayed, {} with a wrong ICV, {} refused", sa.replayed, sa.icv_failed, sa.refused));
+        lines.extend(sa.selectors.iter().map(|selector| format!("  carries {selector}")));
+        lines.extend(sa.warnings.iter().map(|warning| format!("  warning: {warning}")));
+        lines.join("\n") + "\n"
+    };
+    sas.iter().map(block).collect::<Vec<_>>().join("\n")
+}
+
+pub(super) fn policies(policies: &[PolicyReport]) -> String {
+    if policies.is_empty() {
+        return "no policies; adit policy add makes one\n".into();
+    }
+    let mut table = table(&["", "name", "action", "tunnel", "direction", "selectors", "packets"]);
+    for policy in policies {
+        table.add_row([
+            policy.position.to_string(),
+            policy.name.clone(),
+            policy.action.clone(),
+            policy.tunnel.clone().unwrap_or_else(|| "-".into()),
+            policy.direction.clone(),
+            policy.selectors.join(", "),
+            policy.packets.to_string(),
+        ]);
+    }
+    right(&mut table, [0, 6]);
+    finish(&table)
+}
+
+pub(super) fn change(change: &Change) -> String {
+    let mut text = format!(
+        "generation {}: {} SAs added, {} removed, {} kept\n",
+        change.generation, change.added, change.removed, change.kept
+    );
+    if change.removed > 0 {
+        text.push_str(if change.wiped {
+            "the removed keys are wiped\n"
+        } else {
+            "a worker did not answer in time: the removed keys are wiped once it does\n"
+        });
+    }
+    text + &warnings(&change.warnings)
+}
+
+pub(super) fn checked(settings: &Settings) -> String {
+    format!(
+        "good: {} interfaces, {} tunnels, {} policies\n{}",
+        settings.interfaces.len(),
+        settings.tunnels.len(),
+        settings.policies.len(),
+        warnings(&settings.warnings)
+    )
+}

@@ -1,0 +1,284 @@
+//! What the daemon tells of itself. Workers are never asked: every figure is read from atomics that they write.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use crate::pipeline::{DropReason, WorkerCounters};
+use crate::sa::inbound::SaCounters;
+
+/// A named counter.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Counter {
+    /// Name.
+    pub name: String,
+    /// Value.
+    pub value: u64,
+}
+
+/// A drop reason that counted something, or all of them on request.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Drop {
+    /// [`DropReason::name`].
+    pub reason: String,
+    /// Packets.
+    pub packets: u64,
+    /// The counter of /proc/net/xfrm_stat that means the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub xfrm_stat: Option<String>,
+    /// One sentence.
+    pub explanation: String,
+}
+
+/// An interface that adit steers.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct InterfaceReport {
+    /// Name.
+    pub name: String,
+    /// "protected" or "unprotected".
+    pub side: String,
+    /// How the steering program is attached: "native", "skb", or "detached" while the interface is gone.
+    pub mode: String,
+    /// Up, as the kernel sees it.
+    pub up: bool,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Receive queues bound.
+    pub queues: u32,
+    /// XDP statistics of its sockets and whatever else its driver says.
+    pub counters: Vec<Counter>,
+}
+
+/// A worker.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct WorkerReport {
+    /// Number, from 0.
+    pub worker: u32,
+    /// The core it runs on.
+    pub core: u32,
+    /// Frames taken from receive rings.
+    pub received: u64,
+    /// Frames the gateway wrote itself.
+    pub originated: u64,
+    /// Frames completed by the kernel.
+    pub transmitted: u64,
+    /// Packets delivered to the host.
+    pub delivered: u64,
+    /// Dropped, all reasons.
+    pub dropped: u64,
+    /// Frames in rings and queues.
+    pub in_flight: u64,
+    /// ESP packets sealed.
+    pub sealed: u64,
+    /// ESP packets opened.
+    pub opened: u64,
+    /// Forwarded in clear under a BYPASS policy.
+    pub bypassed: u64,
+    /// Drops, in the order of [`DropReason::ALL`].
+    #[serde(skip)]
+    pub drops: Vec<u64>,
+}
+
+impl WorkerReport {
+    /// Reads a worker's counters.
+    pub fn read(worker: u32, core: u32, in_flight: u64, counters: &WorkerCounters) -> Self {
+        let drops: Vec<u64> = counters.dropped.iter().map(load).collect();
+        Self {
+            worker,
+            core,
+            received: load(&counters.received),
+            originated: load(&counters.originated),
+            transmitted: load(&counters.transmitted),
+            delivered: load(&counters.delivered),
+            dropped: drops.iter().sum(),
+            in_flight,
+            sealed: load(&counters.sealed),
+            opened: load(&counters.opened),
+            bypassed: load(&counters.bypassed),
+            drops,
+        }
+    }
+}
+
+/// What the datapath tells of itself; made by the daemon.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct DatapathReport {
+    /// Interfaces, in the order of the configuration.
+    pub interfaces: Vec<InterfaceReport>,
+    /// Workers, by number.
+    pub workers: Vec<WorkerReport>,
+    /// Outcomes counted by the kernel hooks.
+    pub steering: Vec<Counter>,
+    /// What the operator should know (partial checksums seen, skb mode chosen …).
+    pub warnings: Vec<String>,
+}
+
+/// `Status`
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the daemon.
+    pub version: String,
+    /// Its instance.
+    pub instance: String,
+    /// Its process.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_seconds: u64,
+    /// Grows with every change.
+    pub generation: u64,
+    /// What becomes of packets that no policy means.
+    pub default: String,
+    /// Tunnels.
+    pub tunnels: u64,
+    /// Inbound SAs.
+    pub inbound_sas: u64,
+    /// Outbound SAs.
+    pub outbound_sas: u64,
+    /// Policies.
+    pub policies: u64,
+    /// Interfaces.
+    pub interfaces: Vec<InterfaceReport>,
+    /// What works but should not be, and what the operator has to do.
+    pub warnings: Vec<String>,
+}
+
+/// `Stats`
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Stats {
+    /// One a worker.
+    pub workers: Vec<WorkerReport>,
+    /// Sums over all workers.
+    pub total: Vec<Counter>,
+    /// Outcomes counted by the kernel hooks.
+    pub steering: Vec<Counter>,
+}
+
+/// An SA.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SaReport {
+    /// Its tunnel.
+    pub tunnel: String,
+    /// "in" or "out".
+    pub direction: String,
+    /// SPI, as 0x00001001.
+    pub spi: String,
+    /// Our endpoint.
+    pub local: String,
+    /// The peer's endpoint.
+    pub remote: String,
+    /// Encryption algorithm.
+    pub encryption: String,
+    /// Authentication algorithm.
+    pub authentication: String,
+    /// ICV bytes.
+    pub icv_length: u32,
+    /// Extended sequence numbers.
+    pub esn: bool,
+    /// Anti-replay window in packets; inbound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay_window: Option<u32>,
+    /// Highest sequence number received, or last one sent.
+    pub sequence: u64,
+    /// Packets opened or sealed.
+    pub packets: u64,
+    /// Bytes of ESP.
+    pub bytes: u64,
+    /// Dropped as replayed.
+    pub replayed: u64,
+    /// Dropped for a wrong ICV.
+    pub icv_failed: u64,
+    /// Dropped for another reason once the SA was found.
+    pub refused: u64,
+    /// Names the key, not telling it: the first 8 digits of its fingerprint on this host.
+    pub key: String,
+    /// Weak algorithms, replay protection off, a peer that must be reset.
+    pub warnings: Vec<String>,
+    /// What it may carry, as "10.1.0.0/16 - 10.2.0.0/16 tcp"; in `SaShow` only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub selectors: Vec<String>,
+}
+
+impl SaReport {
+    pub(super) fn count(&mut self, counters: &SaCounters) {
+        self.packets = load(&counters.packets);
+        self.bytes = load(&counters.bytes);
+        self.replayed = load(&counters.replayed);
+        self.icv_failed = load(&counters.icv_failed);
+        self.refused = load(&counters.refused);
+    }
+}
+
+/// A policy.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PolicyReport {
+    /// Place in the order, from 0.
+    pub position: u64,
+    /// Name.
+    pub name: String,
+    /// "protect", "bypass" or "discard".
+    pub action: String,
+    /// Its tunnel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnel: Option<String>,
+    /// "both", "in" or "out".
+    pub direction: String,
+    /// Selectors, as "10.1.0.0/16 - 10.2.0.0/16 tcp".
+    pub selectors: Vec<String>,
+    /// Packets it decided.
+    pub packets: u64,
+}
+
+/// The answer to a change.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Change {
+    /// The new generation.
+    pub generation: u64,
+    /// SAs set up.
+    pub added: u64,
+    /// SAs taken down.
+    pub removed: u64,
+    /// SAs left as they were.
+    pub kept: u64,
+    /// True once no worker can hold a removed key any more; false when one did not answer in time.
+    pub wiped: bool,
+    /// What works but should not be.
+    pub warnings: Vec<String>,
+}
+
+/// Drops by reason, summed over workers; with `all`, the ones that counted nothing too.
+pub fn drops(workers: &[WorkerReport], all: bool) -> Vec<Drop> {
+    DropReason::ALL
+        .iter()
+        .enumerate()
+        .map(|(index, reason)| Drop {
+            reason: reason.name().into(),
+            packets: workers.iter().filter_map(|worker| worker.drops.get(index)).sum(),
+            xfrm_stat: reason.xfrm_stat().map(Into::into),
+            explanation: reason.explain().into(),
+        })
+        .filter(|drop| all || drop.packets > 0)
+        .collect()
+}
+
+/// Sums over workers.
+pub fn total(workers: &[WorkerReport]) -> Vec<Counter> {
+    let columns: [(&str, fn(&WorkerReport) -> u64); 9] = [
+        ("received", |worker| worker.received),
+        ("originated", |worker| worker.originated),
+        ("transmitted", |worker| worker.transmitted),
+        ("delivered", |worker| worker.delivered),
+        ("dropped", |worker| worker.dropped),
+        ("in_flight", |worker| worker.in_flight),
+        ("sealed", |worker| worker.sealed),
+        ("opened", |worker| worker.opened),
+        ("bypassed", |worker| worker.bypassed),
+    ];
+    columns
+        .iter()
+        .map(|(name, column)| Counter { name: (*name).into(), value: workers.iter().map(column).sum() })
+        .collect()
+}
+
+pub(super) fn load(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}

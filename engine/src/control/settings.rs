@@ -1,0 +1,203 @@
+//! What a configuration means once it has been checked: typed, complete, with every default filled in.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::config::{ActionName, ProfileTable, XdpMode};
+use crate::crypto::Suite;
+use crate::crypto::key::KeyMaterial;
+use crate::policy::spd::Fallback;
+use crate::route::Side;
+use crate::sa::selector::Selector;
+use crate::sa::spec::{InboundSpec, OutboundSpec, SaSpec, Workers};
+use crate::transform::tunnel::{DontFragment, Dscp};
+use crate::wire::Spi;
+
+/// A checked configuration.
+pub struct Settings {
+    /// The engine as a whole.
+    pub engine: Engine,
+    /// Interfaces to steer.
+    pub interfaces: Vec<Interface>,
+    /// Profiles by name.
+    pub profiles: BTreeMap<String, ProfileTable>,
+    /// Tunnels with their keys.
+    pub tunnels: Vec<TunnelRequest>,
+    /// Policies in order.
+    pub policies: Vec<PolicySettings>,
+    /// What works but should not be.
+    pub warnings: Vec<String>,
+}
+
+/// The engine as a whole.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Engine {
+    /// Names the pinned hooks.
+    pub instance: String,
+    /// Cores for workers; `None` for all that the process may use.
+    pub cores: Option<Vec<u32>>,
+    /// Where hooks are pinned.
+    pub bpffs: PathBuf,
+    /// Where burnt keys are recorded.
+    pub state_dir: PathBuf,
+    /// The control socket.
+    pub socket: PathBuf,
+    /// Group whose members may read over the socket.
+    pub socket_group: Option<String>,
+    /// For packets that no policy means.
+    pub fallback: Fallback,
+    /// DES, 3DES, MD5, SHA-1 and old groups are allowed.
+    pub allow_legacy: bool,
+    /// How the steering program attaches.
+    pub xdp_mode: XdpMode,
+    /// The default of `Tunnel::clamp_mss`.
+    pub clamp_mss: bool,
+}
+
+/// An interface to steer.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Interface {
+    /// Name in the kernel.
+    pub name: String,
+    /// Inside or outside.
+    pub side: Side,
+    /// How the steering program attaches here.
+    pub mode: XdpMode,
+}
+
+/// A tunnel without its keys: equal settings and equal keys mean an unchanged SA.
+#[derive(Clone, PartialEq, Debug)]
+pub struct TunnelSettings {
+    /// Unique name.
+    pub name: Arc<str>,
+    /// Our endpoint.
+    pub local: IpAddr,
+    /// The peer's endpoint.
+    pub remote: IpAddr,
+    /// Algorithms.
+    pub suite: Suite,
+    /// Extended sequence numbers.
+    pub esn: bool,
+    /// Anti-replay window in packets, 0 = off.
+    pub replay_window: u32,
+    /// Outer TTL.
+    pub ttl: u8,
+    /// Outer DSCP.
+    pub dscp: Dscp,
+    /// Outer DF.
+    pub dont_fragment: DontFragment,
+    /// Who numbers and transmits.
+    pub workers: Workers,
+    /// Lower TCP MSS.
+    pub clamp_mss: bool,
+    /// A recorded CBC or null key may be used again.
+    pub accept_replay_risk: bool,
+}
+
+/// A tunnel to set up.
+pub struct TunnelRequest {
+    /// Path of its table, for messages.
+    pub field: String,
+    /// All but keys.
+    pub settings: TunnelSettings,
+    /// The SA that the peer sends with.
+    pub inbound: Option<SaRequest>,
+    /// The SA that we send with.
+    pub outbound: Option<SaRequest>,
+}
+
+/// One direction of a tunnel to set up.
+pub struct SaRequest {
+    /// Path of its table, for messages.
+    pub field: String,
+    /// SPI.
+    pub spi: Spi,
+    /// Keys, of the right length and not weak.
+    pub keys: KeyMaterial,
+    /// Where an offline run starts; 0 otherwise.
+    pub last_sequence: u64,
+}
+
+/// A policy.
+#[derive(Clone, Debug)]
+pub struct PolicySettings {
+    /// Path of its table, for messages.
+    pub field: String,
+    /// Unique name.
+    pub name: Arc<str>,
+    /// What to do.
+    pub action: ActionName,
+    /// The tunnel of a PROTECT policy.
+    pub tunnel: Option<Arc<str>>,
+    /// Speaks for inbound packets.
+    pub inbound: bool,
+    /// Speaks for outbound packets.
+    pub outbound: bool,
+    /// Which packets.
+    pub selectors: Vec<Selector>,
+}
+
+impl PolicySettings {
+    /// The same policy, wherever it was written.
+    pub fn same(&self, other: &Self) -> bool {
+        self.name == other.name
+            && self.action == other.action
+            && self.tunnel == other.tunnel
+            && (self.inbound, self.outbound) == (other.inbound, other.outbound)
+            && self.selectors == other.selectors
+    }
+}
+
+impl TunnelSettings {
+    /// What an inbound SA depends on.
+    pub(super) fn inbound_part(&self) -> impl PartialEq + use<> {
+        (self.local, self.remote, self.suite, self.esn, self.replay_window)
+    }
+
+    /// What an outbound SA depends on.
+    pub(super) fn outbound_part(&self) -> impl PartialEq + use<> {
+        let wire = (self.local, self.remote, self.suite, self.esn, self.workers);
+        (wire, self.ttl, self.dscp, self.dont_fragment)
+    }
+
+    fn sa(&self, spi: Spi, selectors: Vec<Selector>) -> SaSpec {
+        SaSpec {
+            tunnel: self.name.clone(),
+            spi,
+            suite: self.suite,
+            local: self.local,
+            remote: self.remote,
+            esn: self.esn,
+            selectors,
+        }
+    }
+
+    /// The request for the inbound SA.
+    pub fn inbound_spec(&self, spi: Spi, selectors: Vec<Selector>, last_sequence: u64) -> InboundSpec {
+        InboundSpec { sa: self.sa(spi, selectors), replay_window: self.replay_window, last_sequence }
+    }
+
+    /// The request for the outbound SA.
+    pub fn outbound_spec(&self, spi: Spi, selectors: Vec<Selector>, last_sequence: u64) -> OutboundSpec {
+        OutboundSpec {
+            sa: self.sa(spi, selectors),
+            workers: self.workers,
+            ttl: self.ttl,
+            dscp: self.dscp,
+            dont_fragment: self.dont_fragment,
+            last_sequence,
+        }
+    }
+}
+
+/// What inner packets a tunnel's SAs may carry: what its PROTECT policies for that direction mean.
+pub fn selectors_of(tunnel: &str, policies: &[PolicySettings], inbound: bool) -> Vec<Selector> {
+    policies
+        .iter()
+        .filter(|policy| policy.tunnel.as_deref() == Some(tunnel))
+        .filter(|policy| if inbound { policy.inbound } else { policy.outbound })
+        .flat_map(|policy| policy.selectors.iter().copied())
+        .collect()
+}

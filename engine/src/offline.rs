@@ -1,0 +1,116 @@
+//! The pipeline without sockets: one worker, frames on the heap, time as an argument. Captures, tests and
+//! benchmarks run the engine through this; it needs no root and gives the same answer every time.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::crypto::IvSource;
+use crate::pipeline::{BURST, Frames, Output, Pipeline, Received, Results, Tables, WorkerCounters};
+use crate::route::PortId;
+use crate::sa::publish::Reader;
+
+/// Bytes of a heap frame: those of a transmit frame for an MTU of 1500.
+pub const FRAME_LENGTH: usize = 2048;
+
+/// Transmit frames on the heap, used again and again; how many may be out at once is bounded.
+pub struct HeapFrames {
+    free: Vec<Box<[u8]>>,
+    out: usize,
+    limit: usize,
+}
+
+impl HeapFrames {
+    /// At most `limit` frames out at once.
+    pub fn new(limit: usize) -> Self {
+        Self { free: Vec::with_capacity(limit.min(1024)), out: 0, limit }
+    }
+
+    /// Frames that were taken and not given back.
+    pub fn out(&self) -> usize {
+        self.out
+    }
+
+    /// The free frames, for tests that look for plaintext left in them.
+    pub fn free(&self) -> &[Box<[u8]>] {
+        &self.free
+    }
+}
+
+impl Frames for HeapFrames {
+    type Frame = Box<[u8]>;
+
+    fn take(&mut self, _port: PortId) -> Option<Box<[u8]>> {
+        if self.out == self.limit {
+            return None;
+        }
+        self.out += 1;
+        Some(self.free.pop().unwrap_or_else(|| vec![0; FRAME_LENGTH].into_boxed_slice()))
+    }
+
+    fn give_back(&mut self, _port: PortId, frame: Box<[u8]>) {
+        self.out -= 1;
+        self.free.push(frame);
+    }
+}
+
+/// One worker and its tables.
+pub struct Engine {
+    /// What it reads.
+    pub tables: Arc<Tables>,
+    /// Where its transmit frames come from.
+    pub frames: HeapFrames,
+    pipeline: Pipeline,
+    reader: Reader,
+    counters: Arc<WorkerCounters>,
+    results: Results<Box<[u8]>>,
+}
+
+impl Engine {
+    /// Worker number `worker` over `tables`; `ivs` decides every CBC IV.
+    pub fn new(tables: Arc<Tables>, worker: u32, ivs: IvSource) -> Self {
+        let counters = Arc::new(WorkerCounters::default());
+        let pipeline = Pipeline::new(worker, Arc::clone(&counters), ivs);
+        let frames = HeapFrames::new(usize::MAX);
+        Self { tables, frames, pipeline, reader: Reader::register(), counters, results: Results::new() }
+    }
+
+    /// The worker's counters.
+    pub fn counters(&self) -> &WorkerCounters {
+        &self.counters
+    }
+
+    /// Processes a burst of up to [`BURST`] frames at `now` milliseconds. What comes of it waits for
+    /// [`Engine::transmit`] and [`Engine::take_handed_over`].
+    pub fn process(&mut self, now: u64, burst: &mut [Received<'_>]) {
+        let guard = self.reader.pin();
+        self.pipeline.process(&self.tables, &guard, now, burst, &mut self.frames, &mut self.results);
+        drop(guard);
+        self.counters.received.fetch_add(burst.len() as u64, Ordering::Relaxed);
+    }
+
+    /// Shows every output to `sink` and counts it as transmitted; its frame is free again afterwards.
+    pub fn transmit(&mut self, mut sink: impl FnMut(&mut Output<Box<[u8]>>)) {
+        self.counters.transmitted.fetch_add(self.results.outputs.len() as u64, Ordering::Relaxed);
+        for mut output in self.results.outputs.drain(..) {
+            sink(&mut output);
+            self.frames.give_back(output.port, output.frame);
+        }
+    }
+
+    /// Which packets of the last burst belong to which other worker.
+    pub fn take_handed_over(&mut self) -> impl Iterator<Item = (usize, u32)> {
+        self.results.hand_over.drain(..)
+    }
+
+    /// Both for any number of frames; what comes out, as (port, frame). There is nobody to hand over to.
+    pub fn run(&mut self, now: u64, mut packets: Vec<(PortId, Vec<u8>)>) -> Vec<(PortId, Vec<u8>)> {
+        let mut sent = Vec::new();
+        for chunk in packets.chunks_mut(BURST) {
+            let mut burst: Vec<_> =
+                chunk.iter_mut().map(|(port, frame)| Received { port: *port, frame }).collect();
+            self.process(now, &mut burst);
+            self.transmit(|output| sent.push((output.port, output.frame[..output.length].to_vec())));
+        }
+        sent
+    }
+}

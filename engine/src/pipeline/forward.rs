@@ -1,0 +1,140 @@
+//! What every way out shares: route, transmit frame, fragments, Ethernet header; and forwarding in clear.
+
+use std::net::IpAddr;
+
+use super::scratch::{Egress, Route};
+use super::{DropReason, Frames, Output, Pass, Received};
+use crate::route::{NextHop, PortId};
+use crate::transform::fragment::{fragment_ipv4, write_fragment};
+use crate::wire::ethernet::{self, Ethernet, HEADER_LENGTH, MacAddress, ether_type};
+use crate::wire::icmp::IcmpError;
+use crate::wire::ip::{self, IpPacket, IpVersion};
+
+impl<'g, F: Frames> Pass<'_, 'g, F> {
+    /// BYPASS of a packet that reached the engine: TTL, route, size, neighbour, as a router does.
+    pub(super) fn forward(
+        &mut self,
+        received: &mut Received<'_>,
+        packet: &IpPacket,
+    ) -> Result<(), DropReason> {
+        let egress = match self.route(packet.flow.destination) {
+            Route::Local => return Err(DropReason::NoHostPath),
+            Route::Port(egress) => egress,
+            Route::OtherInterface | Route::Unreachable => return Err(DropReason::NoRoute),
+        };
+        if !egress.port.up {
+            return Err(DropReason::LinkDown);
+        }
+        if packet.ttl <= 1 {
+            self.originate_error(received, IcmpError::TimeExceeded);
+            return Err(DropReason::TtlExceeded);
+        }
+        if packet.total_length > egress.port.mtu && packet.dont_fragment {
+            self.originate_error(received, IcmpError::PacketTooBig { mtu: egress.port.mtu });
+            return Err(DropReason::TooBig);
+        }
+        let bytes = &mut received.frame[HEADER_LENGTH..];
+        ip::decrement_ttl(bytes, packet.version);
+        self.send_copy(&egress, packet, bytes)?;
+        self.tally.bypassed += 1;
+        Ok(())
+    }
+
+    /// Where `destination` goes.
+    pub(super) fn route(&mut self, destination: IpAddr) -> Route<'g> {
+        match self.memo.route {
+            Some((known, route)) if known == destination => return route,
+            _ => {}
+        }
+        let route = match self.network.next_hop(destination) {
+            NextHop::Local => Route::Local,
+            NextHop::OtherInterface => Route::OtherInterface,
+            NextHop::Unreachable => Route::Unreachable,
+            NextHop::Port { port: id, neighbour } => match self.network.ports.get(usize::from(id.0)) {
+                Some(port) => {
+                    let mac = self.network.neighbour(id, neighbour);
+                    Route::Port(Egress { id, port, neighbour, mac })
+                }
+                None => Route::Unreachable,
+            },
+        };
+        self.memo.route = Some((destination, route));
+        route
+    }
+
+    /// A transmit frame of `port` with room for `length` bytes.
+    pub(super) fn take_frame(&mut self, port: PortId, length: usize) -> Result<F::Frame, DropReason> {
+        let frame = self.frames.take(port).ok_or(DropReason::NoFrame)?;
+        if frame.len() < length {
+            self.frames.give_back(port, frame);
+            return Err(DropReason::TooBig);
+        }
+        Ok(frame)
+    }
+
+    /// Sends a finished IP packet (`bytes` begins at its header) from a new frame, or from several if it is
+    /// larger than the egress carries and may be fragmented.
+    pub(super) fn send_copy(
+        &mut self,
+        egress: &Egress<'g>,
+        packet: &IpPacket,
+        bytes: &[u8],
+    ) -> Result<(), DropReason> {
+        let length = packet.total_length as usize;
+        if packet.total_length > egress.port.mtu {
+            return self.send_fragments(egress, packet, &bytes[..length]);
+        }
+        let mut frame = self.take_frame(egress.id, HEADER_LENGTH + length)?;
+        frame[HEADER_LENGTH..HEADER_LENGTH + length].copy_from_slice(&bytes[..length]);
+        self.emit(egress, packet.version, frame, length);
+        Ok(())
+    }
+
+    /// The received packet's place is taken by its first fragment; the others are originated.
+    fn send_fragments(
+        &mut self,
+        egress: &Egress<'g>,
+        packet: &IpPacket,
+        bytes: &[u8],
+    ) -> Result<(), DropReason> {
+        let pieces = fragment_ipv4(bytes, packet, egress.port.mtu).ok_or(DropReason::TooBig)?;
+        for (number, piece) in pieces.enumerate() {
+            // What is sent already stays sent; the rest of the datagram is one drop.
+            if number > 0 {
+                self.tally.originated += 1;
+            }
+            let mut frame = self.take_frame(egress.id, HEADER_LENGTH + piece.total_length())?;
+            match write_fragment(&mut frame[HEADER_LENGTH..], bytes, &piece) {
+                Some(length) => self.emit(egress, packet.version, frame, length),
+                None => {
+                    self.frames.give_back(egress.id, frame);
+                    return Err(DropReason::TooBig);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the Ethernet header and hands the frame out; `length` is that of the IP packet behind the header.
+    pub(super) fn emit(
+        &mut self,
+        egress: &Egress<'g>,
+        version: IpVersion,
+        mut frame: F::Frame,
+        length: usize,
+    ) {
+        let ether_type = match version {
+            IpVersion::V4 => ether_type::IPV4,
+            IpVersion::V6 => ether_type::IPV6,
+        };
+        let destination = egress.mac.unwrap_or(MacAddress([0; 6]));
+        ethernet::write(&mut frame, &Ethernet { destination, source: egress.port.mac, ether_type });
+        let unresolved = egress.mac.is_none().then_some(egress.neighbour);
+        self.results.outputs.push(Output {
+            port: egress.id,
+            frame,
+            length: HEADER_LENGTH + length,
+            unresolved,
+        });
+    }
+}

@@ -1,0 +1,103 @@
+//! ICMP errors of the gateway's own, out of the port the offending packet came in by; bounded per second.
+
+use super::{Frames, Output, Pass, Received};
+use crate::policy::Action;
+use crate::route::Side;
+use crate::sa::selector::Direction;
+use crate::wire::ethernet::{self, Ethernet, HEADER_LENGTH};
+use crate::wire::icmp::{self, IcmpError};
+use crate::wire::ip;
+
+/// Errors a worker may send at once, and per second (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4 f).
+const BURST_ERRORS: u64 = 64;
+const ERRORS_PER_SECOND: u64 = 1000;
+
+/// A token bucket, in thousandths of an error: at this rate a millisecond brings one error.
+pub(super) struct Budget {
+    thousandths: u64,
+    refilled_at: u64,
+}
+
+impl Budget {
+    pub(super) fn new() -> Self {
+        Self { thousandths: BURST_ERRORS * 1000, refilled_at: 0 }
+    }
+
+    /// Takes one error's worth, if it is there. `now` in milliseconds.
+    fn spend(&mut self, now: u64) -> bool {
+        let elapsed = now.saturating_sub(self.refilled_at);
+        self.refilled_at = now.max(self.refilled_at);
+        let earned = elapsed.saturating_mul(ERRORS_PER_SECOND);
+        self.thousandths = self.thousandths.saturating_add(earned).min(BURST_ERRORS * 1000);
+        let rich = self.thousandths >= 1000;
+        if rich {
+            self.thousandths -= 1000;
+        }
+        rich
+    }
+}
+
+impl<F: Frames> Pass<'_, '_, F> {
+    /// Tells the sender of a packet that is about to be dropped why; silently not, where none may be sent, none
+    /// can be (no address, no frame) or too many were.
+    pub(super) fn originate_error(&mut self, received: &Received<'_>, error: IcmpError) {
+        let offending = &received.frame[HEADER_LENGTH..];
+        let (Ok(packet), Ok(link)) = (ip::parse(offending), ethernet::parse(received.frame)) else { return };
+        let Some(port) = self.network.ports.get(usize::from(received.port.0)) else { return };
+        let same_version = |address: &&std::net::IpAddr| address.is_ipv6() == packet.flow.source.is_ipv6();
+        let Some(&source) = port.addresses.iter().find(same_version) else { return };
+        if !self.own.errors.spend(self.now) {
+            return;
+        }
+        let Some(mut frame) = self.frames.take(received.port) else { return };
+        let Some(length) = icmp::write_error(&mut frame[HEADER_LENGTH..], error, offending, source) else {
+            return self.frames.give_back(received.port, frame);
+        };
+        // Back to the station that sent it here: the route to the sender may lead elsewhere, even outside.
+        let header = Ethernet { destination: link.source, source: port.mac, ether_type: link.ether_type };
+        ethernet::write(&mut frame, &header);
+        if port.side == Side::Unprotected && self.must_not_leave_in_clear(&frame[HEADER_LENGTH..]) {
+            return self.frames.give_back(received.port, frame);
+        }
+        self.tally.originated += 1;
+        self.results.outputs.push(Output {
+            port: received.port,
+            frame,
+            length: HEADER_LENGTH + length,
+            unresolved: None,
+        });
+    }
+
+    /// Our own packets too are subject to the policy (RFC 4301 section 5.1).
+    fn must_not_leave_in_clear(&mut self, bytes: &[u8]) -> bool {
+        match ip::parse(bytes) {
+            Ok(packet) => matches!(
+                self.policy(Direction::Outbound, &packet),
+                Some(Action::Protect(_) | Action::Discard)
+            ),
+            Err(_) => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn budget_is_bounded_at_once_and_per_second() {
+        let mut budget = Budget::new();
+        assert_eq!((0..1000).filter(|_| budget.spend(5)).count() as u64, BURST_ERRORS);
+        let in_one_second = (0..10_000_u64).filter(|step| budget.spend(5 + step / 10)).count() as u64;
+        assert!(in_one_second.abs_diff(ERRORS_PER_SECOND) <= 1, "{in_one_second}");
+    }
+
+    #[test]
+    fn budget_survives_a_clock_that_stands_or_steps_back() {
+        let mut budget = Budget::new();
+        while budget.spend(1000) {}
+        assert!(!budget.spend(0));
+        assert!(!budget.spend(1000));
+        assert!(budget.spend(u64::MAX));
+    }
+}

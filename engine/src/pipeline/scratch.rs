@@ -1,0 +1,152 @@
+//! What one burst is kept in while it is worked on: groups of packets that share an SA or a tunnel, the
+//! last answers of the tables, and the counts. All of it lives on the stack or is reused; nothing allocates.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arrayvec::ArrayVec;
+
+use super::{BURST, DropReason, WorkerCounters};
+use crate::route::{Port, PortId};
+use crate::sa::InboundSa;
+use crate::wire::Spi;
+use crate::wire::ethernet::MacAddress;
+
+/// The packets of a burst by what they share (an SA, a tunnel), each group in order of arrival: a linked list
+/// per group through one array.
+pub(super) struct Groups<'g, K, T> {
+    groups: ArrayVec<Group<'g, K>, BURST>,
+    items: ArrayVec<Item<T>, BURST>,
+}
+
+struct Group<'g, K> {
+    key: &'g K,
+    first: u8,
+    last: u8,
+}
+
+struct Item<T> {
+    value: Option<T>,
+    next: Option<u8>,
+}
+
+impl<'g, K, T> Groups<'g, K, T> {
+    pub(super) fn new() -> Self {
+        Self { groups: ArrayVec::new(), items: ArrayVec::new() }
+    }
+
+    /// Appends `value` to the group of `key`; the same reference means the same group.
+    pub(super) fn push(&mut self, key: &'g K, value: T) {
+        // At most BURST items, so an index fits.
+        let index = self.items.len() as u8;
+        self.items.push(Item { value: Some(value), next: None });
+        // The latest group first: a burst is mostly one flow.
+        match self.groups.iter_mut().rev().find(|group| std::ptr::eq(group.key, key)) {
+            Some(group) => {
+                self.items[usize::from(group.last)].next = Some(index);
+                group.last = index;
+            }
+            None => self.groups.push(Group { key, first: index, last: index }),
+        }
+    }
+
+    /// The next group that was not taken yet, latest group first: its key and its place for [`Groups::next`].
+    pub(super) fn take_group(&mut self) -> Option<(&'g K, Cursor)> {
+        let group = self.groups.pop()?;
+        Some((group.key, Cursor(Some(group.first))))
+    }
+
+    /// The next packet of the group at `cursor`, in order of arrival.
+    pub(super) fn next(&mut self, cursor: &mut Cursor) -> Option<T> {
+        let item = &mut self.items[usize::from(cursor.0?)];
+        cursor.0 = item.next;
+        item.value.take()
+    }
+}
+
+/// A place in a group.
+pub(super) struct Cursor(Option<u8>);
+
+/// Where a packet leaves.
+#[derive(Clone, Copy)]
+pub(super) struct Egress<'g> {
+    pub(super) id: PortId,
+    pub(super) port: &'g Port,
+    /// Whom to ask for on that link.
+    pub(super) neighbour: IpAddr,
+    /// The neighbour's address; `None` while it is not resolved.
+    pub(super) mac: Option<MacAddress>,
+}
+
+/// The answer of the route table, with the port looked up.
+#[derive(Clone, Copy)]
+pub(super) enum Route<'g> {
+    Local,
+    Port(Egress<'g>),
+    OtherInterface,
+    Unreachable,
+}
+
+/// The last answer of each table: consecutive packets mostly ask the same.
+#[derive(Default)]
+pub(super) struct Memo<'g> {
+    pub(super) sa: Option<(Spi, &'g InboundSa)>,
+    pub(super) destination: Option<(IpAddr, bool)>,
+    pub(super) source: Option<(IpAddr, bool)>,
+    pub(super) route: Option<(IpAddr, Route<'g>)>,
+    /// A policy and how many packets it decided since it was last written down.
+    pub(super) policy: Option<(usize, u64)>,
+}
+
+/// What a burst adds to the worker's counters.
+pub(super) struct Tally {
+    dropped: [u16; DropReason::COUNT],
+    any_dropped: bool,
+    pub(super) originated: u64,
+    pub(super) sealed: u64,
+    pub(super) opened: u64,
+    pub(super) bypassed: u64,
+}
+
+impl Tally {
+    pub(super) fn new() -> Self {
+        Self {
+            dropped: [0; DropReason::COUNT],
+            any_dropped: false,
+            originated: 0,
+            sealed: 0,
+            opened: 0,
+            bypassed: 0,
+        }
+    }
+
+    pub(super) fn drop(&mut self, reason: DropReason) {
+        self.dropped[reason as usize] += 1;
+        self.any_dropped = true;
+    }
+
+    pub(super) fn drop_all(&mut self, reason: DropReason, count: usize) {
+        for _ in 0..count {
+            self.drop(reason);
+        }
+    }
+
+    pub(super) fn write_down(&self, counters: &WorkerCounters) {
+        add(&counters.originated, self.originated);
+        add(&counters.sealed, self.sealed);
+        add(&counters.opened, self.opened);
+        add(&counters.bypassed, self.bypassed);
+        if self.any_dropped {
+            for (counter, &count) in counters.dropped.iter().zip(&self.dropped) {
+                add(counter, u64::from(count));
+            }
+        }
+    }
+}
+
+/// These counters have one writer, so a load and a store do (no locked instruction).
+fn add(counter: &AtomicU64, count: u64) {
+    if count > 0 {
+        counter.store(counter.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
+    }
+}

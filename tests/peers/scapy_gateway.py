@@ -1,0 +1,91 @@
+"""A gateway made of scapy: an independent implementation of ESP at the other end of the wire.
+
+It opens every ESP packet the engine sealed, answers the echo request inside it, and seals the answer for the
+engine to open. Its SAs come as JSON on standard input; what it saw leaves as one JSON line per packet.
+
+    [{"spi_in", "spi_out", "crypt", "crypt_key_in", "crypt_key_out", "icv", "auth", "auth_key_in", "auth_key_out",
+      "esn", "local", "remote"}, ...]
+"""
+
+import json
+import select
+import socket
+import sys
+
+from scapy.layers.inet import ICMP, IP
+from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
+from scapy.layers.ipsec import ESP, SecurityAssociation
+
+ETH_P_IP, ETH_P_IPV6 = 0x0800, 0x86DD
+
+
+def association(entry, direction, source, destination):
+    header = IPv6 if ":" in source else IP
+    return SecurityAssociation(
+        ESP,
+        spi=entry[f"spi_{direction}"],
+        crypt_algo=entry["crypt"],
+        crypt_key=bytes.fromhex(entry[f"crypt_key_{direction}"]) or None,
+        crypt_icv_size=entry["icv"],
+        auth_algo=entry["auth"],
+        auth_key=bytes.fromhex(entry[f"auth_key_{direction}"]) or None,
+        tunnel_header=header(src=source, dst=destination),
+        esn_en=entry["esn"],
+        esn=0,
+    )
+
+
+def answer(inner):
+    """The echo reply to an echo request, or None."""
+    if ICMP in inner and inner[ICMP].type == 8:
+        echo = inner[ICMP]
+        return IP(src=inner.dst, dst=inner.src, ttl=64) / ICMP(type=0, id=echo.id, seq=echo.seq) / echo.payload
+    if ICMPv6EchoRequest in inner:
+        echo = inner[ICMPv6EchoRequest]
+        reply = ICMPv6EchoReply(id=echo.id, seq=echo.seq, data=echo.data)
+        return IPv6(src=inner.dst, dst=inner.src, hlim=64) / reply
+    return None
+
+
+def main():
+    entries = json.loads(sys.stdin.readline())
+    inbound = {e["spi_in"]: association(e, "in", e["remote"], e["local"]) for e in entries}
+    outbound = {e["spi_in"]: association(e, "out", e["local"], e["remote"]) for e in entries}
+    remote = {e["spi_in"]: e["remote"] for e in entries}
+
+    # The packet socket hears whole datagrams. The raw ESP sockets send, and keep the kernel from answering
+    # "protocol unreachable".
+    heard = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0003))
+    heard.bind(("out0", 0x0003))
+    raw4 = socket.socket(socket.AF_INET, socket.SOCK_RAW, 50)
+    raw6 = socket.socket(socket.AF_INET6, socket.SOCK_RAW, 50)
+    raw4.setsockopt(socket.IPPROTO_IP, socket.IP_HDRINCL, 1)
+    print(json.dumps({"event": "ready"}), flush=True)
+
+    while True:
+        select.select([heard], [], [])
+        datagram, (_, ethertype, kind, *_) = heard.recvfrom(65535)
+        if kind == socket.PACKET_OUTGOING or ethertype not in (ETH_P_IP, ETH_P_IPV6):
+            continue
+        packet = IP(datagram) if ethertype == ETH_P_IP else IPv6(datagram)
+        if ESP not in packet:
+            continue
+        spi = packet[ESP].spi
+        event = {"event": "packet", "spi": spi, "sequence": packet[ESP].seq, "length": len(datagram)}
+        try:
+            inner = inbound[spi].decrypt(packet)
+            event["inner"] = inner.summary()
+            reply = answer(inner)
+            if reply is not None:
+                sealed = outbound[spi].encrypt(reply)
+                if isinstance(sealed, IP):
+                    raw4.sendto(bytes(sealed), (remote[spi], 0))
+                else:
+                    raw6.sendto(bytes(sealed.payload), (remote[spi], 0, 0, 0))
+                event["answered"] = True
+        except Exception as error:  # a wrong ICV, an unknown SPI: told, and the test fails on it
+            event["error"] = f"{type(error).__name__}: {error}"
+        print(json.dumps(event), flush=True)
+
+
+main()

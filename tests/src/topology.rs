@@ -1,0 +1,74 @@
+//! Two gateways between two hosts (drawn in `scripts/topology`), in namespaces of this test's own.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::process::{repository, run};
+
+static MADE: AtomicU32 = AtomicU32::new(0);
+
+/// Namespaces, a bpffs and a directory for sockets and logs; all of it goes when this does.
+pub struct Topology {
+    prefix: String,
+    directory: PathBuf,
+}
+
+impl Topology {
+    /// Makes the namespaces, with `queues` queues on every link.
+    pub fn new(queues: u32) -> Self {
+        assert!(rustix::process::geteuid().is_root(), "namespace tests need root: run scripts/test");
+        let prefix = format!("adt{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        let directory = PathBuf::from(format!("/run/{prefix}"));
+        std::fs::create_dir_all(directory.join("bpf")).expect("/run is writable");
+        let this = Self { prefix, directory };
+        run(Command::new("mount").args(["-t", "bpf", "bpf"]).arg(this.directory.join("bpf")));
+        this.script("up", &[&queues.to_string()]);
+        this
+    }
+
+    fn script(&self, verb: &str, more: &[&str]) {
+        run(Command::new(repository().join("scripts/topology")).arg(verb).arg(&self.prefix).args(more));
+    }
+
+    /// Where sockets, logs, captures and the bpffs are.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Full name of a namespace: `ha`, `ga`, `wire`, `gb` or `hb`.
+    pub fn namespace(&self, name: &str) -> String {
+        format!("{}-{name}", self.prefix)
+    }
+
+    /// A command that will run inside a namespace.
+    pub fn command(&self, name: &str, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.namespace(name)]).arg(program);
+        command
+    }
+
+    /// Runs a command line, split at blanks, inside a namespace; it must succeed.
+    pub fn inside(&self, name: &str, line: &str) -> Output {
+        let mut words = line.split_whitespace();
+        run(self.command(name, words.next().expect("a command")).args(words))
+    }
+
+    /// The same, whatever it comes to.
+    pub fn attempt(&self, name: &str, line: &str) -> Output {
+        let mut words = line.split_whitespace();
+        self.command(name, words.next().expect("a command")).args(words).output().expect("ip netns exec runs")
+    }
+}
+
+impl Drop for Topology {
+    fn drop(&mut self) {
+        let _ = Command::new(repository().join("scripts/topology")).args(["down", &self.prefix]).output();
+        let _ = Command::new("umount").arg(self.directory.join("bpf")).output();
+        if std::thread::panicking() {
+            eprintln!("logs are kept in {}", self.directory.display());
+        } else {
+            let _ = std::fs::remove_dir_all(&self.directory);
+        }
+    }
+}
