@@ -85,7 +85,8 @@ fn wait_for_signal() -> Result<(), String> {
     let runtime = runtime.map_err(|error| format!("signals: {error}"))?;
     runtime
         .block_on(async {
-            let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+            let (mut terminate, mut interrupt) =
+                (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
             tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
             io::Result::Ok(())
         })
@@ -230,8 +231,11 @@ impl Daemon {
             ifindex: 0,
             attached: None,
         });
-        let steering =
-            Steering::open(&SteeringConfig { bpffs: engine.bpffs.clone(), instance: engine.instance.clone(), force });
+        let steering = Steering::open(&SteeringConfig {
+            bpffs: engine.bpffs.clone(),
+            instance: engine.instance.clone(),
+            force,
+        });
         let hooks = Arc::new(Hooks {
             state: Mutex::new(HookState {
                 steering: steering.map_err(|error| error.to_string())?,
@@ -243,7 +247,8 @@ impl Daemon {
         let (links, link_events) = mpsc::channel();
         let mirror = {
             let (tables, hooks, links) = (tables.clone(), hooks.clone(), links.clone());
-            let names = settings.interfaces.iter().map(|interface| (interface.name.as_str().into(), interface.side));
+            let names =
+                settings.interfaces.iter().map(|interface| (interface.name.as_str().into(), interface.side));
             let publish = move |network: Arc<Network>| {
                 // Before packets meet the new picture, the hooks know which addresses are the gateway's own.
                 hooks.lock().own_addresses(&network);
@@ -260,7 +265,10 @@ impl Daemon {
         for (number, port) in network.ports.iter().enumerate() {
             let id = PortId(number as u16);
             if port.ifindex == 0 {
-                return Err(format!("interface[{number}].name: expected an interface that exists, found {:?}", port.name));
+                return Err(format!(
+                    "interface[{number}].name: expected an interface that exists, found {:?}",
+                    port.name
+                ));
             }
             hooks.lock().load(id, port.ifindex).map_err(|error| error.to_string())?;
             sockets.push(PortInterface { port: id, interface: port.name.to_string() });
@@ -273,7 +281,8 @@ impl Daemon {
         let config = DatapathConfig { ports: sockets, cores, sockets: SocketOptions::default() };
         let neighbours = Arc::new(Neighbours { resolver: mirror.resolver(), tables: tables.clone() });
         // An IV source per worker, before any worker runs: without entropy nothing starts.
-        let ivs: Result<Vec<_>, _> = config.cores.iter().map(|_| IvSource::from_entropy().map(Some)).collect();
+        let ivs: Result<Vec<_>, _> =
+            config.cores.iter().map(|_| IvSource::from_entropy().map(Some)).collect();
         let ivs = Mutex::new(ivs.map_err(|error| format!("the kernel gives no random bytes: {error}"))?);
         let process = {
             let tables = tables.clone();
@@ -290,8 +299,12 @@ impl Daemon {
     }
 
     fn control(&self, settings: &Settings, keyring: Keyring, config: &Path) -> Arc<Control> {
-        let datapath =
-            Seam { hooks: self.hooks.clone(), workers: self.workers.clone(), tables: self.tables.clone(), cores: self.cores.clone() };
+        let datapath = Seam {
+            hooks: self.hooks.clone(),
+            workers: self.workers.clone(),
+            tables: self.tables.clone(),
+            cores: self.cores.clone(),
+        };
         Arc::new(Control::new(
             self.tables.clone(),
             Box::new(datapath),
@@ -306,7 +319,8 @@ impl Daemon {
     fn open_hooks(&self) -> Result<(), String> {
         let ports = self.hooks.lock().ports.len() as u16;
         // Inside first: what arrives there is held before anything can answer from outside.
-        let side = |port: &PortId| self.hooks.lock().ports[usize::from(port.0)].interface.side == Side::Unprotected;
+        let side =
+            |port: &PortId| self.hooks.lock().ports[usize::from(port.0)].interface.side == Side::Unprotected;
         let mut order: Vec<_> = (0..ports).map(PortId).collect();
         order.sort_by_key(side);
         for port in order {
@@ -314,8 +328,13 @@ impl Daemon {
         }
         let events = self.link_events.lock().unwrap_or_else(PoisonError::into_inner).take();
         let events = events.ok_or("the hooks were opened twice")?;
-        let follower = LinkFollower { hooks: self.hooks.clone(), workers: self.workers.clone(), again: self.links.clone() };
-        let thread = std::thread::Builder::new().name("adit-links".into()).spawn(move || follower.run(&events));
+        let follower = LinkFollower {
+            hooks: self.hooks.clone(),
+            workers: self.workers.clone(),
+            again: self.links.clone(),
+        };
+        let thread =
+            std::thread::Builder::new().name("adit-links".into()).spawn(move || follower.run(&events));
         thread.map(drop).map_err(|error| format!("a thread: {error}"))
     }
 }
@@ -369,7 +388,8 @@ struct Seam {
 impl control::Datapath for Seam {
     fn set_covers(&self, steering: &Cover, guard: &Cover) -> Result<(), String> {
         let entries = |steering: &[_], guard: &[_]| {
-            let discard = steering.iter().map(|&prefix| CoverPrefix { prefix, protect: false, discard: true });
+            let discard =
+                steering.iter().map(|&prefix| CoverPrefix { prefix, protect: false, discard: true });
             let protect = guard.iter().map(|&prefix| CoverPrefix { prefix, protect: true, discard: false });
             discard.chain(protect).collect()
         };
@@ -399,7 +419,9 @@ impl control::Datapath for Seam {
             let port = network.as_ref().and_then(|network| network.ports.get(number));
             let name = &hook.interface.name;
             if let Some(why) = hook.attached.as_ref().and_then(|attached| attached.native_refused.as_ref()) {
-                warnings.push(format!("{name}: its driver does not take XDP ({why}), so it runs in skb mode, slower"));
+                warnings.push(format!(
+                    "{name}: its driver does not take XDP ({why}), so it runs in skb mode, slower"
+                ));
             }
             for (outcome, frames) in hooks.steering.counters(hook.ifindex).unwrap_or_default() {
                 match steering.iter_mut().find(|counter| counter.name == outcome.name()) {
@@ -423,7 +445,9 @@ impl control::Datapath for Seam {
             });
         }
         if report.dropped(DropReason::PartialChecksum) > 0 {
-            warnings.push("packets with unfinished checksums arrive: ethtool -K DEV tx off on the sending host".into());
+            warnings.push(
+                "packets with unfinished checksums arrive: ethtool -K DEV tx off on the sending host".into(),
+            );
         }
         DatapathReport { interfaces, workers: self.worker_reports(&report), steering, warnings }
     }

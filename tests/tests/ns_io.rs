@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -139,8 +139,8 @@ impl Registry {
 }
 
 impl SocketRegistry for Registry {
-    fn insert_socket(&self, port: PortId, queue: u32, socket: RawFd) -> io::Result<()> {
-        self.0.lock().unwrap()[&port].insert(queue, socket)
+    fn insert_socket(&self, port: PortId, queue: u32, socket: BorrowedFd<'_>) -> io::Result<()> {
+        self.0.lock().unwrap()[&port].insert(queue, socket.as_raw_fd())
     }
     fn remove_socket(&self, port: PortId, queue: u32) -> io::Result<()> {
         self.0.lock().unwrap()[&port].remove(queue)

@@ -102,7 +102,8 @@ fn inbound(peer: &mut Peer) -> Vec<(PortId, Vec<u8>)> {
 #[test]
 fn a_warmed_pipeline_allocates_nothing() {
     let any = AddressRange { first: address("10.66.0.0"), last: address("10.66.255.255") };
-    let clear = Selector { local: Site::A.network(false), remote: any, protocol: None, upper: UpperSelector::Any };
+    let clear =
+        Selector { local: Site::A.network(false), remote: any, protocol: None, upper: UpperSelector::Any };
     for suite in [
         suite(Encryption::Aes128Gcm, Authentication::None),
         suite(Encryption::Aes128Ccm, Authentication::None),

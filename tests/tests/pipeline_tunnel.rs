@@ -246,7 +246,10 @@ fn site_to_anywhere() -> Selector {
 
 #[test]
 fn bypass_forwards_in_clear_as_a_router_does() {
-    let options = Options { policies: vec![policy("clear", vec![site_to_anywhere()], Action::Bypass)], ..Options::new() };
+    let options = Options {
+        policies: vec![policy("clear", vec![site_to_anywhere()], Action::Bypass)],
+        ..Options::new()
+    };
     let mut a = Gateway::new(Site::A, &options);
     let elsewhere = address("203.0.113.7");
     let out = udp(Site::A.host(false), elsewhere, 1472);

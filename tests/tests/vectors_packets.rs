@@ -128,7 +128,12 @@ fn oracle_packets_are_sealed_as_the_oracle_did() {
         let sealed = &sealed[0].1;
         let outer_length = if options.outer_ipv6 { 40 } else { 20 };
         assert_eq!(sealed.len(), expected.len(), "packet {}", packet["id"]);
-        assert_eq!(without_identification(sealed), without_identification(&expected), "packet {}", packet["id"]);
+        assert_eq!(
+            without_identification(sealed),
+            without_identification(&expected),
+            "packet {}",
+            packet["id"]
+        );
         let (esp, expected) = (&sealed[outer_length..], &expected[outer_length..]);
         assert_eq!(esp[..8], expected[..8], "packet {}: SPI and number", packet["id"]);
         if bytes(&packet["iv"]) == iv_of(esp, &options.suite) {

@@ -227,7 +227,12 @@ fn crypto_alone(
             .map(|((out, frame), sequence)| {
                 let esp = &frame[outer..];
                 let length = layout.ciphertext_length(esp.len()).expect("what was sealed");
-                Open { esp, plaintext: &mut out[HEADER_LENGTH..HEADER_LENGTH + length], sequence, verdict: None }
+                Open {
+                    esp,
+                    plaintext: &mut out[HEADER_LENGTH..HEADER_LENGTH + length],
+                    sequence,
+                    verdict: None,
+                }
             })
             .collect();
         let began = cycles();

@@ -95,9 +95,9 @@ fn pass(memory: &Umem, from: &mut Side, to: &mut Side) -> u64 {
         bytes[..6].copy_from_slice(&to.next_hop);
     }
     if received > 0 {
-        // SAFETY: as above; half as many frames exist for this direction as the ring has entries.
+        // SAFETY: as above.
         let sent = unsafe { to.rings.tx.produce(&burst[..received]) };
-        assert_eq!(sent, received, "the transmit ring is as long as one half of the UMEM");
+        assert_eq!(sent, received, "a transmit ring has room for every frame twice");
         to.unsent = true;
     }
     if to.unsent {
@@ -110,6 +110,7 @@ fn pass(memory: &Umem, from: &mut Side, to: &mut Side) -> u64 {
     // SAFETY: as above.
     let completed = unsafe { to.rings.completion.consume(&mut burst) };
     // SAFETY: as above.
-    unsafe { from.rings.fill.produce(&burst[..completed]) };
+    let filled = unsafe { from.rings.fill.produce(&burst[..completed]) };
+    assert_eq!(filled, completed, "a fill ring has room for every frame twice");
     received as u64
 }

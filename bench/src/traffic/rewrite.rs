@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -65,8 +65,8 @@ impl NeighbourRequests for NoNeighbours {
 struct Programs([Redirect; 2]);
 
 impl SocketRegistry for Programs {
-    fn insert_socket(&self, port: PortId, queue: u32, socket: RawFd) -> io::Result<()> {
-        self.0[usize::from(port.0)].insert(queue, socket)
+    fn insert_socket(&self, port: PortId, queue: u32, socket: BorrowedFd<'_>) -> io::Result<()> {
+        self.0[usize::from(port.0)].insert(queue, socket.as_raw_fd())
     }
     fn remove_socket(&self, port: PortId, queue: u32) -> io::Result<()> {
         self.0[usize::from(port.0)].remove(queue)

@@ -12,7 +12,8 @@ use xsk_rs::socket::{RxQueue, Socket, TxQueue};
 use xsk_rs::umem::frame::FrameDesc;
 use xsk_rs::umem::{CompQueue, FillQueue, Umem};
 
-/// Entries of every ring.
+/// Frames of a socket, and entries of the rings it consumes. The rings it produces on are twice as long: the
+/// kernel hands frames back a moment before it frees their entries there.
 pub const RING: u32 = 2048;
 
 /// One socket's rings.
@@ -30,7 +31,7 @@ pub struct Rings {
 fn umem_config() -> Result<UmemConfig, Box<dyn Error>> {
     Ok(UmemConfigBuilder::new()
         .frame_size(FrameSize::new(2048)?)
-        .fill_queue_size(QueueSize::new(RING)?)
+        .fill_queue_size(QueueSize::new(2 * RING)?)
         .comp_queue_size(QueueSize::new(RING)?)
         .build()?)
 }
@@ -51,7 +52,7 @@ pub fn open(memory: &Umem, interface: &str, queue: u32, wakeup_budget: u32) -> R
     const XDP_MAX_TX_SKB_BUDGET: i32 = 9;
     let config = SocketConfig::builder()
         .rx_queue_size(QueueSize::new(RING)?)
-        .tx_queue_size(QueueSize::new(RING)?)
+        .tx_queue_size(QueueSize::new(2 * RING)?)
         .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
         .bind_flags(BindFlags::XDP_USE_NEED_WAKEUP)
         .build();

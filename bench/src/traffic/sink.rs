@@ -129,7 +129,8 @@ pub fn sink(plan: &Plan, ready: impl FnOnce()) -> Result<Counted, Box<dyn Error>
                 counted.count(unsafe { memory.data(descriptor) }.contents());
             }
             // SAFETY: read and not looked at again.
-            unsafe { rings.fill.produce(&burst[..count]) };
+            let filled = unsafe { rings.fill.produce(&burst[..count]) };
+            assert_eq!(filled, count, "a fill ring has room for every frame twice");
             arrived += count;
         }
         let now = Instant::now();

@@ -260,14 +260,21 @@ pub struct Asked {
 /// The bytes are no call: the connection cannot go on.
 pub fn read(bytes: &[u8], peer: Peer) -> Result<Asked, ErrorReply> {
     // serde_json stops at 128 levels of nesting, also in what it skips.
-    let call: Call<'_> = serde_json::from_slice(bytes)
-        .map_err(|error| ErrorReply::bad_message(&format!("expected a varlink call in JSON: {}", quiet(&error))))?;
+    let call: Call<'_> = serde_json::from_slice(bytes).map_err(|error| {
+        ErrorReply::bad_message(&format!("expected a varlink call in JSON: {}", quiet(&error)))
+    })?;
     let request = if call.upgrade {
         Err(ErrorReply::service("InvalidParameter", json!({ "parameter": "upgrade" })))
     } else {
-        request(&call.method, call.parameters.map_or("{}", RawValue::get)).and_then(|request| permitted(request, peer))
+        request(&call.method, call.parameters.map_or("{}", RawValue::get))
+            .and_then(|request| permitted(request, peer))
     };
-    Ok(Asked { request, method: call.method.chars().take(80).collect(), more: call.more, oneway: call.oneway })
+    Ok(Asked {
+        request,
+        method: call.method.chars().take(80).collect(),
+        more: call.more,
+        oneway: call.oneway,
+    })
 }
 
 fn permitted(request: Request, peer: Peer) -> Result<Request, ErrorReply> {
@@ -589,7 +596,9 @@ impl Cursor {
             let index = self.next;
             self.next += 1;
             match &self.list {
-                List::Sas(filter) => live.tunnels[index].reports(filter).iter().for_each(|sa| push(&mut items, sa)),
+                List::Sas(filter) => {
+                    live.tunnels[index].reports(filter).iter().for_each(|sa| push(&mut items, sa))
+                }
                 List::Policies => {
                     let policy = &live.policies[index];
                     push(&mut items, &policy.settings.report(index, load(&policy.policy.packets)));

@@ -54,7 +54,9 @@ impl Server {
     /// The path cannot be bound, another daemon answers on it, or the group does not exist.
     pub fn start(control: Arc<Control>, path: &Path, socket_group: Option<&str>) -> io::Result<Self> {
         let gid = match socket_group {
-            Some(name) => Some(group::id(name).ok_or_else(|| io::Error::other(format!("no group {name:?}")))?),
+            Some(name) => {
+                Some(group::id(name).ok_or_else(|| io::Error::other(format!("no group {name:?}")))?)
+            }
             None => None,
         };
         let listener = bind(path, gid)?;
@@ -160,7 +162,11 @@ impl Seats {
     }
 
     fn evict(&mut self, whose: impl Fn(&Seat) -> bool) -> bool {
-        let idle = self.taken.iter().filter(|(_, seat)| whose(seat)).filter_map(|(id, seat)| Some((seat.idle_since?, *id)));
+        let idle = self
+            .taken
+            .iter()
+            .filter(|(_, seat)| whose(seat))
+            .filter_map(|(id, seat)| Some((seat.idle_since?, *id)));
         let Some((_, id)) = idle.min() else { return false };
         if let Some(seat) = self.taken.remove(&id) {
             seat.leave.notify_one();
@@ -195,7 +201,9 @@ async fn accept(listener: UnixListener, control: Arc<Control>, gid: Option<u32>)
             let mut seats = seats.borrow_mut();
             seats.next += 1;
             let id = seats.next;
-            seats.taken.insert(id, Seat { uid: peer.uid, idle_since: Some(Instant::now()), leave: leave.clone() });
+            seats
+                .taken
+                .insert(id, Seat { uid: peer.uid, idle_since: Some(Instant::now()), leave: leave.clone() });
             id
         };
         let (seats, control) = (seats.clone(), control.clone());
@@ -224,7 +232,12 @@ fn identify(stream: &UnixStream, own: u32, gid: Option<u32>) -> io::Result<Peer>
 }
 
 /// Serves one client until it leaves, or until it is shown the door.
-async fn serve(mut stream: UnixStream, peer: Peer, control: &Arc<Control>, idle: &impl Fn(bool)) -> io::Result<()> {
+async fn serve(
+    mut stream: UnixStream,
+    peer: Peer,
+    control: &Arc<Control>,
+    idle: &impl Fn(bool),
+) -> io::Result<()> {
     loop {
         idle(true);
         stream.readable().await?;
@@ -278,7 +291,9 @@ async fn next_message(
                     // Readiness was a false alarm: nothing has begun, so no clock runs.
                     stream.readable().await?;
                 } else if tokio::time::timeout_at(deadline, stream.readable()).await.is_err() {
-                    return Ok(Some(Err(ErrorReply::bad_message("expected the message's NUL within 5 seconds"))));
+                    return Ok(Some(Err(ErrorReply::bad_message(
+                        "expected the message's NUL within 5 seconds",
+                    ))));
                 }
             }
             Err(error) => return Err(error),

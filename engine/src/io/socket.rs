@@ -47,10 +47,10 @@ pub struct BusyPoll {
 /// What every socket of a datapath has in common.
 #[derive(Clone, Copy, Debug)]
 pub struct SocketOptions {
-    /// Frames to receive into, a power of two; the fill and receive rings are as long.
+    /// Frames to receive into, a power of two; the receive ring is as long.
     pub receive_frames: u32,
-    /// Frames to transmit, a power of two; the transmit and completion rings are as long, so what is in flight
-    /// never overruns the completion ring.
+    /// Frames to transmit, a power of two; the completion ring is as long, so what is in flight never overruns
+    /// it.
     pub transmit_frames: u32,
     /// Zero-copy or copy.
     pub bind: BindMode,
@@ -185,10 +185,18 @@ fn open_once(
     Ok((Receiver::new(port, queue, umem, rx, fill, descriptors, counters), transmitter))
 }
 
+/// The rings we produce on are twice as long as there are frames. The kernel hands frames back (on the receive
+/// and completion rings) a moment before it moves its consumer pointer past them, or many moments when every one
+/// of a run of frames was refused; until then their old entries still count. There are never more of those than
+/// frames.
+fn produced(frames: u32) -> io::Result<QueueSize> {
+    QueueSize::new(frames.saturating_mul(2)).map_err(io::Error::other)
+}
+
 fn umem_config(options: &SocketOptions) -> io::Result<UmemConfig> {
     UmemConfigBuilder::new()
         .frame_size(FrameSize::new(FRAME_SIZE as u32).map_err(io::Error::other)?)
-        .fill_queue_size(QueueSize::new(options.receive_frames).map_err(io::Error::other)?)
+        .fill_queue_size(produced(options.receive_frames)?)
         .comp_queue_size(QueueSize::new(options.transmit_frames).map_err(io::Error::other)?)
         .build()
         .map_err(io::Error::other)
@@ -202,7 +210,7 @@ fn socket_config(options: &SocketOptions) -> io::Result<SocketConfig> {
     };
     Ok(SocketConfig::builder()
         .rx_queue_size(QueueSize::new(options.receive_frames).map_err(io::Error::other)?)
-        .tx_queue_size(QueueSize::new(options.transmit_frames).map_err(io::Error::other)?)
+        .tx_queue_size(produced(options.transmit_frames)?)
         .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
         // Multi-buffer, so that a frame longer than one buffer arrives and is counted instead of vanishing.
         .bind_flags(mode | BindFlags::XDP_USE_NEED_WAKEUP | BindFlags::XDP_USE_SG)
@@ -474,7 +482,7 @@ impl Receiver {
 fn give_to_kernel(fill: &mut FillQueue, socket: RawFd, descriptors: &[FrameDesc]) {
     // SAFETY: the frames are of this ring's UMEM, and Filled: nothing else refers to them.
     let count = unsafe { fill.produce(descriptors) };
-    assert_eq!(count, descriptors.len(), "the fill ring is as long as the receive half");
+    assert_eq!(count, descriptors.len(), "the fill ring has room for every frame twice");
     if fill.needs_wakeup() {
         // SAFETY: no buffer is passed; in zero-copy mode the call makes the driver look at the ring.
         unsafe { libc::recv(socket, std::ptr::null_mut(), 0, libc::MSG_DONTWAIT) };

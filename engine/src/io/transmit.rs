@@ -145,7 +145,7 @@ impl Transmitter {
         if !self.staged.is_empty() {
             // SAFETY: the pool made these descriptors of its UMEM and holds them in flight until completion.
             let count = unsafe { self.tx.produce(&self.staged) };
-            assert_eq!(count, self.staged.len(), "the transmit ring is as long as the transmit half");
+            assert_eq!(count, self.staged.len(), "the transmit ring has room for every frame twice");
             self.staged.clear();
             self.unsent = true;
         }

@@ -24,7 +24,8 @@ pub fn prefix(text: &str, (protect, discard): (bool, bool)) -> CoverPrefix {
 }
 
 fn tables(local: &[(&str, (bool, bool))], remote: &[(&str, (bool, bool))]) -> SteeringTables {
-    let side = |list: &[(&str, (bool, bool))]| list.iter().map(|(text, actions)| prefix(text, *actions)).collect();
+    let side =
+        |list: &[(&str, (bool, bool))]| list.iter().map(|(text, actions)| prefix(text, *actions)).collect();
     SteeringTables { local: side(local), remote: side(remote) }
 }
 
@@ -58,7 +59,11 @@ fn verdict_of(outcome: Outcome) -> Verdict {
 
 #[track_caller]
 fn expect(programs: &Programs, place: Place, packet: &Packet, outcome: Outcome) {
-    assert_eq!(programs.outcome(place, &packet.frame()), (verdict_of(outcome), outcome), "{place:?} {packet:?}");
+    assert_eq!(
+        programs.outcome(place, &packet.frame()),
+        (verdict_of(outcome), outcome),
+        "{place:?} {packet:?}"
+    );
 }
 
 /// The same addresses in both versions.
@@ -101,7 +106,12 @@ fn multicast_link_local_and_neighbour_discovery_are_the_kernels() {
     }
     for destination in ["ff02::1", "ff0e::5", "fe80::1", "febf::1"] {
         for place in [FromInside, FromOutside] {
-            expect(&programs, place, &Packet::udp("2001:db8:2::2", destination, (520, 520), b"hello"), PassLink);
+            expect(
+                &programs,
+                place,
+                &Packet::udp("2001:db8:2::2", destination, (520, 520), b"hello"),
+                PassLink,
+            );
         }
     }
     // Just beside those ranges.
@@ -130,7 +140,8 @@ fn multicast_link_local_and_neighbour_discovery_are_the_kernels() {
 #[test]
 fn link_local_ipv4_that_a_selector_names_is_the_policys() {
     let mut programs = gateway();
-    let named = tables(&[("169.254.10.0/30", PROTECT)], &[("169.254.20.0/30", PROTECT), ("0.0.0.0/0", DISCARD)]);
+    let named =
+        tables(&[("169.254.10.0/30", PROTECT)], &[("169.254.20.0/30", PROTECT), ("0.0.0.0/0", DISCARD)]);
     programs.steering.set_cover(&named).unwrap();
     programs.steering.set_own_addresses(&["169.254.10.1".parse().unwrap()]).unwrap();
     expect(&programs, FromInside, &Packet::tcp("169.254.10.2", "169.254.20.1"), EngineOutbound);
@@ -151,8 +162,18 @@ fn esp_to_us_goes_by_its_spi() {
             expect(&programs, place, &Packet::esp(&peer, &own, KNOWN.swap_bytes()), DropUnknownSpi);
             expect(&programs, place, &Packet::new(&peer, &own, AH, [0; 24]), DropUnknownSpi);
             for (more, offset) in [(true, 0), (true, 5), (false, 5)] {
-                expect(&programs, place, &Packet::esp(&peer, &own, KNOWN).fragment(more, offset), DropEspFragment);
-                expect(&programs, place, &Packet::new(&peer, &own, AH, [0; 24]).fragment(more, offset), DropEspFragment);
+                expect(
+                    &programs,
+                    place,
+                    &Packet::esp(&peer, &own, KNOWN).fragment(more, offset),
+                    DropEspFragment,
+                );
+                expect(
+                    &programs,
+                    place,
+                    &Packet::new(&peer, &own, AH, [0; 24]).fragment(more, offset),
+                    DropEspFragment,
+                );
             }
             expect(&programs, place, &Packet::new(&peer, &own, ESP, [0xad, 0x17, 0]), DropMalformed);
         }
@@ -173,13 +194,23 @@ fn options_and_extension_headers_hide_nothing() {
     for options in [4, 12, 40] {
         let known = Packet::esp("192.0.2.2", "192.0.2.1", KNOWN).options(options);
         expect(&programs, FromOutside, &known, EngineEsp);
-        expect(&programs, FromOutside, &Packet::esp("192.0.2.2", "192.0.2.1", UNKNOWN).options(options), DropUnknownSpi);
+        expect(
+            &programs,
+            FromOutside,
+            &Packet::esp("192.0.2.2", "192.0.2.1", UNKNOWN).options(options),
+            DropUnknownSpi,
+        );
     }
     for headers in 1..=8 {
         let chain = long_chain(headers);
         let known = Packet::esp("2001:db8:f::2", "2001:db8:f::1", KNOWN).extensions(&chain);
         expect(&programs, FromOutside, &known, EngineEsp);
-        expect(&programs, FromInside, &Packet::tcp("2001:db8:1::2", "2001:db8:2::2").extensions(&chain), EngineOutbound);
+        expect(
+            &programs,
+            FromInside,
+            &Packet::tcp("2001:db8:1::2", "2001:db8:2::2").extensions(&chain),
+            EngineOutbound,
+        );
     }
     for kind in [0, 43, 60, 135, 139, 140] {
         let known = Packet::esp("2001:db8:f::2", "2001:db8:f::1", KNOWN).extensions(&[(kind, 2)]);
@@ -188,16 +219,42 @@ fn options_and_extension_headers_hide_nothing() {
     // A long first header, and a fragment header behind others.
     let far = Packet::esp("2001:db8:f::2", "2001:db8:f::1", KNOWN).extensions(&[(60, 100)]);
     expect(&programs, FromOutside, &far, EngineEsp);
-    let fragment = Packet::esp("2001:db8:f::2", "2001:db8:f::1", KNOWN).extensions(&[(0, 0), (43, 1)]).fragment(true, 0);
+    let fragment =
+        Packet::esp("2001:db8:f::2", "2001:db8:f::1", KNOWN).extensions(&[(0, 0), (43, 1)]).fragment(true, 0);
     expect(&programs, FromOutside, &fragment, DropEspFragment);
     // Longer than we follow: dropped where the protocol decides, steered where the addresses do.
     let chain = long_chain(9);
-    expect(&programs, FromOutside, &Packet::esp("2001:db8:f::2", "2001:db8:f::1", KNOWN).extensions(&chain), DropMalformed);
-    expect(&programs, FromOutside, &Packet::tcp("2001:db8:f::2", "2001:db8:f::1").extensions(&chain), DropMalformed);
-    expect(&programs, FromInside, &Packet::tcp("2001:db8:1::2", "2001:db8:2::2").extensions(&chain), EngineOutbound);
-    expect(&programs, FromInside, &Packet::tcp("2001:db8:1::2", "2001:db8:99::2").extensions(&chain), PassOutside);
+    expect(
+        &programs,
+        FromOutside,
+        &Packet::esp("2001:db8:f::2", "2001:db8:f::1", KNOWN).extensions(&chain),
+        DropMalformed,
+    );
+    expect(
+        &programs,
+        FromOutside,
+        &Packet::tcp("2001:db8:f::2", "2001:db8:f::1").extensions(&chain),
+        DropMalformed,
+    );
+    expect(
+        &programs,
+        FromInside,
+        &Packet::tcp("2001:db8:1::2", "2001:db8:2::2").extensions(&chain),
+        EngineOutbound,
+    );
+    expect(
+        &programs,
+        FromInside,
+        &Packet::tcp("2001:db8:1::2", "2001:db8:99::2").extensions(&chain),
+        PassOutside,
+    );
     // Not even ESP passes the guard behind a chain it cannot follow.
-    expect(&programs, ToOutside, &Packet::esp("2001:db8:f::1", "2001:db8:2::2", 1).extensions(&chain), GuardDropClearText);
+    expect(
+        &programs,
+        ToOutside,
+        &Packet::esp("2001:db8:f::1", "2001:db8:2::2", 1).extensions(&chain),
+        GuardDropClearText,
+    );
 }
 
 #[test]
@@ -274,8 +331,18 @@ fn under_the_cover_the_engine_has_the_say() {
         expect(&programs, FromInside, &Packet::tcp(&inside, &behind), EngineOutbound);
         expect(&programs, FromOutside, &Packet::tcp(&behind, &inside), EngineInboundClear);
         for (more, offset) in [(true, 0), (true, 5), (false, 5)] {
-            expect(&programs, FromInside, &Packet::tcp(&inside, &behind).fragment(more, offset), EngineOutbound);
-            expect(&programs, FromOutside, &Packet::tcp(&behind, &inside).fragment(more, offset), EngineInboundClear);
+            expect(
+                &programs,
+                FromInside,
+                &Packet::tcp(&inside, &behind).fragment(more, offset),
+                EngineOutbound,
+            );
+            expect(
+                &programs,
+                FromOutside,
+                &Packet::tcp(&behind, &inside).fragment(more, offset),
+                EngineInboundClear,
+            );
         }
         // IKE of others is no exception.
         expect(&programs, FromInside, &Packet::udp(&inside, &behind, (500, 500), b"ike"), EngineOutbound);
@@ -352,7 +419,9 @@ fn frames_cut_short_anywhere_are_never_the_kernels() {
                 let hook = if place == ToOutside { Hook::Departure } else { Hook::Arrival };
                 let ifindex = if place == FromInside { programs.inside } else { programs.outside };
                 match programs.steering.try_frame(ifindex, hook, &frame[..length]) {
-                    Ok(verdict) => assert_ne!(verdict, Verdict::Pass, "{place:?} {length} of {packet:?} tags {tags:x?}"),
+                    Ok(verdict) => {
+                        assert_ne!(verdict, Verdict::Pass, "{place:?} {length} of {packet:?} tags {tags:x?}")
+                    }
                     // The test run makes no socket buffer without a whole IP header behind the Ethernet header.
                     Err(_) => {
                         assert!(place == ToOutside && length < 14 + 40, "{place:?} {length}");
@@ -396,7 +465,12 @@ fn the_guard_holds_back_what_a_selector_names() {
     for (inside, behind) in both("10.1.0.2", "10.2.0.2") {
         expect(&programs, ToOutside, &Packet::tcp(&inside, &behind), GuardDropClearText);
         for (more, offset) in [(true, 0), (false, 5)] {
-            expect(&programs, ToOutside, &Packet::tcp(&inside, &behind).fragment(more, offset), GuardDropClearText);
+            expect(
+                &programs,
+                ToOutside,
+                &Packet::tcp(&inside, &behind).fragment(more, offset),
+                GuardDropClearText,
+            );
         }
         // ESP and AH leave, whoever made them; IKE only if it is the gateway's.
         expect(&programs, ToOutside, &Packet::esp(&inside, &behind, UNKNOWN), GuardPassIpsec);
@@ -409,9 +483,16 @@ fn the_guard_holds_back_what_a_selector_names() {
         expect(&programs, ToOutside, &Packet::udp(&own, &behind, (500, 500), b"ike"), GuardPassIpsec);
         expect(&programs, ToOutside, &Packet::udp(&own, &behind, (4500, 61000), b"ike"), GuardPassIpsec);
         expect(&programs, ToOutside, &Packet::udp(&own, &behind, (61000, 500), b"no"), GuardDropClearText);
-        expect(&programs, ToOutside, &Packet::udp(&own, &behind, (500, 500), b"").fragment(false, 9), GuardDropClearText);
+        expect(
+            &programs,
+            ToOutside,
+            &Packet::udp(&own, &behind, (500, 500), b"").fragment(false, 9),
+            GuardDropClearText,
+        );
     }
-    for (inside, elsewhere) in both("10.1.0.2", "198.51.100.9").into_iter().chain(both("10.1.0.2", "10.3.0.2")) {
+    for (inside, elsewhere) in
+        both("10.1.0.2", "198.51.100.9").into_iter().chain(both("10.1.0.2", "10.3.0.2"))
+    {
         expect(&programs, ToOutside, &Packet::tcp(&inside, &elsewhere), GuardPass);
     }
 }
@@ -420,7 +501,8 @@ fn the_guard_holds_back_what_a_selector_names() {
 fn the_guard_lets_the_gateway_live_under_a_policy_for_everything() {
     let mut programs = gateway();
     let local = [("10.1.0.0/16", PROTECT), ("2001:db8:1::/48", PROTECT)];
-    let remote = [("0.0.0.0/0", PROTECT), ("::/0", PROTECT), ("10.2.0.0/16", PROTECT), ("2001:db8:2::/48", DISCARD)];
+    let remote =
+        [("0.0.0.0/0", PROTECT), ("::/0", PROTECT), ("10.2.0.0/16", PROTECT), ("2001:db8:2::/48", DISCARD)];
     programs.steering.set_cover(&tables(&local, &remote)).unwrap();
     for (inside, elsewhere) in both("10.1.0.2", "198.51.100.9") {
         expect(&programs, ToOutside, &Packet::tcp(&inside, &elsewhere), GuardDropClearText);

@@ -49,7 +49,12 @@ impl Packet {
     }
 
     pub fn tcp(source: &str, destination: &str) -> Self {
-        Self::new(source, destination, TCP, [0x30, 0x39, 0, 22].into_iter().chain([0; 16]).collect::<Vec<_>>())
+        Self::new(
+            source,
+            destination,
+            TCP,
+            [0x30, 0x39, 0, 22].into_iter().chain([0; 16]).collect::<Vec<_>>(),
+        )
     }
 
     pub fn udp(source: &str, destination: &str, ports: (u16, u16), payload: &[u8]) -> Self {

@@ -47,7 +47,9 @@ struct Policy {
 fn linear(policies: &[Policy], local: IpAddr, remote: IpAddr, protocol: u8) -> Option<Action> {
     let means = |policy: &&Policy| {
         policy.selectors.iter().any(|(local_net, remote_net, selected)| {
-            local_net.has(local) && remote_net.has(remote) && selected.is_none_or(|selected| selected == protocol)
+            local_net.has(local)
+                && remote_net.has(remote)
+                && selected.is_none_or(|selected| selected == protocol)
         })
     };
     policies.iter().find(means).map(|policy| policy.action)
@@ -75,11 +77,13 @@ fn net_of((index, bits): (u8, u8), v6: bool) -> Net {
 }
 
 fn policy() -> impl Strategy<Value = Policy> {
-    let action = prop::sample::select(vec![Action::Protect, Action::Protect, Action::Bypass, Action::Discard]);
+    let action =
+        prop::sample::select(vec![Action::Protect, Action::Protect, Action::Bypass, Action::Discard]);
     let protocol = prop::sample::select(vec![None, None, Some(TCP), Some(UDP)]);
     let selector = (net(), net(), protocol, any::<bool>())
         .prop_map(|(local, remote, protocol, v6)| (net_of(local, v6), net_of(remote, v6), protocol));
-    (action, prop::collection::vec(selector, 1..3)).prop_map(|(action, selectors)| Policy { action, selectors })
+    (action, prop::collection::vec(selector, 1..3))
+        .prop_map(|(action, selectors)| Policy { action, selectors })
 }
 
 #[derive(Clone, Debug)]
@@ -90,13 +94,15 @@ struct Arrival {
 
 fn arrival() -> impl Strategy<Value = Arrival> {
     let place = prop::sample::select(vec![Place::FromInside, Place::FromOutside, Place::ToOutside]);
-    let fragment = prop::sample::select(vec![None, None, Some((true, 0)), Some((true, 185)), Some((false, 370))]);
+    let fragment =
+        prop::sample::select(vec![None, None, Some((true, 0)), Some((true, 185)), Some((false, 370))]);
     let tags = prop::sample::select(vec![vec![], vec![], vec![0x8100], vec![0x88a8, 0x8100]]);
     (place, 0u8..16, 0u8..16, any::<bool>(), any::<bool>(), fragment, tags, 0usize..4).prop_map(
         |(place, source, destination, v6, is_tcp, fragment, tags, more)| {
             let payload = udp((1024, 1025), &[7; 12]);
             let protocol = if is_tcp { TCP } else { UDP };
-            let mut packet = Packet::between(address(source, v6), address(destination, v6), protocol, payload);
+            let mut packet =
+                Packet::between(address(source, v6), address(destination, v6), protocol, payload);
             packet.fragment = fragment;
             packet.tags = tags;
             packet.options = more * 4;
@@ -110,7 +116,8 @@ fn arrival() -> impl Strategy<Value = Arrival> {
 fn what_the_linear_policy_protects_or_discards_never_passes() {
     let mut programs = Programs::new();
     programs.listen();
-    let own: Vec<IpAddr> = [(0, false), (9, false), (0, true), (9, true)].map(|(i, v6)| address(i, v6)).into();
+    let own: Vec<IpAddr> =
+        [(0, false), (9, false), (0, true), (9, true)].map(|(i, v6)| address(i, v6)).into();
     programs.steering.set_own_addresses(&own).unwrap();
     let programs = RefCell::new(programs);
     let seen = RefCell::new(BTreeSet::new());
@@ -132,7 +139,8 @@ fn what_the_linear_policy_protects_or_discards_never_passes() {
         let (local, remote) = (side(|selector| selector.0), side(|selector| selector.1));
         let holds = |cover: &[CoverPrefix], address, which: fn(&CoverPrefix) -> bool| {
             cover.iter().any(|entry| {
-                which(entry) && Net { address: entry.prefix.network, length: entry.prefix.length }.has(address)
+                which(entry)
+                    && Net { address: entry.prefix.network, length: entry.prefix.length }.has(address)
             })
         };
         programs
@@ -148,7 +156,9 @@ fn what_the_linear_policy_protects_or_discards_never_passes() {
             let to_us = own.contains(&destination);
             let policy = match place {
                 Place::FromOutside => linear(&policies, destination, source, packet.protocol),
-                Place::FromInside | Place::ToOutside => linear(&policies, source, destination, packet.protocol),
+                Place::FromInside | Place::ToOutside => {
+                    linear(&policies, source, destination, packet.protocol)
+                }
             };
 
             // The property. A neighbour inside who speaks to the gateway crosses no boundary; the guard is for
@@ -176,7 +186,8 @@ fn what_the_linear_policy_protects_or_discards_never_passes() {
 
     // The cases were about something.
     use Outcome::*;
-    let expected = [PassOwn, PassOutside, EngineOutbound, EngineInboundClear, DropClearText, DropVlan, GuardPass];
+    let expected =
+        [PassOwn, PassOutside, EngineOutbound, EngineInboundClear, DropClearText, DropVlan, GuardPass];
     for outcome in expected.into_iter().chain([GuardDropClearText]) {
         assert!(seen.borrow().contains(&outcome), "{outcome:?} never happened");
     }

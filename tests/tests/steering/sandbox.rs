@@ -55,7 +55,8 @@ impl Sandbox {
 
     /// Runs `work` in a thread that lives in a namespace; sockets and links made there stay there.
     pub fn inside<T: Send>(&self, name: &str, work: impl FnOnce() -> T + Send) -> T {
-        let namespace = std::fs::File::open(format!("/run/netns/{}", self.namespace(name))).expect("it was made");
+        let namespace =
+            std::fs::File::open(format!("/run/netns/{}", self.namespace(name))).expect("it was made");
         let worker = move || {
             let kind = Some(rustix::thread::LinkNameSpaceType::Network);
             rustix::thread::move_into_link_name_space(namespace.as_fd(), kind).expect("root may");
@@ -107,7 +108,9 @@ impl Programs {
         let config = sandbox.config();
         let (steering, socket) = sandbox.inside("g", || {
             let mut steering = Steering::open(&config).unwrap();
-            for (name, ifindex, side) in [("in0", inside, Side::Protected), ("out0", outside, Side::Unprotected)] {
+            for (name, ifindex, side) in
+                [("in0", inside, Side::Protected), ("out0", outside, Side::Unprotected)]
+            {
                 steering.load(&PortSpec { name: name.into(), ifindex, side }).unwrap();
             }
             (steering, xdp_socket())
