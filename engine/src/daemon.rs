@@ -24,8 +24,9 @@ use crate::control::check;
 use crate::control::config::XdpMode;
 use crate::control::keyring::Keyring;
 use crate::control::report::{Counter, DatapathReport, InterfaceReport, WorkerReport};
+use crate::control::server::Server;
 use crate::control::settings::{Interface, Settings};
-use crate::control::{self, Control, server};
+use crate::control::{self, Control};
 use crate::crypto::{self, IvSource};
 use crate::io::datapath::{PortInterface, Report};
 use crate::io::socket::{SocketOptions, XDP_STATISTICS};
@@ -63,7 +64,9 @@ pub fn run(config: &Path, force: bool) -> Result<(), String> {
         tracing::warn!("{warning}");
     }
     daemon.open_hooks()?;
-    let server = server::start(control.clone()).map_err(|error| format!("the control socket: {error}"))?;
+    let engine = &control.engine;
+    let server = Server::start(control.clone(), &engine.socket, engine.socket_group.as_deref());
+    let server = server.map_err(|error| format!("{}: {error}", engine.socket.display()))?;
     tracing::info!(socket = %control.engine.socket.display(), "ready");
     wait_for_signal()?;
     tracing::info!("ending; the hooks stay, closed, until adit detach or the next start");
@@ -255,7 +258,10 @@ impl Daemon {
                 tables.network.replace(Some(network));
                 publish::reclaim();
             };
-            let on_link = move |event| drop(links.send(event));
+            let on_link = move |event| {
+                // Nobody listens only when the daemon ends.
+                let _ = links.send(event);
+            };
             Mirror::start(names.collect(), publish, on_link)
         };
         let mirror = mirror.map_err(|error| format!("the kernel's routes and neighbours: {error}"))?;

@@ -15,7 +15,7 @@ pub trait Process {
     fn process<F: Frames>(
         &mut self,
         now: u64,
-        burst: &[Received<'_>],
+        burst: &mut [Received<'_>],
         frames: &mut F,
         results: &mut Results<F::Frame>,
     );
@@ -46,7 +46,7 @@ impl Process for Online {
     fn process<F: Frames>(
         &mut self,
         now: u64,
-        burst: &[Received<'_>],
+        burst: &mut [Received<'_>],
         frames: &mut F,
         results: &mut Results<F::Frame>,
     ) {

@@ -385,25 +385,26 @@ impl Receiver {
         ended
     }
 
-    /// Frame `i` of the burst, Ethernet header first.
-    ///
-    /// # Panics
-    /// When the burst is shorter, or the frame was lent.
+    /// The frames of the burst, Ethernet header first: the caller's alone until [`Receiver::release`].
     #[inline]
-    pub fn frame(&self, i: usize) -> &[u8] {
-        assert!(i < self.burst_length && self.lent_from_burst & (1 << i) == 0);
-        // SAFETY: the ledger says Held since `receive`, which also checked the length; nothing writes into
-        // frames of the receive half, and `release` takes `&mut self`.
-        unsafe { self.umem.data(&self.burst[i]) }.contents()
+    pub fn frames(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        debug_assert_eq!(self.lent_from_burst, 0, "lent frames belong to somebody else");
+        let umem = &self.umem;
+        self.burst[..self.burst_length].iter_mut().map(move |descriptor| {
+            let (mut start, length) = bytes_of(umem, descriptor);
+            // SAFETY: the descriptors of a burst name different frames, so the slices do not overlap; they live as
+            // long as the borrow of `self`, and `release` and `lend` need that back.
+            unsafe { std::slice::from_raw_parts_mut(start.as_mut(), length) }
+        })
     }
 
     /// Lends frame `i` of the burst to another worker. It must come back by [`Receiver::take_home`].
     ///
     /// # Panics
-    /// As [`Receiver::frame`].
+    /// When the burst is shorter, or the frame was lent.
     pub fn lend(&mut self, i: usize) -> RxFrame {
-        let bytes = self.frame(i);
-        let (start, length) = (NonNull::from(bytes).cast(), bytes.len());
+        assert!(i < self.burst_length && self.lent_from_burst & (1 << i) == 0);
+        let (start, length) = bytes_of(&self.umem, &mut self.burst[i]);
         self.lent_from_burst |= 1 << i;
         self.lent += 1;
         RxFrame { start, length, descriptor: self.burst[i], receiver: self.id }
@@ -499,7 +500,7 @@ impl Drop for Receiver {
     }
 }
 
-/// A received frame lent to another worker, which reads it and sends it home. Cannot be copied.
+/// A received frame lent to another worker, which processes it and sends it home. Cannot be copied.
 #[must_use = "a lent frame that is dropped never returns to its fill ring"]
 pub struct RxFrame {
     start: NonNull<u8>,
@@ -508,8 +509,8 @@ pub struct RxFrame {
     receiver: u32,
 }
 
-// SAFETY: the frame is only read, by its one owner at a time; its ledger entry stays Held until it is home, and
-// the mapping outlives it (see `Receiver::drop`).
+// SAFETY: the frame has one owner at a time; its ledger entry stays Held until it is home, and the mapping outlives
+// it (see `Receiver::drop`).
 unsafe impl Send for RxFrame {}
 
 impl std::ops::Deref for RxFrame {
@@ -519,6 +520,23 @@ impl std::ops::Deref for RxFrame {
         // SAFETY: as above; `length` was checked in `Receiver::receive`.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length) }
     }
+}
+
+impl std::ops::DerefMut for RxFrame {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and this is the one owner.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.length) }
+    }
+}
+
+/// Where the bytes of a received frame are. The descriptor came from the receive ring, and its frame is Held.
+#[inline]
+fn bytes_of(umem: &Umem, descriptor: &mut FrameDesc) -> (NonNull<u8>, usize) {
+    // SAFETY: the ledger says Held since `receive`, which also checked the length: the kernel does not touch the
+    // frame, and whoever holds the descriptor is the only one here to do so.
+    let mut bytes = unsafe { umem.data_mut(descriptor) };
+    let bytes = bytes.contents_mut();
+    (NonNull::from(&mut *bytes).cast(), bytes.len())
 }
 
 const _: () = assert!(HEADROOM + FRAME_CAPACITY == FRAME_SIZE && BURST <= 64);

@@ -193,12 +193,13 @@ impl<P: Process> Worker<P> {
         add(&self.counters.received, count as u64);
         add(&self.vitals.bursts, 1);
         {
-            let receiver = &self.receivers[i];
-            let mut burst = [Received { port: receiver.port, frame: &[] }; BURST];
-            for (j, received) in burst[..count].iter_mut().enumerate() {
-                received.frame = receiver.frame(j);
+            let receiver = &mut self.receivers[i];
+            let port = receiver.port;
+            let mut burst: [_; BURST] = std::array::from_fn(|_| Received { port, frame: &mut [] });
+            for (received, frame) in burst.iter_mut().zip(receiver.frames()) {
+                received.frame = frame;
             }
-            self.process.process(now, &burst[..count], &mut self.egress, &mut self.results);
+            self.process.process(now, &mut burst[..count], &mut self.egress, &mut self.results);
         }
         self.hand_over_from(i);
         self.receivers[i].release();
@@ -249,11 +250,12 @@ impl<P: Process> Worker<P> {
         }
         let worked = !handed.is_empty();
         if worked {
-            let mut burst = [Received { port: PortId(0), frame: &[] }; BURST];
-            for (received, packet) in burst.iter_mut().zip(&handed) {
-                *received = Received { port: packet.port, frame: &packet.frame };
+            let count = handed.len();
+            let mut burst: [_; BURST] = std::array::from_fn(|_| Received { port: PortId(0), frame: &mut [] });
+            for (received, packet) in burst.iter_mut().zip(&mut handed) {
+                *received = Received { port: packet.port, frame: &mut packet.frame };
             }
-            self.process.process(now, &burst[..handed.len()], &mut self.egress, &mut self.results);
+            self.process.process(now, &mut burst[..count], &mut self.egress, &mut self.results);
             self.send_outputs(now);
         }
         // Its SA changed hands meanwhile: on to the next worker, or home.

@@ -152,8 +152,12 @@ impl Network {
 
     /// The addresses on a port's link that answered with `mac`; a search through all neighbours, not for every packet.
     pub fn neighbours_with(&self, port: PortId, mac: MacAddress) -> impl Iterator<Item = IpAddr> {
-        let entries = self.neighbours.keys.iter().zip(&self.neighbours.macs);
-        entries.filter(move |((on, _), is)| *on == port && **is == mac).map(|((_, address), _)| *address)
+        let port = self.neighbours.ports.get(usize::from(port.0));
+        port.into_iter().flat_map(move |port| {
+            let v4 = port.v4.iter().map(|&(address, is)| (IpAddr::V4(address.into()), is));
+            let v6 = port.v6.iter().map(|&(address, is)| (IpAddr::V6(address.into()), is));
+            v4.chain(v6).filter(move |(_, is)| *is == mac).map(|(address, _)| address)
+        })
     }
 
     /// The gateway's own addresses, on any interface, sorted.
