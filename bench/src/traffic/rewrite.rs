@@ -28,7 +28,7 @@ impl Process for Rewrite {
     fn process<F: Frames>(
         &mut self,
         _now: u64,
-        burst: &[Received<'_>],
+        burst: &mut [Received<'_>],
         frames: &mut F,
         results: &mut Results<F::Frame>,
     ) {

@@ -388,7 +388,7 @@ impl Receiver {
     /// The frames of the burst, Ethernet header first: the caller's alone until [`Receiver::release`].
     #[inline]
     pub fn frames(&mut self) -> impl Iterator<Item = &mut [u8]> {
-        debug_assert_eq!(self.lent_from_burst, 0, "lent frames belong to somebody else");
+        assert_eq!(self.lent_from_burst, 0, "lent frames belong to somebody else");
         let umem = &self.umem;
         self.burst[..self.burst_length].iter_mut().map(move |descriptor| {
             let (mut start, length) = bytes_of(umem, descriptor);
