@@ -72,7 +72,7 @@ pub struct Received<'a> {
 
 /// Where free transmit frames come from. A frame belongs to the port it was taken for.
 pub trait Frames {
-    /// A free frame, whole: at least 2048 bytes.
+    /// A free frame, whole: at least 1792 bytes (2048 without the headroom the kernel keeps).
     type Frame: DerefMut<Target = [u8]>;
     /// Takes a frame that `port` can transmit; `None` when all are in flight.
     fn take(&mut self, port: PortId) -> Option<Self::Frame>;
