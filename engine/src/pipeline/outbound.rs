@@ -174,7 +174,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             outcome = write_fragment(&mut self.own.fragments[start..], bytes, &piece)
                 .ok_or(DropReason::TooBig)
                 .and_then(|_| self.take_frame(group.egress.id, sealed_length(group.sa, length)))
-                .map(|frame| ready.push(Ready { payload: Payload::Fragment { start }, packet, length, frame }));
+                .map(|frame| {
+                    ready.push(Ready { payload: Payload::Fragment { start }, packet, length, frame })
+                });
             if outcome.is_err() {
                 break;
             }
