@@ -310,18 +310,6 @@ impl<'t> Gateway<'t> {
         format!("{}: {}\n{status:#}\n{stats}\n{links}", self.name, self.adit(&["drops"]))
     }
 
-    /// Frames that the kernel had for the engine's sockets and could not give them: rings full or empty.
-    pub fn lost_in_kernel(&self) -> u64 {
-        let status = self.json(&["status"]);
-        let interfaces =
-            status["interfaces"].as_array().unwrap_or_else(|| panic!("no interfaces in {status}"));
-        let counters = interfaces.iter().flat_map(|interface| interface["counters"].as_array().unwrap());
-        counters
-            .filter(|counter| counter["name"] == "rx_dropped" || counter["name"] == "rx_ring_full")
-            .map(|counter| counter["value"].as_u64().unwrap())
-            .sum()
-    }
-
     /// Packets dropped for `reason` so far.
     pub fn dropped(&self, reason: &str) -> u64 {
         let drops = self.json(&["drops"]);
