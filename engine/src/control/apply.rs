@@ -199,7 +199,10 @@ impl Control {
     /// As [`Control::apply`].
     pub fn reload(&self) -> Result<Change, Problems> {
         let Some(path) = &self.config else {
-            return Err(Problems::one("reload", "expected a configuration file, but this aditd was started without"));
+            return Err(Problems::one(
+                "reload",
+                "expected a configuration file, but this aditd was started without",
+            ));
         };
         self.apply(check::load_file(path, false)?)
     }
@@ -223,8 +226,9 @@ impl Control {
         };
         let request = check::tunnel(table, "tunnel".into(), &rules, &mut warnings, &mut problems);
         let added = policies.iter().enumerate();
-        let added: Vec<_> =
-            added.filter_map(|(i, table)| check::policy(table, format!("policies[{i}]"), &mut problems)).collect();
+        let added: Vec<_> = added
+            .filter_map(|(i, table)| check::policy(table, format!("policies[{i}]"), &mut problems))
+            .collect();
         if let Some(request) = request {
             fill(&mut desired, request, &mut problems);
         }
@@ -238,7 +242,11 @@ impl Control {
     ///
     /// # Errors
     /// Nothing is picked; nothing changed.
-    pub fn delete_sas(&self, field: &str, means: impl Fn(&TunnelSettings, Spi, bool) -> bool) -> Result<Change, Problems> {
+    pub fn delete_sas(
+        &self,
+        field: &str,
+        means: impl Fn(&TunnelSettings, Spi, bool) -> bool,
+    ) -> Result<Change, Problems> {
         let keyring = self.lock();
         let mut desired = self.live().unchanged();
         let mut found = false;
@@ -261,7 +269,10 @@ impl Control {
             tunnel.inbound.is_some() || tunnel.outbound.is_some() || named(&tunnel.settings.name)
         });
         if !found {
-            return Err(Problems::one(field, "expected an SA that exists, found none; adit sa list shows them"));
+            return Err(Problems::one(
+                field,
+                "expected an SA that exists, found none; adit sa list shows them",
+            ));
         }
         self.transact(keyring, desired)
     }
@@ -283,8 +294,9 @@ impl Control {
             problems.push("policies", "expected at least one policy, found none");
         }
         let tables = tables.iter().enumerate();
-        let added: Vec<_> =
-            tables.filter_map(|(i, table)| check::policy(table, format!("policies[{i}]"), &mut problems)).collect();
+        let added: Vec<_> = tables
+            .filter_map(|(i, table)| check::policy(table, format!("policies[{i}]"), &mut problems))
+            .collect();
         problems.or(())?;
         desired.policies.splice(position..position, added);
         self.transact(keyring, desired)
@@ -301,7 +313,10 @@ impl Control {
         desired.policies.retain(|policy| &*policy.name != name);
         if desired.policies.len() == before {
             let found = super::value::found(name);
-            return Err(Problems::one("name", format!("expected a policy that exists, found {found}; adit policy list shows them")));
+            return Err(Problems::one(
+                "name",
+                format!("expected a policy that exists, found {found}; adit policy list shows them"),
+            ));
         }
         self.transact(keyring, desired)
     }
@@ -315,7 +330,10 @@ impl Control {
         let (old, new) = (&self.engine, &settings.engine);
         let mut same = |field: &str, same: bool| {
             if !same {
-                problems.push(field, "expected what aditd was started with, found a change; restart aditd to apply it");
+                problems.push(
+                    field,
+                    "expected what aditd was started with, found a change; restart aditd to apply it",
+                );
             }
         };
         same("engine.instance", old.instance == new.instance);
@@ -344,7 +362,12 @@ impl Control {
         let result = (|| {
             for (field, sa) in &prepared.new_inbound {
                 let spi = sa.spec.sa.spi;
-                let in_use = |_| Problems::one(format!("{field}.spi"), format!("expected a free SPI, found {spi} in use; choose another"));
+                let in_use = |_| {
+                    Problems::one(
+                        format!("{field}.spi"),
+                        format!("expected a free SPI, found {spi} in use; choose another"),
+                    )
+                };
                 self.tables.sad.insert(sa.clone()).map_err(in_use)?;
                 inserted.push(spi);
                 self.datapath.add_spi(spi).map_err(|error| Problems::one(format!("{field}.spi"), error))?;
@@ -352,7 +375,9 @@ impl Control {
             }
             let (steering, guard) = &prepared.covers_during;
             self.datapath.set_covers(steering, guard).map_err(|error| Problems::one("policy", error))?;
-            keyring.record(&prepared.new_keys).map_err(|error| Problems::one("engine.state-dir", error.to_string()))
+            keyring
+                .record(&prepared.new_keys)
+                .map_err(|error| Problems::one("engine.state-dir", error.to_string()))
         })();
         if result.is_err() {
             let (steering, guard) = self.live().covers.clone();
@@ -385,7 +410,12 @@ impl Control {
             self.tables.sad.remove(spi);
         }
         let kept: Vec<_> = self.live().tunnels.iter().flat_map(LiveTunnel::weak).collect();
-        let gone: Vec<_> = old.tunnels.iter().flat_map(LiveTunnel::weak).filter(|sa| !kept.iter().any(|kept| kept.same(sa))).collect();
+        let gone: Vec<_> = old
+            .tunnels
+            .iter()
+            .flat_map(LiveTunnel::weak)
+            .filter(|sa| !kept.iter().any(|kept| kept.same(sa)))
+            .collect();
         change.removed = gone.len() as u64;
         drop(old);
         // Also the old policies hold tunnels, and tunnels hold outbound SAs.
@@ -414,9 +444,10 @@ fn fill(desired: &mut Desired, request: TunnelRequest, problems: &mut Problems) 
             format!("expected the settings that tunnel {name:?} has, or another name; adit sa delete {name} to change them"),
         );
     }
-    for (direction, slot, sa) in
-        [("inbound", &mut tunnel.inbound, request.inbound), ("outbound", &mut tunnel.outbound, request.outbound)]
-    {
+    for (direction, slot, sa) in [
+        ("inbound", &mut tunnel.inbound, request.inbound),
+        ("outbound", &mut tunnel.outbound, request.outbound),
+    ] {
         match sa {
             Some(_) if slot.is_some() => problems.push(
                 format!("tunnel.{direction}"),

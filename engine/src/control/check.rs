@@ -6,12 +6,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::config::{
-    ActionName, AuthenticationName, DfName, DirectionName, Document, EncryptionName, EngineTable, FallbackName, File,
-    InterfaceTable, PolicyTable, ProfileTable, SaTable, Scalar, Secret, SideName, TunnelTable, WorkersName, XdpMode,
+    ActionName, AuthenticationName, DfName, DirectionName, Document, EncryptionName, EngineTable,
+    FallbackName, File, InterfaceTable, PolicyTable, ProfileTable, SaTable, Scalar, Secret, SideName,
+    TunnelTable, WorkersName, XdpMode,
 };
 use super::keyring::Fingerprint;
 use super::problem::Problems;
-use super::settings::{Engine, Interface, PolicySettings, SaRequest, Settings, TunnelRequest, TunnelSettings};
+use super::settings::{
+    Engine, Interface, PolicySettings, SaRequest, Settings, TunnelRequest, TunnelSettings,
+};
 use super::{group, keys, value};
 use crate::crypto::key::{self, KeyMaterial};
 use crate::crypto::suite::SuiteError;
@@ -99,7 +102,9 @@ fn file(file: File, offline: bool, problems: &mut Problems) -> Option<Settings> 
         .tunnel
         .iter()
         .enumerate()
-        .filter_map(|(index, table)| tunnel(table, format!("tunnel[{index}]"), &rules, &mut warnings, problems))
+        .filter_map(|(index, table)| {
+            tunnel(table, format!("tunnel[{index}]"), &rules, &mut warnings, problems)
+        })
         .collect();
     let policies: Vec<_> = file
         .policy
@@ -139,7 +144,10 @@ fn engine(table: &EngineTable, problems: &mut Problems) -> Engine {
         && group::id(name).is_none()
     {
         let found = value::found(name);
-        problems.push("engine.socket-group", format!("expected a group of this system, found {found}; groupadd it first"));
+        problems.push(
+            "engine.socket-group",
+            format!("expected a group of this system, found {found}; groupadd it first"),
+        );
     }
     Engine {
         cores: table.cores.clone(),
@@ -158,23 +166,38 @@ fn engine(table: &EngineTable, problems: &mut Problems) -> Engine {
     }
 }
 
-fn interfaces(tables: &[InterfaceTable], mode: XdpMode, offline: bool, problems: &mut Problems) -> Vec<Interface> {
+fn interfaces(
+    tables: &[InterfaceTable],
+    mode: XdpMode,
+    offline: bool,
+    problems: &mut Problems,
+) -> Vec<Interface> {
     for (index, table) in tables.iter().enumerate() {
         let name = &table.name;
         // IFNAMSIZ is 16 with the terminating zero.
-        let plain = !name.is_empty() && name.len() < 16 && !name.contains(|c: char| c == '/' || c.is_whitespace());
+        let plain =
+            !name.is_empty() && name.len() < 16 && !name.contains(|c: char| c == '/' || c.is_whitespace());
         if !plain {
             let found = value::found(name);
-            problems.push(format!("interface[{index}].name"), format!("expected an interface name, found {found}"));
+            problems.push(
+                format!("interface[{index}].name"),
+                format!("expected an interface name, found {found}"),
+            );
         }
         if tables[..index].iter().any(|other| other.name == *name) {
-            problems.push(format!("interface[{index}].name"), format!("expected each interface once, found {name:?} again"));
+            problems.push(
+                format!("interface[{index}].name"),
+                format!("expected each interface once, found {name:?} again"),
+            );
         }
     }
     for side in [SideName::Protected, SideName::Unprotected] {
         if !offline && !tables.iter().any(|table| table.side == side) {
             let side = side.name();
-            problems.push("interface", format!("expected at least one interface with side = {side:?}, found none"));
+            problems.push(
+                "interface",
+                format!("expected at least one interface with side = {side:?}, found none"),
+            );
         }
     }
     tables
@@ -195,7 +218,10 @@ fn plain_name(field: &str, name: &str, problems: &mut Problems) {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if name.is_empty() || name.len() > 64 || !name.chars().all(plain) || name.starts_with(['.', '-']) {
         let found = value::found(name);
-        problems.push(field, format!("expected a name of up to 64 letters, digits, '.', '_' and '-', found {found}"));
+        problems.push(
+            field,
+            format!("expected a name of up to 64 letters, digits, '.', '_' and '-', found {found}"),
+        );
     }
 }
 
@@ -235,7 +261,12 @@ impl Written {
 }
 
 /// A suite, ESN and the anti-replay window.
-fn crypto(path: &str, written: Written, allow_legacy: bool, problems: &mut Problems) -> Option<(Suite, bool, u32)> {
+fn crypto(
+    path: &str,
+    written: Written,
+    allow_legacy: bool,
+    problems: &mut Problems,
+) -> Option<(Suite, bool, u32)> {
     let before = problems.0.len();
     let Some(encryption) = written.encryption else {
         let names: Vec<_> = EncryptionName::ALL.iter().map(|name| name.name()).collect();
@@ -266,7 +297,8 @@ fn crypto(path: &str, written: Written, allow_legacy: bool, problems: &mut Probl
     let window = written.replay_window.unwrap_or(DEFAULT_REPLAY_WINDOW);
     let field = format!("{path}.replay-window");
     if !matches!(window, 0 | 32..=65536) {
-        problems.push(&field, format!("expected 32 to 65536 packets, or 0 for no protection, found {window}"));
+        problems
+            .push(&field, format!("expected 32 to 65536 packets, or 0 for no protection, found {window}"));
     }
     if window == 0 && esn {
         problems.push(
@@ -313,8 +345,8 @@ fn describe(
 
 fn dh_group(path: &str, group: &str, allow_legacy: bool, problems: &mut Problems) {
     const GROUPS: &[&str] = &[
-        "group1", "group2", "group5", "group14", "group15", "group16", "group17", "group18", "group19", "group20",
-        "group21", "no-pfs",
+        "group1", "group2", "group5", "group14", "group15", "group16", "group17", "group18", "group19",
+        "group20", "group21", "no-pfs",
     ];
     let field = format!("{path}.dh-group");
     if !GROUPS.contains(&group) {
@@ -338,9 +370,15 @@ pub fn tunnel(
     let remote = problems.take(format!("{path}.remote"), value::endpoint(&table.remote));
     if let (Some(local), Some(remote)) = (local, remote) {
         if local.is_ipv4() != remote.is_ipv4() {
-            problems.push(format!("{path}.remote"), format!("expected an address of the same IP version as local ({local}), found {remote}"));
+            problems.push(
+                format!("{path}.remote"),
+                format!("expected an address of the same IP version as local ({local}), found {remote}"),
+            );
         } else if local == remote {
-            problems.push(format!("{path}.remote"), format!("expected the peer's address, found our own, {remote}"));
+            problems.push(
+                format!("{path}.remote"),
+                format!("expected the peer's address, found our own, {remote}"),
+            );
         }
     }
     let profile = table.profile.as_ref().and_then(|name| {
@@ -350,7 +388,10 @@ pub fn tunnel(
             let names = if names.is_empty() { "none is defined".into() } else { names.join(", ") };
             problems.push(
                 format!("{path}.profile"),
-                format!("expected a profile ({names}), found {}; define [profile.{name}]", value::found(name)),
+                format!(
+                    "expected a profile ({names}), found {}; define [profile.{name}]",
+                    value::found(name)
+                ),
             );
         }
         known
@@ -361,9 +402,10 @@ pub fn tunnel(
     } else {
         crypto(&path, Written::of_tunnel(table, profile), rules.allow_legacy, problems)
     };
-    let dscp = table.dscp.as_ref().map_or(Some(Dscp::Copy), |text| {
-        problems.take(format!("{path}.dscp"), dscp(&text.0))
-    });
+    let dscp = table
+        .dscp
+        .as_ref()
+        .map_or(Some(Dscp::Copy), |text| problems.take(format!("{path}.dscp"), dscp(&text.0)));
     if table.ttl == Some(0) {
         problems.push(format!("{path}.ttl"), "expected 1 to 255, found 0");
     }
@@ -380,11 +422,14 @@ pub fn tunnel(
     let (suite, esn, replay_window) = crypto?;
     let name: Arc<str> = table.name.as_str().into();
     if suite.is_legacy() {
-        let (encryption, authentication) = (encryption_name(suite.encryption()), authentication_name(suite.authentication()));
+        let (encryption, authentication) =
+            (encryption_name(suite.encryption()), authentication_name(suite.authentication()));
         warnings.push(format!("{path}: {name}: {encryption} with {authentication} is weak and only for peers that have nothing better"));
     }
     if replay_window == 0 {
-        warnings.push(format!("{path}: {name}: replay-window = 0, so recorded packets can be sent again by anyone"));
+        warnings.push(format!(
+            "{path}: {name}: replay-window = 0, so recorded packets can be sent again by anyone"
+        ));
     }
     let accept_replay_risk = table.replay_after_restart.is_some();
     Some(TunnelRequest {
@@ -441,11 +486,17 @@ fn sa(
     let last_sequence = match &table.last_sequence {
         None => 0,
         Some(_) if !rules.offline => {
-            problems.push(format!("{path}.last-sequence"), "expected nothing here: only adit offline starts at a given number; remove it");
+            problems.push(
+                format!("{path}.last-sequence"),
+                "expected nothing here: only adit offline starts at a given number; remove it",
+            );
             0
         }
         Some(Scalar(text)) => text.parse().unwrap_or_else(|_| {
-            problems.push(format!("{path}.last-sequence"), format!("expected a number below 2^64, found {}", value::found(text)));
+            problems.push(
+                format!("{path}.last-sequence"),
+                format!("expected a number below 2^64, found {}", value::found(text)),
+            );
             0
         }),
     };
@@ -457,7 +508,10 @@ fn sa(
             problems.push(format!("{path}.{field}"), message);
         }
         if !esn && last_sequence > u64::from(u32::MAX) {
-            problems.push(format!("{path}.last-sequence"), format!("expected a number below 2^32 without esn, found {last_sequence}"));
+            problems.push(
+                format!("{path}.last-sequence"),
+                format!("expected a number below 2^32 without esn, found {last_sequence}"),
+            );
         }
     }
     (problems.0.len() == before).then_some(SaRequest { field: path, spi: spi?, keys, last_sequence })
@@ -469,11 +523,17 @@ pub fn policy(table: &PolicyTable, path: String, problems: &mut Problems) -> Opt
     plain_name(&format!("{path}.name"), &table.name, problems);
     match (table.action, &table.tunnel) {
         (ActionName::Protect, None) => {
-            problems.push(format!("{path}.tunnel"), "expected the name of a tunnel for action = \"protect\", found nothing");
+            problems.push(
+                format!("{path}.tunnel"),
+                "expected the name of a tunnel for action = \"protect\", found nothing",
+            );
         }
         (ActionName::Bypass | ActionName::Discard, Some(tunnel)) => {
             let (action, found) = (table.action.name(), value::found(tunnel));
-            problems.push(format!("{path}.tunnel"), format!("expected no tunnel for action = {action:?}, found {found}"));
+            problems.push(
+                format!("{path}.tunnel"),
+                format!("expected no tunnel for action = {action:?}, found {found}"),
+            );
         }
         _ => {}
     }
@@ -481,9 +541,14 @@ pub fn policy(table: &PolicyTable, path: String, problems: &mut Problems) -> Opt
         None => vec![value::any_v4(), value::any_v6()],
         Some(texts) => {
             if texts.is_empty() {
-                problems.push(format!("{path}.{field}"), "expected at least one address range, found an empty list; leave it out to mean any");
+                problems.push(
+                    format!("{path}.{field}"),
+                    "expected at least one address range, found an empty list; leave it out to mean any",
+                );
             }
-            let range = |(index, text): (usize, &String)| problems.take(format!("{path}.{field}[{index}]"), value::addresses(text));
+            let range = |(index, text): (usize, &String)| {
+                problems.take(format!("{path}.{field}[{index}]"), value::addresses(text))
+            };
             texts.iter().enumerate().filter_map(range).flatten().collect()
         }
     };
@@ -497,7 +562,10 @@ pub fn policy(table: &PolicyTable, path: String, problems: &mut Problems) -> Opt
         }
     }
     if problems.0.len() == before && selectors.is_empty() {
-        problems.push(format!("{path}.remote"), "expected a range of the same IP version as one of local, found none");
+        problems.push(
+            format!("{path}.remote"),
+            "expected a range of the same IP version as one of local, found none",
+        );
     }
     let direction = table.direction.unwrap_or(DirectionName::Both);
     (problems.0.len() == before).then(|| PolicySettings {
@@ -522,7 +590,12 @@ fn upper(table: &PolicyTable, path: &str, problems: &mut Problems) -> Option<(Op
     let mut ports = |field: &str, text: &Option<Scalar>| match text {
         None => Some(PortRange { first: 0, last: u16::MAX }),
         Some(_) if !has_ports => {
-            problems.push(format!("{path}.{field}"), format!("expected protocol = \"tcp\", \"udp\" or \"sctp\" beside ports, found {protocol_text}"));
+            problems.push(
+                format!("{path}.{field}"),
+                format!(
+                    "expected protocol = \"tcp\", \"udp\" or \"sctp\" beside ports, found {protocol_text}"
+                ),
+            );
             None
         }
         Some(Scalar(text)) => problems.take(format!("{path}.{field}"), value::ports(text)),
@@ -531,7 +604,10 @@ fn upper(table: &PolicyTable, path: &str, problems: &mut Problems) -> Option<(Op
     let remote = ports("remote-ports", &table.remote_ports);
     if let Some(Scalar(text)) = &table.icmp {
         if !has_types {
-            problems.push(format!("{path}.icmp"), format!("expected protocol = \"icmp\" or \"icmpv6\" beside icmp, found {protocol_text}"));
+            problems.push(
+                format!("{path}.icmp"),
+                format!("expected protocol = \"icmp\" or \"icmpv6\" beside icmp, found {protocol_text}"),
+            );
             return None;
         }
         let (kinds, codes) = problems.take(format!("{path}.icmp"), value::icmp(text))?;
@@ -544,119 +620,6 @@ fn upper(table: &PolicyTable, path: &str, problems: &mut Problems) -> Option<(Op
         UpperSelector::Any
     };
     Some((number, upper))
-}
-
-/// One direction of a tunnel, as far as other tunnels are concerned.
-pub struct SaOutline {
-    /// Path of its table.
-    pub field: String,
-    /// SPI.
-    pub spi: Spi,
-    /// Names the key.
-    pub fingerprint: Fingerprint,
-}
-
-/// A tunnel, new or live, as far as other tunnels and policies are concerned.
-pub struct Outline {
-    /// Path of its table.
-    pub field: String,
-    /// Its name.
-    pub name: Arc<str>,
-    /// Our endpoint.
-    pub local: IpAddr,
-    /// The peer's endpoint.
-    pub remote: IpAddr,
-    /// Inbound SA.
-    pub inbound: Option<SaOutline>,
-    /// Outbound SA.
-    pub outbound: Option<SaOutline>,
-}
-
-impl Outline {
-    /// Of a tunnel to set up.
-    pub fn of_request(request: &TunnelRequest, host_secret: &[u8; 32]) -> Self {
-        let sa = |sa: &Option<SaRequest>| {
-            sa.as_ref().map(|sa| SaOutline {
-                field: sa.field.clone(),
-                spi: sa.spi,
-                fingerprint: key::fingerprint(host_secret, request.settings.suite, &sa.keys),
-            })
-        };
-        Self {
-            field: request.field.clone(),
-            name: request.settings.name.clone(),
-            local: request.settings.local,
-            remote: request.settings.remote,
-            inbound: sa(&request.inbound),
-            outbound: sa(&request.outbound),
-        }
-    }
-}
-
-/// What must hold between tunnels and policies: nothing twice, everything named exists, no tunnel in a tunnel.
-pub fn consistent(tunnels: &[Outline], policies: &[PolicySettings], problems: &mut Problems) {
-    let (mut names, mut inbound_spis, mut outbound_spis) = (HashMap::new(), HashMap::new(), HashMap::new());
-    let mut keys: HashMap<Fingerprint, &str> = HashMap::new();
-    for tunnel in tunnels {
-        if let Some(first) = names.insert(&tunnel.name, &tunnel.field) {
-            problems.push(format!("{}.name", tunnel.field), format!("expected a name of its own, found {:?} of {first} again", tunnel.name));
-        }
-        if let Some(sa) = &tunnel.inbound
-            && let Some(first) = inbound_spis.insert(sa.spi, &sa.field)
-        {
-            problems.push(format!("{}.spi", sa.field), format!("expected an SPI of its own, found {} of {first} again; choose another", sa.spi));
-        }
-        if let Some(sa) = &tunnel.outbound
-            && let Some(first) = outbound_spis.insert((tunnel.remote, sa.spi), &sa.field)
-        {
-            problems.push(format!("{}.spi", sa.field), format!("expected an SPI of its own towards {}, found {} of {first} again; choose another", tunnel.remote, sa.spi));
-        }
-        for sa in tunnel.inbound.iter().chain(&tunnel.outbound) {
-            if let Some(first) = keys.insert(sa.fingerprint, &sa.field) {
-                problems.push(
-                    format!("{}.encryption-key", sa.field),
-                    format!("expected a key of its own for each SA and direction, found the key of {first} again; adit key generate makes another"),
-                );
-            }
-        }
-    }
-    let mut policy_names = HashMap::new();
-    for policy in policies {
-        if let Some(first) = policy_names.insert(&policy.name, &policy.field) {
-            problems.push(format!("{}.name", policy.field), format!("expected a name of its own, found {:?} of {first} again", policy.name));
-        }
-        if let Some(tunnel) = &policy.tunnel
-            && !names.contains_key(tunnel)
-        {
-            let known: Vec<_> = tunnels.iter().map(|tunnel| &*tunnel.name).collect();
-            let known = if known.is_empty() { "there is none".into() } else { known.join(", ") };
-            problems.push(format!("{}.tunnel", policy.field), format!("expected a tunnel ({known}), found {}", value::found(tunnel)));
-        }
-    }
-    for tunnel in tunnels {
-        loops(tunnel, policies, problems);
-    }
-}
-
-/// Refuses a tunnel whose own ESP packets are under a PROTECT policy: they would have to go into a tunnel again.
-fn loops(tunnel: &Outline, policies: &[PolicySettings], problems: &mut Problems) {
-    let outer = Flow { source: tunnel.local, destination: tunnel.remote, protocol: protocol::ESP, upper: Upper::Opaque };
-    let means = |policy: &&PolicySettings| {
-        policy.outbound
-            && policy.selectors.iter().any(|selector| selector.matches(Direction::Outbound, &outer, Fragment::Whole))
-    };
-    if let Some(policy) = policies.iter().find(means)
-        && policy.action == ActionName::Protect
-    {
-        problems.push(
-            format!("{}.remote", policy.field),
-            format!(
-                "expected selectors without the tunnel's own packets, found that {} to {} ({}) is protected by {:?}, a loop; \
-                 put a policy with action = \"bypass\", local = [\"{0}\"], remote = [\"{1}\"] before it",
-                tunnel.local, tunnel.remote, tunnel.name, policy.name
-            ),
-        );
-    }
 }
 
 impl From<EncryptionName> for Encryption {
@@ -706,7 +669,10 @@ pub fn generate(
 
 /// The algorithm as users write it.
 pub fn encryption_name(encryption: Encryption) -> &'static str {
-    EncryptionName::ALL.iter().find(|name| Encryption::from(**name) == encryption).map_or("?", |name| name.name())
+    EncryptionName::ALL
+        .iter()
+        .find(|name| Encryption::from(**name) == encryption)
+        .map_or("?", |name| name.name())
 }
 
 /// The algorithm as users write it.

@@ -13,8 +13,8 @@ use zeroize::Zeroizing;
 use super::check;
 use super::client::{CallError, Client};
 use super::config::{
-    ActionName, AuthenticationName, DfName, DirectionName, Document, EncryptionName, PolicyTable, SaTable, Scalar,
-    Secret, TunnelTable, WorkersName,
+    ActionName, AuthenticationName, DfName, DirectionName, Document, EncryptionName, PolicyTable, SaTable,
+    Scalar, Secret, TunnelTable, WorkersName,
 };
 use super::problem::Problems;
 use super::protocol::{PolicyAdd, SaAdd};
@@ -32,7 +32,9 @@ pub struct Hooks {
 /// Controls aditd, a userspace IPsec gateway.
 #[derive(Parser)]
 #[command(name = "adit", version, infer_subcommands = true, disable_help_subcommand = true)]
-#[command(after_help = "Exit status: 0 done, 1 wrong usage, 2 refused (nothing changed), 3 aditd does not answer.")]
+#[command(
+    after_help = "Exit status: 0 done, 1 wrong usage, 2 refused (nothing changed), 3 aditd does not answer."
+)]
 struct Cli {
     /// The control socket.
     #[arg(long, global = true, env = "ADIT_SOCKET", default_value = "/run/adit/adit.sock")]
@@ -328,7 +330,8 @@ fn fail(cli: &Cli, failure: Failure) -> ExitCode {
     let text = if cli.json {
         json!({ "error": text, "problems": problems }).to_string()
     } else {
-        let error = if coloured(std::io::stderr().is_terminal()) { "\x1b[1;31merror\x1b[0m" } else { "error" };
+        let error =
+            if coloured(std::io::stderr().is_terminal()) { "\x1b[1;31merror\x1b[0m" } else { "error" };
         text.lines().map(|line| format!("{error}: {line}")).collect::<Vec<_>>().join("\n")
     };
     let _ = writeln!(std::io::stderr(), "{text}");
@@ -353,7 +356,8 @@ fn run(cli: &Cli, hooks: &Hooks) -> Result<String, Failure> {
             Ok(show(cli, &stats, render::stats))
         }
         Command::Drops { all } => {
-            let mut drops = call()?.call::<std::collections::HashMap<String, Vec<Drop>>>("Drops", &json!({ "all": all }))?;
+            let mut drops = call()?
+                .call::<std::collections::HashMap<String, Vec<Drop>>>("Drops", &json!({ "all": all }))?;
             Ok(show(cli, &drops.remove("drops").unwrap_or_default(), |drops| render::drops(drops)))
         }
         Command::Sa(SaCommand::List { tunnel }) => {
@@ -441,10 +445,16 @@ fn detach(cli: &Cli, hooks: &Hooks, instance: &str, bpffs: &Path) -> Result<Stri
         && let Ok(status) = client.call::<Status>("Status", &json!({}))
         && status.instance == instance
     {
-        return Err(Problems::one("detach", format!("expected a stopped aditd, found process {}; stop it first", status.pid)).into());
+        return Err(Problems::one(
+            "detach",
+            format!("expected a stopped aditd, found process {}; stop it first", status.pid),
+        )
+        .into());
     }
     detach(bpffs, instance).map_err(|error| Problems::one("detach", error))?;
-    Ok(show(cli, &json!({ "detached": instance }), |_| format!("{instance}: hooks opened; the kernel forwards in clear\n")))
+    Ok(show(cli, &json!({ "detached": instance }), |_| {
+        format!("{instance}: hooks opened; the kernel forwards in clear\n")
+    }))
 }
 
 impl SaAddArguments {
@@ -472,10 +482,17 @@ impl SaAddArguments {
             let Some(spi) = spi else { return Ok(None) };
             let read = |path: &Option<PathBuf>| match path {
                 None => Ok(None),
-                Some(path) => key_from(path).map(Some).map_err(|error| Problems::one(path.display().to_string(), error)),
+                Some(path) => {
+                    key_from(path).map(Some).map_err(|error| Problems::one(path.display().to_string(), error))
+                }
             };
             let (encryption_key, authentication_key) = (read(key)?, read(authentication)?);
-            Ok(Some(SaTable { spi: Scalar(spi.clone()), encryption_key, authentication_key, last_sequence: None }))
+            Ok(Some(SaTable {
+                spi: Scalar(spi.clone()),
+                encryption_key,
+                authentication_key,
+                last_sequence: None,
+            }))
         };
         let inbound: Result<_, Problems> =
             sa(&self.inbound_spi, &self.inbound_key_file, &self.inbound_authentication_key_file);
@@ -554,7 +571,10 @@ fn read_text(file: &Path) -> Result<Zeroizing<String>, Failure> {
     let text = Zeroizing::new(text);
     match read {
         Ok(_) => Ok(text),
-        Err(error) => Err(Problems::one(file.display().to_string(), format!("expected a readable file: {error}")).into()),
+        Err(error) => {
+            Err(Problems::one(file.display().to_string(), format!("expected a readable file: {error}"))
+                .into())
+        }
     }
 }
 

@@ -79,7 +79,11 @@ impl Client {
     ///
     /// # Errors
     /// [`CallError`].
-    pub fn call<T: DeserializeOwned>(&mut self, method: &str, parameters: &impl Serialize) -> Result<T, CallError> {
+    pub fn call<T: DeserializeOwned>(
+        &mut self,
+        method: &str,
+        parameters: &impl Serialize,
+    ) -> Result<T, CallError> {
         self.send(method, parameters, false)?;
         self.receive().map(|(value, _)| value)
     }

@@ -376,8 +376,10 @@ fn rename_properties(value: &mut serde_json::Value) {
             for (key, inner) in object.iter_mut() {
                 match (key.as_str(), inner) {
                     ("properties", Value::Object(properties)) => {
-                        *properties =
-                            std::mem::take(properties).into_iter().map(|(name, v)| (kebab(&name), v)).collect();
+                        *properties = std::mem::take(properties)
+                            .into_iter()
+                            .map(|(name, v)| (kebab(&name), v))
+                            .collect();
                         properties.values_mut().for_each(rename_properties);
                     }
                     ("required", Value::Array(names)) => {
@@ -459,7 +461,12 @@ impl<'i> Document<'i> {
         problems.or(file)
     }
 
-    fn many<T: DeserializeOwned>(&self, key: &str, value: &Spanned<DeValue<'i>>, problems: &mut Problems) -> Vec<T> {
+    fn many<T: DeserializeOwned>(
+        &self,
+        key: &str,
+        value: &Spanned<DeValue<'i>>,
+        problems: &mut Problems,
+    ) -> Vec<T> {
         match value.get_ref() {
             DeValue::Array(items) => items
                 .iter()
@@ -493,7 +500,8 @@ impl<'i> Document<'i> {
             Err(error) => {
                 let field = join(&path, &kebab(&error.path().to_string()));
                 let line = error.inner().span().map(|span| line_of(self.text, span.start));
-                problems.0.push(Problem { field, line, message: dashed(error.inner().message()) });
+                let message = dashed(error.inner().message());
+                problems.0.push(Problem { field: with_missing(field, &message), line, message });
                 None
             }
         }
@@ -514,11 +522,16 @@ impl<'i> Document<'i> {
         for part in parts {
             match value.get_ref() {
                 DeValue::Table(table) => {
-                    let Some((key, inner)) = table.iter().find(|(key, _)| key.get_ref().as_ref() == part) else { break };
+                    let Some((key, inner)) = table.iter().find(|(key, _)| key.get_ref().as_ref() == part)
+                    else {
+                        break;
+                    };
                     (start, value) = (key.span().start, inner);
                 }
                 DeValue::Array(items) => {
-                    let Some(inner) = part.parse().ok().and_then(|index: usize| items.get(index)) else { break };
+                    let Some(inner) = part.parse().ok().and_then(|index: usize| items.get(index)) else {
+                        break;
+                    };
                     (start, value) = (inner.span().start, inner);
                 }
                 _ => break,
@@ -543,7 +556,10 @@ fn snake<'i>(value: &Spanned<DeValue<'i>>, path: &str, problems: &mut Problems) 
                 let name: &str = key.get_ref();
                 let path = join(path, name);
                 if name.contains('_') {
-                    problems.push(&path, format!("found an unknown field; expected `{}`, with dashes", kebab(name)));
+                    problems.push(
+                        &path,
+                        format!("found an unknown field; expected `{}`, with dashes", kebab(name)),
+                    );
                 }
                 let key = Spanned::new(key.span(), DeString::Owned(name.replace('-', "_")));
                 renamed.insert(key, snake(inner, &path, problems));
@@ -568,6 +584,14 @@ pub(super) fn join(table: &str, field: &str) -> String {
         (table, "." | "") => table.to_owned(),
         ("", field) => field.to_owned(),
         (table, field) => format!("{table}.{field}"),
+    }
+}
+
+/// Serde reports a missing field at its table: name the field.
+pub(super) fn with_missing(table: String, message: &str) -> String {
+    match message.strip_prefix("missing field `").and_then(|rest| rest.split('`').next()) {
+        Some(field) => join(&table, field),
+        None => table,
     }
 }
 

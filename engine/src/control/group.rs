@@ -19,8 +19,10 @@ fn id_in(groups: &str, name: &str) -> Option<u32> {
 }
 
 fn member_in(groups: &str, users: &str, gid: u32, uid: u32) -> bool {
-    let number = |line: &str, number: u32| line.split(':').nth(2).and_then(|field| field.parse().ok()) == Some(number);
-    let Some(user) = users.lines().find(|line| number(line, uid)).and_then(|line| line.split(':').next()) else {
+    let number =
+        |line: &str, number: u32| line.split(':').nth(2).and_then(|field| field.parse().ok()) == Some(number);
+    let Some(user) = users.lines().find(|line| number(line, uid)).and_then(|line| line.split(':').next())
+    else {
         return false;
     };
     groups

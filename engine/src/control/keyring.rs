@@ -110,7 +110,8 @@ impl Keyring {
                     .try_into()
                     .map_err(|_| KeyringError::Corrupt(secret_path, "expected 32 bytes"))?;
                 let secret = Zeroizing::new(secret);
-                let recorded = parse(&ring, &secret).map_err(|what| KeyringError::Corrupt(ring_path, what))?;
+                let recorded =
+                    parse(&ring, &secret).map_err(|what| KeyringError::Corrupt(ring_path, what))?;
                 (secret, recorded)
             }
             (Some(_), None) => return Err(KeyringError::Corrupt(ring_path, "the file is missing")),
@@ -120,10 +121,12 @@ impl Keyring {
             // The first start, or one that was cut off before any key could be used.
             (None, _) => {
                 let mut secret = Zeroizing::new([0; 32]);
-                getrandom::fill(secret.as_mut())
-                    .map_err(|error| KeyringError::Io(secret_path.clone(), io::Error::other(error.to_string())))?;
+                getrandom::fill(secret.as_mut()).map_err(|error| {
+                    KeyringError::Io(secret_path.clone(), io::Error::other(error.to_string()))
+                })?;
                 let recorded = BTreeMap::new();
-                replace(directory, RING_FILE, render(&recorded, &secret).as_bytes()).map_err(io(&ring_path))?;
+                replace(directory, RING_FILE, render(&recorded, &secret).as_bytes())
+                    .map_err(io(&ring_path))?;
                 replace(directory, SECRET_FILE, secret.as_ref()).map_err(io(&secret_path))?;
                 (secret, recorded)
             }
@@ -146,7 +149,8 @@ impl Keyring {
     /// # Errors
     /// Nothing is recorded in memory; on storage, the old file or the new one stands, never a mixture.
     pub fn record(&mut self, keys: &[(Fingerprint, Kind)]) -> Result<(), KeyringError> {
-        let fresh: Vec<_> = keys.iter().copied().filter(|(fingerprint, _)| self.used(fingerprint).is_none()).collect();
+        let fresh: Vec<_> =
+            keys.iter().copied().filter(|(fingerprint, _)| self.used(fingerprint).is_none()).collect();
         if fresh.is_empty() {
             return Ok(());
         }

@@ -23,7 +23,10 @@ pub(super) fn load(secret: &Secret, files: bool) -> Result<Key, String> {
     match text.strip_prefix("file:") {
         Some(path) if files => from_file(Path::new(path)),
         Some(_) => Err("expected \"hex:\" and hexadecimal digits; key files are read by the client".into()),
-        None => Err("expected \"hex:\" and hexadecimal digits, or \"file:\" and a path; the value is not shown".into()),
+        None => {
+            Err("expected \"hex:\" and hexadecimal digits, or \"file:\" and a path; the value is not shown"
+                .into())
+        }
     }
 }
 
@@ -41,10 +44,16 @@ pub(super) fn read_file(path: &Path) -> Result<Zeroizing<String>, String> {
         return Err(format!("expected a regular file, found {shown}, which is none"));
     }
     if metadata.uid() != 0 && metadata.uid() != owner {
-        return Err(format!("expected a file of root or of uid {owner}, found {shown} of uid {}", metadata.uid()));
+        return Err(format!(
+            "expected a file of root or of uid {owner}, found {shown} of uid {}",
+            metadata.uid()
+        ));
     }
     if metadata.mode() & 0o077 != 0 {
-        return Err(format!("expected mode 0600, found {shown} with {:04o}; chmod 600 {shown}", metadata.mode() & 0o7777));
+        return Err(format!(
+            "expected mode 0600, found {shown} with {:04o}; chmod 600 {shown}",
+            metadata.mode() & 0o7777
+        ));
     }
     // One allocation that never grows, so that no copy is left behind.
     let mut text = Zeroizing::new(String::with_capacity(FILE_LIMIT as usize + 1));
@@ -60,7 +69,8 @@ pub(super) fn read_file(path: &Path) -> Result<Zeroizing<String>, String> {
 fn from_file(path: &Path) -> Result<Key, String> {
     let text = read_file(path)?;
     let digits = text.trim();
-    decode(digits.strip_prefix("hex:").unwrap_or(digits)).map_err(|error| format!("{}: {error}", path.display()))
+    decode(digits.strip_prefix("hex:").unwrap_or(digits))
+        .map_err(|error| format!("{}: {error}", path.display()))
 }
 
 fn decode(digits: &str) -> Result<Key, String> {
@@ -78,7 +88,9 @@ pub(super) fn describe(error: KeyError, suite: Suite) -> (&'static str, String) 
     match error {
         KeyError::Length { role: KeyRole::Encryption, expected, found } => {
             let salt = match suite.encryption() {
-                Encryption::Aes128Gcm | Encryption::Aes192Gcm | Encryption::Aes256Gcm => ", the last 4 of them the salt",
+                Encryption::Aes128Gcm | Encryption::Aes192Gcm | Encryption::Aes256Gcm => {
+                    ", the last 4 of them the salt"
+                }
                 Encryption::Aes128Ccm => ", the last 3 of them the salt",
                 _ => "",
             };
@@ -127,7 +139,9 @@ pub(super) fn write_file(path: &Path, secret: &Secret) -> Result<(), String> {
             file.sync_all()
         })
         .map_err(|error| match error.kind() {
-            std::io::ErrorKind::AlreadyExists => format!("expected a new file, but {shown} exists; a key is never overwritten"),
+            std::io::ErrorKind::AlreadyExists => {
+                format!("expected a new file, but {shown} exists; a key is never overwritten")
+            }
             _ => format!("expected a place for a new file: {error}"),
         })
 }

@@ -116,7 +116,11 @@ impl Prepared {
             new_inbound: Vec::new(),
             new_keys: Vec::new(),
             selectors: Vec::new(),
-            change: Change { generation: old.generation + 1, warnings: desired.warnings.clone(), ..Change::default() },
+            change: Change {
+                generation: old.generation + 1,
+                warnings: desired.warnings.clone(),
+                ..Change::default()
+            },
         };
         let tunnels: Vec<_> = desired
             .tunnels
@@ -130,12 +134,16 @@ impl Prepared {
         let policies = live_policies(desired.policies, &tunnels, old);
         let generation = change.generation;
         let new: Vec<_> = policies.iter().map(|policy| policy.policy.clone()).collect();
-        let both = new.iter().cloned().chain(old.policies.iter().map(|policy| policy.policy.clone())).collect();
+        let both =
+            new.iter().cloned().chain(old.policies.iter().map(|policy| policy.policy.clone())).collect();
         let strictest = if old.fallback == Fallback::Discard { Fallback::Discard } else { desired.fallback };
         let both = Spd::new(both, strictest, generation);
         let spd = Spd::new(new, desired.fallback, generation);
         let stays = |sa: &LiveSa<InboundSa>| {
-            tunnels.iter().filter_map(|tunnel| tunnel.inbound.as_ref()).any(|other| Arc::ptr_eq(&sa.sa, &other.sa))
+            tunnels
+                .iter()
+                .filter_map(|tunnel| tunnel.inbound.as_ref())
+                .any(|other| Arc::ptr_eq(&sa.sa, &other.sa))
         };
         let removed_inbound = old.tunnels.iter().filter_map(|tunnel| tunnel.inbound.as_ref());
         Ok(Self {
@@ -164,19 +172,22 @@ impl Prepared {
 /// What other tunnels and policies must agree with.
 fn outline(tunnel: &DesiredTunnel, old: &Live, keyring: &Keyring) -> Outline {
     let live = old.tunnel(&tunnel.settings.name);
-    let sa = |desired: &Option<DesiredSa>, direction, live: Option<(Spi, Fingerprint)>| match desired.as_ref()? {
-        DesiredSa::Stays => {
-            let (spi, fingerprint) = live?;
-            Some(SaOutline { field: format!("{}.{direction}", tunnel.field), spi, fingerprint })
-        }
-        DesiredSa::Asked(request) => Some(SaOutline {
-            field: request.field.clone(),
-            spi: request.spi,
-            fingerprint: fingerprint(keyring.host_secret(), tunnel.settings.suite, &request.keys),
-        }),
-    };
-    let live_inbound = live.and_then(|live| live.inbound.as_ref()).map(|sa| (sa.sa.spec.sa.spi, sa.fingerprint));
-    let live_outbound = live.and_then(|live| live.outbound.as_ref()).map(|sa| (sa.sa.spec.sa.spi, sa.fingerprint));
+    let sa =
+        |desired: &Option<DesiredSa>, direction, live: Option<(Spi, Fingerprint)>| match desired.as_ref()? {
+            DesiredSa::Stays => {
+                let (spi, fingerprint) = live?;
+                Some(SaOutline { field: format!("{}.{direction}", tunnel.field), spi, fingerprint })
+            }
+            DesiredSa::Asked(request) => Some(SaOutline {
+                field: request.field.clone(),
+                spi: request.spi,
+                fingerprint: fingerprint(keyring.host_secret(), tunnel.settings.suite, &request.keys),
+            }),
+        };
+    let live_inbound =
+        live.and_then(|live| live.inbound.as_ref()).map(|sa| (sa.sa.spec.sa.spi, sa.fingerprint));
+    let live_outbound =
+        live.and_then(|live| live.outbound.as_ref()).map(|sa| (sa.sa.spec.sa.spi, sa.fingerprint));
     Outline {
         inbound: sa(&tunnel.inbound, "inbound", live_inbound),
         outbound: sa(&tunnel.outbound, "outbound", live_outbound),
@@ -250,7 +261,8 @@ impl Builder<'_> {
         let DesiredSa::Asked(request) = desired else { return None };
         let in_use = self.old.tunnels.iter().filter_map(|tunnel| tunnel.inbound.as_ref());
         if in_use.clone().any(|sa| sa.sa.spec.sa.spi == request.spi) {
-            let message = format!("expected a free SPI for a new SA, found {} in use; choose another", request.spi);
+            let message =
+                format!("expected a free SPI for a new SA, found {} in use; choose another", request.spi);
             self.problems.push(format!("{}.spi", outline.field), message);
         }
         let peer_must_reset = self.usable(settings, outline)?;
@@ -288,7 +300,12 @@ impl Builder<'_> {
     fn usable(&mut self, settings: &TunnelSettings, outline: &SaOutline) -> Option<bool> {
         let field = format!("{}.encryption-key", outline.field);
         let algorithm = check::encryption_name(settings.suite.encryption());
-        let live = self.old.tunnels.iter().flat_map(LiveTunnel::fingerprints).any(|live| live == outline.fingerprint);
+        let live = self
+            .old
+            .tunnels
+            .iter()
+            .flat_map(LiveTunnel::fingerprints)
+            .any(|live| live == outline.fingerprint);
         let used = self.keyring.used(&outline.fingerprint);
         let kind = if settings.suite.is_counter_mode() { Kind::Counter } else { Kind::Block };
         if live {
@@ -321,8 +338,8 @@ impl Builder<'_> {
                 self.problems.push(
                     field,
                     format!(
-                        "expected a key that was never used on this host: {algorithm} would repeat nonces, which gives \
-                         plaintext and keys away; give both gateways a new one \
+                        "expected a key that was never used on this host: {algorithm} repeats nonces when a key starts \
+                         over, which gives plaintext and keys away; give both gateways a new one \
                          (adit key generate --encryption {algorithm})"
                     ),
                 );
@@ -354,7 +371,8 @@ fn live_policies(settings: Vec<PolicySettings>, tunnels: &[LiveTunnel], old: &Li
     settings
         .into_iter()
         .map(|settings| {
-            let tunnel = tunnels.iter().find(|tunnel| Some(&tunnel.settings.name) == settings.tunnel.as_ref());
+            let tunnel =
+                tunnels.iter().find(|tunnel| Some(&tunnel.settings.name) == settings.tunnel.as_ref());
             let action = match (settings.action, tunnel) {
                 (ActionName::Protect, Some(tunnel)) => Action::Protect(tunnel.tunnel.clone()),
                 (ActionName::Bypass, _) => Action::Bypass,
@@ -422,16 +440,24 @@ impl LiveTunnel {
 /// A selector as the operator would read it: local, remote, protocol, ports or ICMP types.
 pub(super) fn selector_text(selector: &Selector) -> String {
     use crate::sa::selector::UpperSelector;
-    let span = |first: u16, last: u16| if first == last { first.to_string() } else { format!("{first}-{last}") };
-    let mut text =
-        format!("{} - {}", value::address_range_text(&selector.local), value::address_range_text(&selector.remote));
+    let span =
+        |first: u16, last: u16| if first == last { first.to_string() } else { format!("{first}-{last}") };
+    let mut text = format!(
+        "{} - {}",
+        value::address_range_text(&selector.local),
+        value::address_range_text(&selector.remote)
+    );
     if selector.protocol.is_some() {
         text.push_str(&format!(" {}", value::next_layer_text(selector.protocol)));
     }
     match selector.upper {
         UpperSelector::Any => {}
         UpperSelector::Ports { local, remote } => {
-            text.push_str(&format!(" ports {} - {}", span(local.first, local.last), span(remote.first, remote.last)));
+            text.push_str(&format!(
+                " ports {} - {}",
+                span(local.first, local.last),
+                span(remote.first, remote.last)
+            ));
         }
         UpperSelector::Icmp { kinds, codes } => text.push_str(&format!(
             " type {} code {}",

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 
 use super::apply::{Control, LiveSa, LiveTunnel};
 use super::check;
-use super::config::{PolicyTable, Scalar, TunnelTable};
+use super::config::{PolicyTable, Scalar, TunnelTable, join, with_missing};
 use super::prepare::selector_text;
 use super::problem::{Problem, Problems};
 use super::report::{self, Change, PolicyReport, SaReport, Stats, Status, load};
@@ -260,14 +260,21 @@ pub struct Asked {
 /// The bytes are no call: the connection cannot go on.
 pub fn read(bytes: &[u8], peer: Peer) -> Result<Asked, ErrorReply> {
     // serde_json stops at 128 levels of nesting, also in what it skips.
-    let call: Call<'_> = serde_json::from_slice(bytes)
-        .map_err(|error| ErrorReply::bad_message(&format!("expected a varlink call in JSON: {}", quiet(&error))))?;
+    let call: Call<'_> = serde_json::from_slice(bytes).map_err(|error| {
+        ErrorReply::bad_message(&format!("expected a varlink call in JSON: {}", quiet(&error)))
+    })?;
     let request = if call.upgrade {
         Err(ErrorReply::service("InvalidParameter", json!({ "parameter": "upgrade" })))
     } else {
-        request(&call.method, call.parameters.map_or("{}", RawValue::get)).and_then(|request| permitted(request, peer))
+        request(&call.method, call.parameters.map_or("{}", RawValue::get))
+            .and_then(|request| permitted(request, peer))
     };
-    Ok(Asked { request, method: call.method.chars().take(80).collect(), more: call.more, oneway: call.oneway })
+    Ok(Asked {
+        request,
+        method: call.method.chars().take(80).collect(),
+        more: call.more,
+        oneway: call.oneway,
+    })
 }
 
 fn permitted(request: Request, peer: Peer) -> Result<Request, ErrorReply> {
@@ -279,6 +286,10 @@ fn permitted(request: Request, peer: Peer) -> Result<Request, ErrorReply> {
 }
 
 fn request(method: &str, parameters: &str) -> Result<Request, ErrorReply> {
+    // Serde would read a structure from an array as well.
+    if !parameters.starts_with('{') {
+        return Err(refused("parameters", "expected an object"));
+    }
     let Some((interface, name)) = method.rsplit_once('.') else {
         return Err(ErrorReply::service("MethodNotFound", json!({ "method": method })));
     };
@@ -355,8 +366,12 @@ fn parse<T: DeserializeOwned>(parameters: &str) -> Result<T, ErrorReply> {
     let mut deserializer = serde_json::Deserializer::from_str(parameters);
     serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
-        let field = if path == "." { "parameters".into() } else { path };
-        Problems(vec![Problem { field, line: None, message: quiet(error.inner()) }]).into()
+        let message = quiet(error.inner());
+        let field = match with_missing(join("", &path), &message) {
+            field if field.is_empty() => "parameters".into(),
+            field => field,
+        };
+        Problems(vec![Problem { field, line: None, message }]).into()
     })
 }
 
@@ -589,7 +604,9 @@ impl Cursor {
             let index = self.next;
             self.next += 1;
             match &self.list {
-                List::Sas(filter) => live.tunnels[index].reports(filter).iter().for_each(|sa| push(&mut items, sa)),
+                List::Sas(filter) => {
+                    live.tunnels[index].reports(filter).iter().for_each(|sa| push(&mut items, sa))
+                }
                 List::Policies => {
                     let policy = &live.policies[index];
                     push(&mut items, &policy.settings.report(index, load(&policy.policy.packets)));

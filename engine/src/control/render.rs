@@ -54,7 +54,14 @@ pub(super) fn status(status: &Status) -> String {
         let mut table = table(&["interface", "side", "xdp", "link", "mtu", "queues"]);
         for port in &status.interfaces {
             let link = if port.up { "up" } else { "down" };
-            table.add_row([&port.name, &port.side, &port.mode, link, &port.mtu.to_string(), &port.queues.to_string()]);
+            table.add_row([
+                &port.name,
+                &port.side,
+                &port.mode,
+                link,
+                &port.mtu.to_string(),
+                &port.queues.to_string(),
+            ]);
         }
         right(&mut table, 4..6);
         text.push_str(&finish(&table));
@@ -64,13 +71,31 @@ pub(super) fn status(status: &Status) -> String {
 
 pub(super) fn stats(stats: &Stats) -> String {
     let mut workers = table(&[
-        "worker", "core", "received", "originated", "transmitted", "delivered", "dropped", "in flight", "sealed",
-        "opened", "bypassed",
+        "worker",
+        "core",
+        "received",
+        "originated",
+        "transmitted",
+        "delivered",
+        "dropped",
+        "in flight",
+        "sealed",
+        "opened",
+        "bypassed",
     ]);
     for worker in &stats.workers {
         let figures = [
-            u64::from(worker.worker), u64::from(worker.core), worker.received, worker.originated, worker.transmitted,
-            worker.delivered, worker.dropped, worker.in_flight, worker.sealed, worker.opened, worker.bypassed,
+            u64::from(worker.worker),
+            u64::from(worker.core),
+            worker.received,
+            worker.originated,
+            worker.transmitted,
+            worker.delivered,
+            worker.dropped,
+            worker.in_flight,
+            worker.sealed,
+            worker.opened,
+            worker.bypassed,
         ];
         workers.add_row(figures.map(|figure| figure.to_string()));
     }
@@ -108,14 +133,29 @@ pub(super) fn drops(drops: &[Drop]) -> String {
 }
 
 fn algorithms(sa: &SaReport) -> String {
-    if sa.authentication == "none" { sa.encryption.clone() } else { format!("{} {}", sa.encryption, sa.authentication) }
+    if sa.authentication == "none" {
+        sa.encryption.clone()
+    } else {
+        format!("{} {}", sa.encryption, sa.authentication)
+    }
 }
 
 pub(super) fn sas(sas: &[SaReport]) -> String {
     if sas.is_empty() {
         return "no SAs; adit sa add sets them up\n".into();
     }
-    let mut table = table(&["tunnel", "dir", "spi", "local", "remote", "algorithms", "sequence", "packets", "bytes", "notes"]);
+    let mut table = table(&[
+        "tunnel",
+        "dir",
+        "spi",
+        "local",
+        "remote",
+        "algorithms",
+        "sequence",
+        "packets",
+        "bytes",
+        "notes",
+    ]);
     for sa in sas {
         table.add_row([
             sa.tunnel.clone(),
@@ -139,14 +179,22 @@ pub(super) fn sa_details(sas: &[SaReport]) -> String {
         let (from, to) = if sa.direction == "in" { (&sa.remote, &sa.local) } else { (&sa.local, &sa.remote) };
         let mut lines = vec![
             format!("{}: {} {} from {from} to {to}", sa.tunnel, sa.direction, sa.spi),
-            format!("  {}, icv {} bytes, esn {}", algorithms(sa), sa.icv_length, if sa.esn { "on" } else { "off" }),
+            format!(
+                "  {}, icv {} bytes, esn {}",
+                algorithms(sa),
+                sa.icv_length,
+                if sa.esn { "on" } else { "off" }
+            ),
             format!("  key {}, sequence {}", sa.key, sa.sequence),
         ];
         if let Some(window) = sa.replay_window {
             lines.push(format!("  replay window {window}"));
         }
         lines.push(format!("  {} packets, {} bytes", sa.packets, sa.bytes));
-        lines.push(format!("  {} replayed, {} with a wrong ICV, {} refused", sa.replayed, sa.icv_failed, sa.refused));
+        lines.push(format!(
+            "  {} replayed, {} with a wrong ICV, {} refused",
+            sa.replayed, sa.icv_failed, sa.refused
+        ));
         lines.extend(sa.selectors.iter().map(|selector| format!("  carries {selector}")));
         lines.extend(sa.warnings.iter().map(|warning| format!("  warning: {warning}")));
         lines.join("\n") + "\n"

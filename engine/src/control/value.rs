@@ -21,14 +21,20 @@ pub(super) fn spi(text: &str) -> Result<Spi, String> {
     };
     match number {
         Some(number @ 256..) => Ok(Spi(number)),
-        _ => Err(format!("expected an SPI from 0x100 to 0xffffffff (0 to 255 are reserved), found {}", found(text))),
+        _ => Err(format!(
+            "expected an SPI from 0x100 to 0xffffffff (0 to 255 are reserved), found {}",
+            found(text)
+        )),
     }
 }
 
 /// An address, prefix (`10.1.0.0/16`), range (`10.1.0.1-10.1.0.9`) or `any`; ranges of `any` are one a version.
 pub(super) fn addresses(text: &str) -> Result<Vec<AddressRange>, String> {
     let expected = || {
-        format!("expected an address, a prefix as 10.1.0.0/16, a range as 10.1.0.1-10.1.0.9 or \"any\", found {}", found(text))
+        format!(
+            "expected an address, a prefix as 10.1.0.0/16, a range as 10.1.0.1-10.1.0.9 or \"any\", found {}",
+            found(text)
+        )
     };
     if text == "any" {
         return Ok(vec![any_v4(), any_v6()]);
@@ -39,7 +45,11 @@ pub(super) fn addresses(text: &str) -> Result<Vec<AddressRange>, String> {
         let length = number(length, bits).ok_or_else(expected)? as u32;
         let range = prefix(network, length);
         if range.first != network {
-            return Err(format!("expected a prefix without host bits, {}/{length}, found {}", range.first, found(text)));
+            return Err(format!(
+                "expected a prefix without host bits, {}/{length}, found {}",
+                range.first,
+                found(text)
+            ));
         }
         return Ok(vec![range]);
     }
@@ -57,12 +67,18 @@ fn prefix(network: IpAddr, length: u32) -> AddressRange {
         IpAddr::V4(address) => {
             let mask = u32::MAX.checked_shl(32 - length).unwrap_or(0);
             let bits = u32::from(address);
-            AddressRange { first: Ipv4Addr::from(bits & mask).into(), last: Ipv4Addr::from(bits | !mask).into() }
+            AddressRange {
+                first: Ipv4Addr::from(bits & mask).into(),
+                last: Ipv4Addr::from(bits | !mask).into(),
+            }
         }
         IpAddr::V6(address) => {
             let mask = u128::MAX.checked_shl(128 - length).unwrap_or(0);
             let bits = u128::from(address);
-            AddressRange { first: Ipv6Addr::from(bits & mask).into(), last: Ipv6Addr::from(bits | !mask).into() }
+            AddressRange {
+                first: Ipv6Addr::from(bits & mask).into(),
+                last: Ipv6Addr::from(bits | !mask).into(),
+            }
         }
     }
 }
@@ -99,7 +115,10 @@ pub(super) fn endpoint(text: &str) -> Result<IpAddr, String> {
     let address: IpAddr = text.parse().map_err(|_| expected())?;
     let broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
     if address.is_unspecified() || address.is_multicast() || address.is_loopback() || broadcast {
-        return Err(format!("expected a unicast address, found {}; multicast SAs are not supported", found(text)));
+        return Err(format!(
+            "expected a unicast address, found {}; multicast SAs are not supported",
+            found(text)
+        ));
     }
     Ok(address)
 }
@@ -135,7 +154,11 @@ pub(super) fn next_layer(text: &str) -> Result<Option<u8>, String> {
     }
     number(text, 255).map(|number| Some(number as u8)).ok_or_else(|| {
         let names: Vec<_> = PROTOCOLS.iter().map(|(name, _)| *name).collect();
-        format!("expected \"any\", a number from 0 to 255 or one of {}, found {}", names.join(", "), found(text))
+        format!(
+            "expected \"any\", a number from 0 to 255 or one of {}, found {}",
+            names.join(", "),
+            found(text)
+        )
     })
 }
 
@@ -183,7 +206,9 @@ mod tests {
         assert_eq!(spi("0x1001"), Ok(Spi(0x1001)));
         assert_eq!(spi("256"), Ok(Spi(256)));
         assert_eq!(spi("4294967295"), Ok(Spi(u32::MAX)));
-        for wrong in ["", "0", "255", "0xff", "0x", "0x+100", "+256", "-1", "4294967296", "0x100000000", "spi"] {
+        for wrong in
+            ["", "0", "255", "0xff", "0x", "0x+100", "+256", "-1", "4294967296", "0x100000000", "spi"]
+        {
             assert!(spi(wrong).is_err(), "{wrong}");
         }
     }
@@ -196,7 +221,9 @@ mod tests {
             assert_eq!(address_range_text(&ranges[0]), text);
         }
         assert_eq!(addresses("any").unwrap(), [any_v4(), any_v6()]);
-        for wrong in ["", "10.1.0.1/16", "10.0.0.0/33", "::/129", "10.0.0.9-10.0.0.1", "10.0.0.1-::1", "10.0.0.0/+8"] {
+        for wrong in
+            ["", "10.1.0.1/16", "10.0.0.0/33", "::/129", "10.0.0.9-10.0.0.1", "10.0.0.1-::1", "10.0.0.0/+8"]
+        {
             assert!(addresses(wrong).is_err(), "{wrong}");
         }
     }
@@ -213,6 +240,8 @@ mod tests {
         assert_eq!(next_layer("47"), Ok(Some(47)));
         assert_eq!(next_layer("any"), Ok(None));
         assert!(["", "TCP", "256", "-1"].iter().all(|wrong| next_layer(wrong).is_err()));
-        assert!(endpoint("224.0.0.1").is_err() && endpoint("0.0.0.0").is_err() && endpoint("192.0.2.1").is_ok());
+        assert!(
+            endpoint("224.0.0.1").is_err() && endpoint("0.0.0.0").is_err() && endpoint("192.0.2.1").is_ok()
+        );
     }
 }
