@@ -1,1 +1,3 @@
-//! bench
+//! Measuring equipment: what makes traffic, what counts it, and what it is compared with.
+
+pub mod redirect;

@@ -79,36 +79,37 @@ impl Engine {
         &self.counters
     }
 
-    /// Processes a burst of up to [`BURST`] frames at `now` milliseconds. `transmit` sees every output, which
-    /// counts as transmitted; its frame is free again afterwards. Returns which packets belong to which other worker.
-    pub fn process(
-        &mut self,
-        now: u64,
-        burst: &mut [Received<'_>],
-        mut transmit: impl FnMut(&mut Output<Box<[u8]>>),
-    ) -> impl Iterator<Item = (usize, u32)> {
+    /// Processes a burst of up to [`BURST`] frames at `now` milliseconds. What comes of it waits for
+    /// [`Engine::transmit`] and [`Engine::take_handed_over`].
+    pub fn process(&mut self, now: u64, burst: &mut [Received<'_>]) {
         let guard = self.reader.pin();
-        self.counters.received.fetch_add(burst.len() as u64, Ordering::Relaxed);
         self.pipeline.process(&self.tables, &guard, now, burst, &mut self.frames, &mut self.results);
         drop(guard);
+        self.counters.received.fetch_add(burst.len() as u64, Ordering::Relaxed);
+    }
+
+    /// Shows every output to `sink` and counts it as transmitted; its frame is free again afterwards.
+    pub fn transmit(&mut self, mut sink: impl FnMut(&mut Output<Box<[u8]>>)) {
         self.counters.transmitted.fetch_add(self.results.outputs.len() as u64, Ordering::Relaxed);
         for mut output in self.results.outputs.drain(..) {
-            transmit(&mut output);
+            sink(&mut output);
             self.frames.give_back(output.port, output.frame);
         }
+    }
+
+    /// Which packets of the last burst belong to which other worker.
+    pub fn take_handed_over(&mut self) -> impl Iterator<Item = (usize, u32)> {
         self.results.hand_over.drain(..)
     }
 
-    /// As [`Engine::process`], for frames that are owned and of any number: what comes out, as (port, frame).
+    /// Both for any number of frames; what comes out, as (port, frame). There is nobody to hand over to.
     pub fn run(&mut self, now: u64, mut packets: Vec<(PortId, Vec<u8>)>) -> Vec<(PortId, Vec<u8>)> {
         let mut sent = Vec::new();
         for chunk in packets.chunks_mut(BURST) {
             let mut burst: Vec<_> =
                 chunk.iter_mut().map(|(port, frame)| Received { port: *port, frame }).collect();
-            let transmit = |output: &mut Output<Box<[u8]>>| {
-                sent.push((output.port, output.frame[..output.length].to_vec()));
-            };
-            self.process(now, &mut burst, transmit).for_each(drop);
+            self.process(now, &mut burst);
+            self.transmit(|output| sent.push((output.port, output.frame[..output.length].to_vec())));
         }
         sent
     }

@@ -247,6 +247,13 @@ impl<'t> Gateway<'t> {
         std::fs::read_to_string(self.file(".log")).unwrap_or_default()
     }
 
+    /// Opens the hooks, as an operator would who wants the kernel to forward in clear. The daemon has ended.
+    pub fn detach(&self) {
+        let instance = self.topology.namespace(self.name);
+        let bpffs = self.topology.directory().join("bpf");
+        self.adit(&["detach", "--instance", &instance, "--bpffs", bpffs.to_str().expect("a path of ours")]);
+    }
+
     fn cli(&self, arguments: &[&str]) -> Command {
         let mut command = self.topology.command(self.name, program("adit"));
         command.arg("--socket").arg(self.file(".sock")).args(arguments);
@@ -272,8 +279,10 @@ impl<'t> Gateway<'t> {
     /// The engine's totals over all workers, as `adit stats` tells them.
     pub fn totals(&self) -> Totals {
         let stats = self.json(&["stats"]);
+        let total = stats["total"].as_array().unwrap_or_else(|| panic!("no total in {stats}"));
         let count = |name: &str| {
-            stats["totals"][name].as_u64().unwrap_or_else(|| panic!("no totals.{name} in {stats}"))
+            let counter = total.iter().find(|counter| counter["name"] == name);
+            counter.and_then(|counter| counter["value"].as_u64()).unwrap_or_else(|| panic!("no {name} in {stats}"))
         };
         Totals {
             received: count("received"),
@@ -290,7 +299,7 @@ impl<'t> Gateway<'t> {
     /// Packets dropped for `reason` so far.
     pub fn dropped(&self, reason: &str) -> u64 {
         let drops = self.json(&["drops"]);
-        let list = drops["drops"].as_array().unwrap_or_else(|| panic!("no drops in {drops}"));
+        let list = drops.as_array().unwrap_or_else(|| panic!("no drops in {drops}"));
         list.iter()
             .filter(|drop| drop["reason"] == reason)
             .map(|drop| drop["packets"].as_u64().unwrap())

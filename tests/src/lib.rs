@@ -1,11 +1,13 @@
-//! What the outside tests share: namespaces with a wire that can be listened to, gateways that run the real
-//! programs, and a judge of what was on the wire.
+//! What the outside tests share: gateways that run the real programs in namespaces with a wire that can be
+//! listened to, gateways in memory, and the published vectors.
 
 pub mod control;
 pub mod gateway;
 pub mod memory;
+pub mod netns;
 pub mod packet;
 pub mod process;
 pub mod topology;
 pub mod traffic;
+pub mod vectors;
 pub mod wire;

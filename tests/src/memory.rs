@@ -147,7 +147,8 @@ impl Options {
 
     /// `suite` with keys of the right lengths.
     pub fn with_suite(suite: Suite) -> Self {
-        let key = |length: usize, step: u8| (0..length as u8).map(|index| (index + 1).wrapping_mul(step)).collect();
+        let key =
+            |length: usize, step: u8| (0..length as u8).map(|index| (index + 1).wrapping_mul(step)).collect();
         Self {
             suite,
             keys: (key(suite.encryption_key_length(), 37), key(suite.authentication_key_length(), 91)),
@@ -314,7 +315,8 @@ impl Gateway {
         let counters = self.engine.counters();
         let came = counters.received.load(Relaxed) + counters.originated.load(Relaxed);
         let dropped: u64 = counters.dropped.iter().map(|count| count.load(Relaxed)).sum();
-        let went = counters.transmitted.load(Relaxed) + counters.delivered.load(Relaxed) + dropped + handed_over;
+        let went =
+            counters.transmitted.load(Relaxed) + counters.delivered.load(Relaxed) + dropped + handed_over;
         assert_eq!(came, went, "the books do not balance: {:?}", self.drops());
         assert_eq!(self.engine.frames.out(), 0, "frames were lost");
     }
@@ -358,8 +360,20 @@ fn ports(site: Site, options: &Options) -> Vec<Port> {
         addresses,
     };
     vec![
-        port("inside", Side::Protected, 1, options.inside_mtu, [false, true].map(|v6| site.inside(v6)).to_vec()),
-        port("outside", Side::Unprotected, 2, options.outside_mtu, [false, true].map(|v6| site.endpoint(v6)).to_vec()),
+        port(
+            "inside",
+            Side::Protected,
+            1,
+            options.inside_mtu,
+            [false, true].map(|v6| site.inside(v6)).to_vec(),
+        ),
+        port(
+            "outside",
+            Side::Unprotected,
+            2,
+            options.outside_mtu,
+            [false, true].map(|v6| site.endpoint(v6)).to_vec(),
+        ),
     ]
 }
 
@@ -414,7 +428,8 @@ impl Peer {
 
     /// An IP packet with `payload` in ESP under number `sequence`.
     pub fn seal(&mut self, sequence: u64, next_header: u8, payload: &[u8]) -> Vec<u8> {
-        let sequence = SequenceCounter::starting_after(sequence - 1).take(1, u64::MAX).unwrap().next().unwrap();
+        let sequence =
+            SequenceCounter::starting_after(sequence - 1).take(1, u64::MAX).unwrap().next().unwrap();
         let mut esp = vec![0; self.layout.esp_length(payload.len())];
         let mut burst = [Seal { esp: &mut esp, payload, next_header, sequence }];
         self.sealer.seal(self.spi, &mut burst, &mut self.ivs);

@@ -6,8 +6,9 @@ use adit_engine::wire::checksum::internet;
 
 /// An Ethernet frame around an IP packet, from and to fixed stations.
 pub fn frame(packet: &[u8]) -> Vec<u8> {
-    let ether_type: [u8; 2] = if packet.first().is_some_and(|byte| byte >> 4 == 6) { [0x86, 0xdd] } else { [8, 0] };
-    [&HOST_MAC[..], &[2, 0, 0, 0, 0, 1], &ether_type, packet].concat()
+    let ether_type: [u8; 2] =
+        if packet.first().is_some_and(|byte| byte >> 4 == 6) { [0x86, 0xdd] } else { [8, 0] };
+    [&[2, 0, 0, 0, 0, 1][..], &HOST_MAC, &ether_type, packet].concat()
 }
 
 /// Where [`frame`] comes from.
@@ -100,7 +101,8 @@ pub fn udp_ports(source: IpAddr, destination: IpAddr, from: u16, to: u16, length
 
 /// A TCP SYN that offers `mss`, with right checksums.
 pub fn tcp_syn(source: IpAddr, destination: IpAddr, mss: u16) -> Vec<u8> {
-    let mut segment = vec![0x12, 0x34, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x60, 0x02, 0xff, 0xff, 0, 0, 0, 0, 2, 4];
+    let mut segment =
+        vec![0x12, 0x34, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x60, 0x02, 0xff, 0xff, 0, 0, 0, 0, 2, 4];
     segment.extend(mss.to_be_bytes());
     let sum = transport_checksum(source, destination, 6, &segment);
     segment[16..18].copy_from_slice(&sum.to_be_bytes());

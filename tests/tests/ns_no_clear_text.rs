@@ -283,7 +283,7 @@ fn negative_control() {
     let listener = Listener::start(&topology, "left");
     assert!(!topology.attempt("ha", "ping -c 1 -W 1 10.2.0.2").status.success());
     for gateway in [&a, &b] {
-        gateway.adit(&["detach"]);
+        gateway.detach();
     }
     topology.inside("ha", "ping -c 3 -i 0.2 -W 2 10.2.0.2");
     let heard = listener.stop();

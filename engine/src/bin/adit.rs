@@ -3,7 +3,11 @@
 use std::process::ExitCode;
 
 use adit_engine::control::cli::{self, Hooks};
+use adit_engine::io::steering;
 
 fn main() -> ExitCode {
-    cli::main(&Hooks { offline: None, detach: None })
+    let detach = |bpffs: &std::path::Path, instance: &str| {
+        steering::detach(bpffs, instance).map(drop).map_err(|error| error.to_string())
+    };
+    cli::main(&Hooks { offline: None, detach: Some(detach) })
 }

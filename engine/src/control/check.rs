@@ -1,7 +1,6 @@
 //! From what is written to what it means: the rules of a configuration, all problems at once.
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,22 +9,21 @@ use super::config::{
     FallbackName, File, InterfaceTable, PolicyTable, ProfileTable, SaTable, Scalar, Secret, SideName,
     TunnelTable, WorkersName, XdpMode,
 };
-use super::keyring::Fingerprint;
+use super::consistent::{Outline, consistent};
 use super::problem::Problems;
 use super::settings::{
     Engine, Interface, PolicySettings, SaRequest, Settings, TunnelRequest, TunnelSettings,
 };
 use super::{group, keys, value};
-use crate::crypto::key::{self, KeyMaterial};
+use crate::crypto::key::KeyMaterial;
 use crate::crypto::suite::SuiteError;
 use crate::crypto::{Authentication, Encryption, Opener, Suite};
 use crate::policy::spd::Fallback;
 use crate::route::Side;
-use crate::sa::selector::{Direction, PortRange, Selector, UpperSelector};
+use crate::sa::selector::{PortRange, Selector, UpperSelector};
 use crate::sa::spec::Workers;
 use crate::transform::tunnel::{DontFragment, Dscp};
-use crate::wire::ip::{Flow, Fragment, Upper};
-use crate::wire::{Spi, protocol};
+use crate::wire::protocol;
 
 /// The anti-replay window when none is written.
 pub const DEFAULT_REPLAY_WINDOW: u32 = 1024;

@@ -125,7 +125,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             })
             .collect();
         sa.opener.open(&mut opens);
-        let verdicts: ArrayVec<Option<IcvValid>, BURST> = opens.into_iter().map(|open| open.verdict).collect();
+        let verdicts: ArrayVec<Option<IcvValid>, BURST> =
+            opens.into_iter().map(|open| open.verdict).collect();
 
         let mut admitted: Admitted<'g> = None;
         for (Taken { sealed, port, mut frame }, verdict) in taken.into_iter().zip(verdicts) {

@@ -34,7 +34,7 @@ pub use counters::WorkerCounters;
 pub use drop_reason::DropReason;
 
 use crate::crypto::IvSource;
-use crate::policy::{Action, Spd};
+use crate::policy::{Action, FlowCache, Spd};
 use crate::route::{Network, PortId, Side};
 use crate::sa::Sad;
 use crate::sa::publish::{Guard, Published};
@@ -118,6 +118,7 @@ pub struct Pipeline {
     worker: u32,
     counters: Arc<WorkerCounters>,
     ivs: IvSource,
+    flows: FlowCache,
     errors: icmp::Budget,
     /// Where the last decrypted packet left: the likely egress of the next, which is not known before decryption.
     inside: Option<PortId>,
@@ -125,14 +126,27 @@ pub struct Pipeline {
     fragments: Box<[u8]>,
 }
 
+/// Flows a worker remembers the policy of: 64 bytes each.
+const FLOWS: usize = 8192;
+
 /// Room for the fragments of a few packets of any size a receive frame holds.
 const FRAGMENTS_LENGTH: usize = 64 * 1024;
 
 impl Pipeline {
     /// For worker number `worker`.
-    pub fn new(worker: u32, counters: Arc<WorkerCounters>, ivs: IvSource) -> Self {
-        let fragments = vec![0; FRAGMENTS_LENGTH].into_boxed_slice();
-        Self { worker, counters, ivs, errors: icmp::Budget::new(), inside: None, fragments }
+    pub fn new(worker: u32, counters: Arc<WorkerCounters>, mut ivs: IvSource) -> Self {
+        // Whoever cannot guess IVs cannot guess which flows share a line of the cache either.
+        let mut seed = [[0; 8]; 2];
+        seed.iter_mut().for_each(|word| ivs.fill(word));
+        Self {
+            worker,
+            counters,
+            ivs,
+            flows: FlowCache::new(FLOWS, seed.map(u64::from_ne_bytes)),
+            errors: icmp::Budget::new(),
+            inside: None,
+            fragments: vec![0; FRAGMENTS_LENGTH].into_boxed_slice(),
+        }
     }
 
     /// Processes up to [`BURST`] frames. Every one of them ends as an output, a hand-over or one counted drop;
@@ -238,7 +252,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
 
     /// What the policy says of a packet; counts it for the policy that decides.
     fn policy(&mut self, direction: Direction, packet: &IpPacket) -> Option<&'g Action> {
-        let index = self.spd.classify(direction, &packet.flow, packet.fragment)?;
+        let index = self.own.flows.classify(self.spd, direction, &packet.flow, packet.fragment)?;
         match &mut self.memo.policy {
             Some((last, count)) if *last == index => *count += 1,
             _ => {

@@ -21,7 +21,7 @@ use crate::sa::selector::{Direction, Selector, UpperSelector};
 use crate::wire::ip::{Flow, Fragment, Upper};
 
 /// Lists up to this long are not cut: comparing a few selectors costs no more than walking nodes.
-const LEAF_RULES: usize = 8;
+const LEAF_RULES: usize = 4;
 
 /// Bound of the tree's size, and with it of the time to build it.
 const REFERENCES_PER_RULE: usize = 8;
@@ -220,22 +220,29 @@ impl Tree {
     }
 
     fn classify(&self, direction: Direction, flow: &Flow, fragment: Fragment) -> Option<usize> {
-        let point = point(direction, flow, fragment);
-        let mut node = 0;
-        let references = loop {
-            match &self.nodes[node] {
-                Node::Cut { dimension, boundary, below, from } => {
-                    let is_below = point[usize::from(*dimension)] < *boundary;
-                    node = if is_below { *below } else { *from } as usize;
-                }
-                Node::Leaf(range) => break &self.references[range.start as usize..range.end as usize],
-            }
+        let references = match self.nodes[..] {
+            [Node::Leaf(_)] => &self.references[..],
+            _ => self.leaf(&point(direction, flow, fragment)),
         };
         references
             .iter()
             .map(|&reference| &self.rules[reference as usize])
             .find(|rule| rule.selector.matches(direction, flow, fragment))
             .map(|rule| rule.policy)
+    }
+
+    /// The list of the region that holds `point`.
+    fn leaf(&self, point: &Point) -> &[u32] {
+        let mut node = 0;
+        loop {
+            match &self.nodes[node] {
+                Node::Cut { dimension, boundary, below, from } => {
+                    let is_below = point[usize::from(*dimension)] < *boundary;
+                    node = if is_below { *below } else { *from } as usize;
+                }
+                Node::Leaf(range) => return &self.references[range.start as usize..range.end as usize],
+            }
+        }
     }
 }
 

@@ -349,7 +349,7 @@ fn many_sites_compile_to_short_lists() {
     let spd = Spd::new(policies, Fallback::Kernel, 1);
     for (rules, references, longest) in [spd.classifier.shape()[0], spd.classifier.shape()[2]] {
         assert!(rules >= 10_000 && references <= 2 * rules, "{references} references");
-        assert!(longest <= 9, "{longest} rules in a leaf");
+        assert!(longest <= 5, "{longest} rules in a leaf");
     }
     let flow = |destination: [u8; 4]| Flow {
         source: [192, 168, 3, 4].into(),

@@ -86,20 +86,51 @@ pub struct Network {
     neighbours: Arc<Neighbours>,
 }
 
-/// Link-layer addresses of neighbours that answer. Sorted, not hashed: hosts on a link choose their addresses,
-/// and must not choose how long a lookup takes.
+/// Link-layer addresses of neighbours that answer, by [`PortId`]. Sorted, not hashed: hosts on a link choose
+/// their addresses, and must not choose how long a lookup takes.
 #[derive(Default)]
 pub struct Neighbours {
-    keys: Vec<(PortId, IpAddr)>,
-    macs: Vec<MacAddress>,
+    ports: Vec<PortNeighbours>,
+}
+
+#[derive(Default)]
+struct PortNeighbours {
+    v4: Vec<(u32, MacAddress)>,
+    v6: Vec<(u128, MacAddress)>,
 }
 
 impl FromIterator<((PortId, IpAddr), MacAddress)> for Neighbours {
     fn from_iter<I: IntoIterator<Item = ((PortId, IpAddr), MacAddress)>>(entries: I) -> Self {
-        let mut entries: Vec<_> = entries.into_iter().collect();
-        entries.sort_by_key(|(key, _)| *key);
-        let (keys, macs) = entries.into_iter().unzip();
-        Self { keys, macs }
+        let mut ports: Vec<PortNeighbours> = Vec::new();
+        for ((PortId(port), address), mac) in entries {
+            let port = usize::from(port);
+            if ports.len() <= port {
+                ports.resize_with(port + 1, PortNeighbours::default);
+            }
+            match address {
+                IpAddr::V4(address) => ports[port].v4.push((address.to_bits(), mac)),
+                IpAddr::V6(address) => ports[port].v6.push((address.to_bits(), mac)),
+            }
+        }
+        for port in &mut ports {
+            port.v4.sort_unstable_by_key(|(address, _)| *address);
+            port.v6.sort_unstable_by_key(|(address, _)| *address);
+        }
+        Self { ports }
+    }
+}
+
+impl Neighbours {
+    fn lookup(&self, PortId(port): PortId, address: IpAddr) -> Option<MacAddress> {
+        fn search<B: Ord + Copy>(sorted: &[(B, MacAddress)], address: B) -> Option<MacAddress> {
+            let index = sorted.binary_search_by_key(&address, |(address, _)| *address).ok()?;
+            Some(sorted[index].1)
+        }
+        let port = self.ports.get(usize::from(port))?;
+        match address {
+            IpAddr::V4(address) => search(&port.v4, address.to_bits()),
+            IpAddr::V6(address) => search(&port.v6, address.to_bits()),
+        }
     }
 }
 
@@ -116,8 +147,22 @@ impl Network {
 
     /// The neighbour's link-layer address, if it is known and usable.
     pub fn neighbour(&self, port: PortId, address: IpAddr) -> Option<MacAddress> {
-        let index = self.neighbours.keys.binary_search(&(port, address)).ok()?;
-        Some(self.neighbours.macs[index])
+        self.neighbours.lookup(port, address)
+    }
+
+    /// The addresses on a port's link that answered with `mac`; a search through all neighbours, not for every packet.
+    pub fn neighbours_with(&self, port: PortId, mac: MacAddress) -> impl Iterator<Item = IpAddr> {
+        let port = self.neighbours.ports.get(usize::from(port.0));
+        port.into_iter().flat_map(move |port| {
+            let v4 = port.v4.iter().map(|&(address, is)| (IpAddr::V4(address.into()), is));
+            let v6 = port.v6.iter().map(|&(address, is)| (IpAddr::V6(address.into()), is));
+            v4.chain(v6).filter(move |(_, is)| *is == mac).map(|(address, _)| address)
+        })
+    }
+
+    /// The gateway's own addresses, on any interface, sorted.
+    pub fn own_addresses(&self) -> &[IpAddr] {
+        self.routes.own_addresses()
     }
 
     /// True for the gateway's own addresses, on any interface.

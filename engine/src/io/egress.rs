@@ -1,0 +1,154 @@
+//! A worker's way out: one transmitter for each port, and the next hops it used lately.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::datapath::NeighbourRequests;
+use super::transmit::{Gone, Transmitter};
+use super::umem::TxFrame;
+use crate::pipeline::{DropReason, Frames, WorkerCounters};
+use crate::route::PortId;
+use crate::wire::ethernet::MacAddress;
+
+/// Next hops remembered per port; one is enough for most, and one forgotten is remembered with its next frame.
+const NEXT_HOPS: usize = 64;
+
+/// Adds to a counter that only this thread writes: no locked instruction.
+#[inline]
+pub(super) fn add(counter: &AtomicU64, n: u64) {
+    counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
+}
+
+/// Counts `n` drops.
+#[inline]
+pub(super) fn drop_frames(counters: &WorkerCounters, reason: DropReason, n: u64) {
+    add(&counters.dropped[reason as usize], n);
+}
+
+struct Way {
+    transmitter: Transmitter,
+    /// Destinations of frames since the last report, in slots by their low bits.
+    next_hops: [Option<MacAddress>; NEXT_HOPS],
+}
+
+/// One transmitter for each port that is up.
+pub struct Egress {
+    ways: Vec<Option<Box<Way>>>,
+    counters: Arc<WorkerCounters>,
+}
+
+impl Egress {
+    /// No port yet.
+    pub fn new(counters: Arc<WorkerCounters>) -> Self {
+        Self { ways: Vec::new(), counters }
+    }
+
+    /// Adds the transmitter of a port that has none.
+    ///
+    /// # Panics
+    /// When it has one.
+    pub fn open(&mut self, transmitter: Transmitter) {
+        let index = usize::from(transmitter.port.0);
+        if self.ways.len() <= index {
+            self.ways.resize_with(index + 1, || None);
+        }
+        assert!(self.ways[index].is_none(), "port {index} has a transmitter");
+        self.ways[index] = Some(Box::new(Way { transmitter, next_hops: [None; NEXT_HOPS] }));
+    }
+
+    /// Closes a port. Frames the kernel did not complete are dropped for `reason`: it will not bring them back.
+    pub fn close(&mut self, port: PortId, reason: DropReason) {
+        if let Some(mut way) = self.ways.get_mut(usize::from(port.0)).and_then(Option::take) {
+            way.transmitter.reap();
+            settle(&mut way.transmitter, &self.counters);
+            drop_frames(&self.counters, reason, u64::from(way.transmitter.in_flight()));
+        }
+    }
+
+    fn way(&mut self, port: PortId) -> Option<&mut Way> {
+        self.ways.get_mut(usize::from(port.0))?.as_deref_mut()
+    }
+
+    /// Stages a finished frame. It is dropped when its port closed or is not the one it was taken for.
+    #[inline]
+    pub fn submit(&mut self, port: PortId, frame: TxFrame, length: usize) {
+        match self.way(port) {
+            Some(way) if way.transmitter.owns(&frame) => {
+                if let [a, b, c, d, e, f, ..] = frame[..] {
+                    let slot = usize::from(f ^ e) % NEXT_HOPS;
+                    way.next_hops[slot] = Some(MacAddress([a, b, c, d, e, f]));
+                }
+                way.transmitter.submit(frame, length);
+            }
+            _ => {
+                drop_frames(&self.counters, DropReason::LinkDown, 1);
+                self.give_home(frame);
+            }
+        }
+    }
+
+    /// Gives a frame to the transmitter that owns it, if it still exists.
+    fn give_home(&mut self, frame: TxFrame) {
+        let owner = self.ways.iter_mut().flatten().find(|way| way.transmitter.owns(&frame));
+        if let Some(way) = owner {
+            way.transmitter.give_back(frame);
+        }
+    }
+
+    /// Puts everything staged on the rings, wakes the kernel, reaps. `gone` is told of interfaces that vanished.
+    #[inline]
+    pub fn flush(&mut self, now: u64, mut gone: impl FnMut(PortId)) {
+        for way in self.ways.iter_mut().flatten() {
+            if let Err(Gone) = way.transmitter.flush(now) {
+                gone(way.transmitter.port);
+            }
+            settle(&mut way.transmitter, &self.counters);
+        }
+    }
+
+    /// Frames with the kernel.
+    pub fn in_flight(&self) -> u64 {
+        self.ways.iter().flatten().map(|way| u64::from(way.transmitter.in_flight())).sum()
+    }
+
+    /// True when `port` has frames on its ring that the kernel has not looked at.
+    pub fn unsent(&self, port: PortId) -> bool {
+        self.ways
+            .get(usize::from(port.0))
+            .and_then(Option::as_ref)
+            .is_some_and(|way| way.transmitter.unsent())
+    }
+
+    /// Tells who was sent to since the last call.
+    pub fn report_next_hops(&mut self, neighbours: &dyn NeighbourRequests) {
+        for way in self.ways.iter_mut().flatten() {
+            for next_hop in way.next_hops.iter_mut().filter_map(Option::take) {
+                neighbours.in_use(way.transmitter.port, next_hop);
+            }
+        }
+    }
+}
+
+fn settle(transmitter: &mut Transmitter, counters: &WorkerCounters) {
+    let completions = transmitter.take_completions();
+    if completions.transmitted > 0 {
+        add(&counters.transmitted, completions.transmitted);
+    }
+    if completions.refused > 0 {
+        drop_frames(counters, DropReason::TransmitFailed, completions.refused);
+    }
+}
+
+impl Frames for Egress {
+    type Frame = TxFrame;
+
+    #[inline]
+    fn take(&mut self, port: PortId) -> Option<TxFrame> {
+        self.way(port)?.transmitter.take()
+    }
+
+    #[inline]
+    fn give_back(&mut self, _port: PortId, frame: TxFrame) {
+        self.give_home(frame);
+    }
+}

@@ -1,0 +1,67 @@
+//! What a worker does with a burst.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::pipeline::{Frames, Pipeline, Received, Results, Tables};
+use crate::route::PortId;
+use crate::sa::publish::Reader;
+use crate::wire::ethernet::MacAddress;
+
+/// A burst in, outputs out; [`Online`] is the one that matters. Another one makes the same worker something to
+/// compare with, or to test the rings by.
+pub trait Process {
+    /// As [`Pipeline::process`].
+    fn process<F: Frames>(
+        &mut self,
+        now: u64,
+        burst: &mut [Received<'_>],
+        frames: &mut F,
+        results: &mut Results<F::Frame>,
+    );
+
+    /// Grows whenever a neighbour may have become known.
+    fn network_generation(&mut self) -> u64;
+
+    /// The link-layer address of a neighbour, once it is known.
+    fn neighbour(&mut self, port: PortId, address: IpAddr) -> Option<MacAddress>;
+}
+
+/// The pipeline on the live tables: pins them once per burst.
+pub struct Online {
+    pipeline: Pipeline,
+    tables: Arc<Tables>,
+    reader: Reader,
+}
+
+impl Online {
+    /// Takes a reader's seat; call it on the worker's own thread.
+    pub fn new(pipeline: Pipeline, tables: Arc<Tables>) -> Self {
+        Self { pipeline, tables, reader: Reader::register() }
+    }
+}
+
+impl Process for Online {
+    #[inline]
+    fn process<F: Frames>(
+        &mut self,
+        now: u64,
+        burst: &mut [Received<'_>],
+        frames: &mut F,
+        results: &mut Results<F::Frame>,
+    ) {
+        let guard = self.reader.pin();
+        self.pipeline.process(&self.tables, &guard, now, burst, frames, results);
+    }
+
+    #[inline]
+    fn network_generation(&mut self) -> u64 {
+        let guard = self.reader.pin();
+        self.tables.network.load(&guard).map_or(0, |network| network.generation)
+    }
+
+    fn neighbour(&mut self, port: PortId, address: IpAddr) -> Option<MacAddress> {
+        let guard = self.reader.pin();
+        self.tables.network.load(&guard)?.neighbour(port, address)
+    }
+}

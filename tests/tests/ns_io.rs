@@ -1,0 +1,500 @@
+//! The worker and its sockets on real interfaces: veth pairs in a namespace, a program that redirects everything,
+//! and a MAC rewrite in place of the pipeline. Every test asserts the conservation law and compares it with what
+//! raw sockets at the far ends saw.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use adit_bench::redirect::{AttachMode, Otherwise, Redirect};
+use adit_engine::io::datapath::{PortInterface, Report};
+use adit_engine::io::socket::{self, SocketOptions};
+use adit_engine::io::{
+    Datapath, DatapathConfig, LinkEvent, NeighbourRequests, Process, SocketRegistry, StartError,
+};
+use adit_engine::pipeline::{DropReason, Frames, Output, Received, Results};
+use adit_engine::route::PortId;
+use adit_engine::wire::ethernet::MacAddress;
+use adit_tests::netns::{Namespace, Tap, root, wait_for};
+
+const A: PortId = PortId(0);
+const B: PortId = PortId(1);
+const C: PortId = PortId(2);
+const QUIET: Duration = Duration::from_millis(200);
+const LIMIT: Duration = Duration::from_secs(10);
+const NEXT_HOP: [u8; 6] = [2, 0, 0, 0, 0, 0x99];
+
+/// Bytes of a test frame after the Ethernet header: what to do with it, and its number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+enum Wish {
+    /// Send it out of the next port, by whoever received it.
+    Forward,
+    /// Worker 1 is to send it.
+    HandOver,
+    /// Its neighbour is not known yet.
+    Ask,
+    /// The worker is to hang.
+    Hang,
+}
+
+fn frame(wish: Wish, number: u32, length: usize) -> Vec<u8> {
+    let mut frame = vec![0xa5; length.max(60)];
+    frame[..12].copy_from_slice(&[2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1]);
+    frame[12..14].copy_from_slice(&[0x88, 0xb5]);
+    frame[14] = wish as u8;
+    frame[15..19].copy_from_slice(&number.to_be_bytes());
+    frame
+}
+
+fn number(frame: &[u8]) -> u32 {
+    u32::from_be_bytes(frame[15..19].try_into().expect("four bytes"))
+}
+
+/// In at A: out of B; in at B: out of A; in at C: out of C.
+struct Rewrite {
+    worker: u32,
+    neighbours: Arc<Neighbours>,
+}
+
+#[derive(Default)]
+struct Neighbours {
+    known: AtomicBool,
+    generation: AtomicU64,
+    asked: AtomicU64,
+    in_use: Mutex<HashMap<PortId, MacAddress>>,
+}
+
+impl NeighbourRequests for Neighbours {
+    fn resolve(&self, _: PortId, _: IpAddr) {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+    }
+    fn in_use(&self, port: PortId, neighbour: MacAddress) {
+        self.in_use.lock().unwrap().insert(port, neighbour);
+    }
+}
+
+impl Process for Rewrite {
+    fn process<F: Frames>(
+        &mut self,
+        _now: u64,
+        burst: &mut [Received<'_>],
+        frames: &mut F,
+        results: &mut Results<F::Frame>,
+    ) {
+        for (i, received) in burst.iter().enumerate() {
+            let wish = received.frame[14];
+            while wish == Wish::Hang as u8 {
+                std::thread::park();
+            }
+            if wish == Wish::HandOver as u8 && self.worker != 1 {
+                results.hand_over.push((i, 1));
+                continue;
+            }
+            let port = [B, A, C][usize::from(received.port.0)];
+            let mut frame = loop {
+                // A test's egress has more frames than the test sends, unless its port is closed.
+                match frames.take(port) {
+                    Some(frame) => break frame,
+                    None => std::thread::yield_now(),
+                }
+            };
+            let length = received.frame.len();
+            frame[..length].copy_from_slice(received.frame);
+            frame[..6].copy_from_slice(&NEXT_HOP);
+            let unresolved = (wish == Wish::Ask as u8).then_some(Ipv4Addr::new(192, 0, 2, 1).into());
+            if unresolved.is_some() {
+                frame[..6].fill(0);
+            }
+            results.outputs.push(Output { port, frame, length, unresolved });
+        }
+    }
+
+    fn network_generation(&mut self) -> u64 {
+        self.neighbours.generation.load(Ordering::Acquire)
+    }
+
+    fn neighbour(&mut self, _: PortId, _: IpAddr) -> Option<MacAddress> {
+        self.neighbours.known.load(Ordering::Acquire).then_some(MacAddress(NEXT_HOP))
+    }
+}
+
+/// The steering program's part: one map for each port.
+#[derive(Default)]
+struct Registry(Mutex<HashMap<PortId, Redirect>>);
+
+impl Registry {
+    fn attach(&self, port: PortId, interface: &str, mode: AttachMode) {
+        let program = Redirect::attach(interface, mode, Otherwise::Drop).expect("attach");
+        self.0.lock().unwrap().insert(port, program);
+    }
+}
+
+impl SocketRegistry for Registry {
+    fn insert_socket(&self, port: PortId, queue: u32, socket: BorrowedFd<'_>) -> io::Result<()> {
+        self.0.lock().unwrap()[&port].insert(queue, socket.as_raw_fd())
+    }
+    fn remove_socket(&self, port: PortId, queue: u32) -> io::Result<()> {
+        self.0.lock().unwrap()[&port].remove(queue)
+    }
+}
+
+/// Interfaces a0-a1, b0-b1, c0-c1; adit has the ones, taps the zeros.
+struct Bench {
+    datapath: Datapath,
+    registry: Arc<Registry>,
+    neighbours: Arc<Neighbours>,
+    a: Tap,
+    b: Tap,
+    c: Tap,
+    namespace: Namespace,
+}
+
+fn config(ports: &[(PortId, &str)], workers: usize) -> DatapathConfig {
+    DatapathConfig {
+        ports: ports.iter().map(|&(port, name)| PortInterface { port, interface: name.into() }).collect(),
+        // All on one CPU: the tests are about order and ownership, not speed.
+        cores: vec![0; workers],
+        sockets: SocketOptions::default(),
+    }
+}
+
+fn start(
+    config: &DatapathConfig,
+    registry: &Arc<Registry>,
+    neighbours: &Arc<Neighbours>,
+) -> Result<Datapath, StartError> {
+    let shared = neighbours.clone();
+    let process = move |worker, _| Rewrite { worker, neighbours: shared.clone() };
+    Datapath::start(config, process, registry.clone(), neighbours.clone())
+}
+
+impl Bench {
+    fn new(queues: u32, mode: AttachMode) -> Self {
+        let namespace = Namespace::new();
+        let (registry, neighbours) = (Arc::new(Registry::default()), Arc::new(Neighbours::default()));
+        for (port, name) in [(A, "a"), (B, "b"), (C, "c")] {
+            namespace.veth(&format!("{name}0"), &format!("{name}1"), queues);
+            namespace.enter(|| registry.attach(port, &format!("{name}1"), mode));
+        }
+        let config = config(&[(A, "a1"), (B, "b1"), (C, "c1")], queues as usize);
+        let (datapath, a, b, c) = namespace.enter(|| {
+            let tap = |name| Tap::open(name).expect("tap");
+            (start(&config, &registry, &neighbours).expect("start"), tap("a0"), tap("b0"), tap("c0"))
+        });
+        Self { datapath, registry, neighbours, a, b, c, namespace }
+    }
+
+    fn link(&self, port: PortId, event: LinkEvent) {
+        self.namespace.enter(|| self.datapath.link_event(port, event)).expect("link event");
+    }
+
+    /// Waits until nothing is in flight and `received` frames were received.
+    fn at_rest(&self, received: u64) -> Report {
+        wait_for("rest", LIMIT, || {
+            let report = self.datapath.report();
+            report.received() >= received && report.in_flight() == 0 && report.held() == 0
+        });
+        let report = self.datapath.report();
+        assert_eq!((report.received(), report.in_flight(), report.held()), (received, 0, 0));
+        report
+    }
+}
+
+/// Sends numbered frames, in portions the worker's rings can hold.
+fn send(tap: &Tap, wish: Wish, numbers: std::ops::Range<u32>) {
+    for number in numbers {
+        tap.send(&frame(wish, number, 60 + number as usize % 1400)).expect("send");
+        if number % 200 == 199 {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+/// The numbers of the frames that arrived, each checked to be what was sent but for its destination address.
+fn arrived(tap: &Tap, wish: Wish) -> Vec<u32> {
+    let frames = tap.drain(QUIET).expect("receive");
+    for got in &frames {
+        let mut sent = frame(wish, number(got), 60 + number(got) as usize % 1400);
+        sent[..6].copy_from_slice(&NEXT_HOP);
+        assert!(*got == sent, "frame {} arrived changed", number(got));
+    }
+    frames.iter().map(|frame| number(frame)).collect()
+}
+
+fn forwards(mode: AttachMode) {
+    let bench = Bench::new(1, mode);
+    send(&bench.a, Wish::Forward, 0..5_000);
+    send(&bench.b, Wish::Forward, 0..3_000);
+    let report = bench.at_rest(8_000);
+    assert_eq!(arrived(&bench.b, Wish::Forward), (0..5_000).collect::<Vec<_>>());
+    assert_eq!(arrived(&bench.a, Wish::Forward), (0..3_000).collect::<Vec<_>>());
+    assert_eq!(report.transmitted(), 8_000);
+    wait_for("next hops are reported", LIMIT, || {
+        let in_use = bench.neighbours.in_use.lock().unwrap();
+        [A, B].iter().all(|port| in_use.get(port) == Some(&MacAddress(NEXT_HOP)))
+    });
+    let report = bench.datapath.stop();
+    assert_eq!(
+        (report.received(), report.transmitted(), report.in_flight(), report.held()),
+        (8_000, 8_000, 0, 0)
+    );
+}
+
+#[test]
+fn frames_cross_in_order_and_unchanged() {
+    if root() {
+        forwards(AttachMode::Native);
+    }
+}
+
+#[test]
+fn frames_cross_in_skb_mode_too() {
+    if root() {
+        forwards(AttachMode::Skb);
+    }
+}
+
+#[test]
+fn packets_of_another_workers_sa_are_handed_over_and_their_frames_come_home() {
+    if !root() {
+        return;
+    }
+    let bench = Bench::new(2, AttachMode::Native);
+    assert_eq!(bench.datapath.workers(), 2);
+    // More than the receive half: each frame must have come home and been filled again.
+    send(&bench.a, Wish::HandOver, 0..10_000);
+    let report = bench.at_rest(10_000);
+    let mut numbers = arrived(&bench.b, Wish::HandOver);
+    numbers.sort_unstable();
+    let full = report.dropped(DropReason::HandOverFull);
+    assert_eq!(numbers.len() as u64 + full, 10_000);
+    assert_eq!(report.transmitted(), numbers.len() as u64);
+    assert_eq!(report.workers[0].transmitted, 0, "worker 0 hands everything over");
+    assert!(report.workers[0].received > 0, "no frame reached worker 0: the test shows nothing");
+    let stopped = bench.datapath.stop();
+    assert_eq!((stopped.in_flight(), stopped.held()), (0, 0));
+}
+
+#[test]
+fn a_port_that_goes_down_comes_back_and_disturbs_no_other() {
+    if !root() {
+        return;
+    }
+    let bench = Bench::new(1, AttachMode::Native);
+    send(&bench.c, Wish::Forward, 0..100);
+    bench.at_rest(100);
+    bench.namespace.ip("link set a1 down");
+    bench.link(A, LinkEvent::Down);
+    send(&bench.c, Wish::Forward, 100..200);
+    bench.at_rest(200);
+    bench.namespace.ip("link set a1 up");
+    bench.link(A, LinkEvent::Up);
+    bench.link(A, LinkEvent::Up);
+    send(&bench.a, Wish::Forward, 0..100);
+    send(&bench.b, Wish::Forward, 0..100);
+    let report = bench.at_rest(400);
+    assert_eq!(report.transmitted(), 400);
+    assert_eq!(arrived(&bench.c, Wish::Forward).len(), 200);
+    assert_eq!(arrived(&bench.b, Wish::Forward).len(), 100);
+}
+
+#[test]
+fn a_deleted_interface_is_rebuilt_when_it_exists_again() {
+    if !root() {
+        return;
+    }
+    let bench = Bench::new(1, AttachMode::Native);
+    send(&bench.a, Wish::Forward, 0..100);
+    bench.at_rest(100);
+    bench.namespace.ip("link del a1");
+    // The worker notices by itself, before anybody tells it, and goes on with the others.
+    wait_for("the worker closes the sockets", LIMIT, || {
+        bench.datapath.report().sockets.iter().any(|socket| socket.port == A && socket.closed)
+    });
+    send(&bench.c, Wish::Forward, 0..100);
+    bench.at_rest(200);
+    bench.link(A, LinkEvent::Gone);
+    let error =
+        bench.namespace.enter(|| bench.datapath.link_event(A, LinkEvent::Up)).expect_err("it is gone");
+    assert!(matches!(error, StartError::Queues { .. }), "{error}");
+
+    bench.namespace.veth("a0", "a1", 1);
+    bench.namespace.enter(|| bench.registry.attach(A, "a1", AttachMode::Native));
+    bench.link(A, LinkEvent::Appeared { ifindex: 99 });
+    let a = bench.namespace.enter(|| Tap::open("a0")).expect("tap");
+    send(&a, Wish::Forward, 100..200);
+    send(&bench.b, Wish::Forward, 0..100);
+    let report = bench.at_rest(400);
+    assert_eq!(report.transmitted(), 400);
+    assert_eq!(arrived(&a, Wish::Forward).len(), 100);
+    assert_eq!(arrived(&bench.b, Wish::Forward).len(), 200);
+    assert_eq!(arrived(&bench.c, Wish::Forward).len(), 100);
+}
+
+#[test]
+fn frames_that_the_far_end_refuses_are_dropped_and_counted() {
+    if !root() {
+        return;
+    }
+    let bench = Bench::new(1, AttachMode::Native);
+    bench.namespace.ip("link set b0 down");
+    send(&bench.a, Wish::Forward, 0..100);
+    let report = bench.at_rest(100);
+    assert_eq!((report.transmitted(), report.dropped(DropReason::TransmitFailed)), (0, 100));
+    let refused: u64 = report.sockets.iter().map(|socket| socket.refused).sum();
+    assert_eq!(refused, 100);
+}
+
+#[test]
+fn frames_in_flight_on_a_dead_link_are_dropped_when_it_closes() {
+    if !root() {
+        return;
+    }
+    let bench = Bench::new(1, AttachMode::Native);
+    bench.namespace.ip("link set b1 down");
+    send(&bench.a, Wish::Forward, 0..100);
+    wait_for("frames are stuck", LIMIT, || bench.datapath.report().held() == 100);
+    assert_eq!(bench.datapath.report().in_flight(), 100);
+    bench.link(B, LinkEvent::Down);
+    let report = bench.at_rest(100);
+    assert_eq!(report.dropped(DropReason::LinkDown), 100);
+    bench.namespace.ip("link set b1 up");
+    bench.link(B, LinkEvent::Up);
+    assert!(arrived(&bench.b, Wish::Forward).is_empty(), "stale frames left after the link came back");
+}
+
+#[test]
+fn frames_wait_for_their_neighbour_and_time_out() {
+    if !root() {
+        return;
+    }
+    let bench = Bench::new(1, AttachMode::Native);
+    send(&bench.a, Wish::Ask, 0..10);
+    wait_for("frames wait", LIMIT, || bench.datapath.report().held() == 10);
+    assert_eq!(bench.neighbours.asked.load(Ordering::Relaxed), 1, "one neighbour, one question");
+    bench.neighbours.known.store(true, Ordering::Release);
+    bench.neighbours.generation.fetch_add(1, Ordering::Release);
+    bench.at_rest(10);
+    assert_eq!(arrived(&bench.b, Wish::Ask), (0..10).collect::<Vec<_>>());
+
+    bench.neighbours.known.store(false, Ordering::Release);
+    send(&bench.a, Wish::Ask, 10..110);
+    let report = bench.at_rest(110);
+    assert_eq!(report.dropped(DropReason::NoNeighbour), 100);
+    assert!(arrived(&bench.b, Wish::Ask).is_empty());
+}
+
+#[test]
+fn a_packet_of_several_buffers_is_dropped_alone() {
+    if !root() {
+        return;
+    }
+    let bench = Bench::new(1, AttachMode::Native);
+    for end in ["a0", "a1"] {
+        bench.namespace.ip(&format!("link set {end} mtu 9000"));
+    }
+    let mut numbers = 0..;
+    let mut next = || numbers.next().expect("endless");
+    for _ in 0..50 {
+        bench.a.send(&frame(Wish::Forward, next(), 60)).expect("send");
+        bench.a.send(&frame(Wish::Forward, next(), 8_000)).expect("send");
+        bench.a.send(&frame(Wish::Forward, next(), 4_000)).expect("send");
+        bench.a.send(&frame(Wish::Forward, next(), 1_500)).expect("send");
+    }
+    let report = bench.at_rest(200);
+    assert_eq!((report.transmitted(), report.dropped(DropReason::TooBig)), (100, 100));
+    let frames = bench.b.drain(QUIET).expect("receive");
+    let expected: Vec<_> = (0..200).filter(|n| [0, 3].contains(&(n % 4))).collect();
+    assert_eq!(frames.iter().map(|frame| number(frame)).collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn a_queue_that_is_still_held_is_tried_again_and_then_refused() {
+    if !root() {
+        return;
+    }
+    let namespace = Namespace::new();
+    let (registry, neighbours) = (Arc::new(Registry::default()), Arc::new(Neighbours::default()));
+    namespace.veth("a0", "a1", 1);
+    namespace.enter(|| {
+        registry.attach(A, "a1", AttachMode::Native);
+        let mut config = config(&[(A, "a1")], 1);
+        // Stopped and started at once.
+        for _ in 0..3 {
+            start(&config, &registry, &neighbours).expect("start").stop();
+        }
+        let held = socket::open(A, "a1", 0, true, &config.sockets).expect("open");
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                std::thread::sleep(Duration::from_millis(150));
+                drop(held);
+            });
+            start(&config, &registry, &neighbours).expect("start, once the queue is free").stop();
+        });
+        let _held = socket::open(A, "a1", 0, true, &config.sockets).expect("open");
+        config.sockets.busy_retry = Duration::from_millis(50);
+        let error = start(&config, &registry, &neighbours).err().expect("the queue is held");
+        let StartError::Open(error) = error else { panic!("{error}") };
+        assert_eq!(
+            (error.interface.as_str(), error.queue, error.cause.raw_os_error()),
+            ("a1", 0, Some(libc::EBUSY))
+        );
+    });
+}
+
+#[test]
+fn every_queue_is_bound_and_an_interface_that_is_missing_refuses_the_start() {
+    if !root() {
+        return;
+    }
+    let namespace = Namespace::new();
+    let (registry, neighbours) = (Arc::new(Registry::default()), Arc::new(Neighbours::default()));
+    namespace.veth("a0", "a1", 4);
+    namespace.veth("b0", "b1", 2);
+    namespace.enter(|| {
+        registry.attach(A, "a1", AttachMode::Native);
+        registry.attach(B, "b1", AttachMode::Native);
+        let datapath = start(&config(&[(A, "a1"), (B, "b1")], 3), &registry, &neighbours).expect("start");
+        assert_eq!(datapath.workers(), 2, "as many as the interface with the fewest queues has");
+        let sockets: Vec<_> = datapath.report().sockets.iter().map(|s| (s.port, s.queue, s.worker)).collect();
+        assert_eq!(sockets, [(A, 0, 0), (A, 1, 1), (A, 2, 0), (A, 3, 1), (B, 0, 0), (B, 1, 1)]);
+        drop(datapath);
+        let error = start(&config(&[(A, "a1"), (C, "nix0")], 1), &registry, &neighbours).err();
+        assert!(matches!(error, Some(StartError::Queues { interface, .. }) if interface == "nix0"));
+    });
+}
+
+#[test]
+fn a_worker_that_is_silent_for_a_second_ends_the_process() {
+    const INSIDE: &str = "ADIT_TEST_HANG";
+    if !root() {
+        return;
+    }
+    if std::env::var_os(INSIDE).is_some() {
+        let bench = Bench::new(1, AttachMode::Native);
+        println!("{}", bench.namespace.name());
+        bench.a.send(&frame(Wish::Hang, 0, 60)).expect("send");
+        std::thread::sleep(LIMIT);
+        return;
+    }
+    let test = "a_worker_that_is_silent_for_a_second_ends_the_process";
+    let start = Instant::now();
+    let output = Command::new(std::env::current_exe().expect("this program"))
+        .args(["--exact", test, "--nocapture"])
+        .env(INSIDE, "1")
+        .output()
+        .expect("run");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    for name in printed.lines().filter(|line| line.starts_with("adit-")) {
+        Command::new("ip").args(["netns", "del", name]).status().expect("ip");
+    }
+    assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{printed}");
+    assert!(start.elapsed() < LIMIT, "the process ended by itself");
+}

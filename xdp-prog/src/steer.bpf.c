@@ -1,0 +1,297 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only */
+/*
+ * adit in the kernel: `steer` decides on arrival which frames the engine gets, `guard` holds back on departure
+ * what must not leave in clear. One rule stands above the rest: a frame that the policy would PROTECT or DISCARD
+ * is never given to the kernel. So what cannot be read is dropped, and so is what nobody listens for.
+ *
+ * Loaded once for every interface, with maps of its own (`xsks_map`, `counters`) and maps that all share.
+ */
+#include "bpf.h"
+#include "packet.h"
+#include "steer.h"
+
+const char license_string[] SEC("license") = "Dual MIT/GPL";
+
+/* Written by the loader before the kernel sees the program; the verifier removes the other side's branches. */
+volatile const __u32 port_side = ADIT_SIDE_UNPROTECTED;
+
+/* This interface's sockets by receive queue. One map for two interfaces would deliver to the wrong device. */
+struct {
+	__uint(type, BPF_MAP_TYPE_XSKMAP);
+	__uint(max_entries, ADIT_QUEUES_MAX);
+	__type(key, __u32);
+	__type(value, __u32);
+} xsks_map SEC(".maps");
+
+/* This interface's frames by outcome. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, ADIT_OUTCOME_COUNT);
+	__type(key, __u32);
+	__type(value, __u64);
+} counters SEC(".maps");
+
+/* Covers: prefix -> union of ADIT_PROTECT, ... of every selector that contains it. */
+#define COVER(name, prefix)                                                                                            \
+	struct {                                                                                                       \
+		__uint(type, BPF_MAP_TYPE_LPM_TRIE);                                                                   \
+		__uint(map_flags, BPF_F_NO_PREALLOC);                                                                  \
+		__uint(max_entries, ADIT_COVER_PREFIXES_MAX);                                                          \
+		__type(key, struct prefix);                                                                            \
+		__type(value, __u32);                                                                                  \
+	} name SEC(".maps")
+
+COVER(cover_local4, adit_prefix4);
+COVER(cover_local6, adit_prefix6);
+COVER(cover_remote4, adit_prefix4);
+COVER(cover_remote6, adit_prefix6);
+
+/* The gateway's own addresses, of every interface. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, ADIT_OWN_ADDRESSES_MAX);
+	__type(key, __u8[4]);
+	__type(value, __u8);
+} own_addresses4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, ADIT_OWN_ADDRESSES_MAX);
+	__type(key, __u8[16]);
+	__type(value, __u8);
+} own_addresses6 SEC(".maps");
+
+/* SPIs of inbound ESP SAs, as on the wire. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, ADIT_SPIS_MAX);
+	__type(key, __u32);
+	__type(value, __u8);
+} spis SEC(".maps");
+
+INLINE __u32 local_cover(const struct packet *packet, const struct adit_prefix6 *address)
+{
+	__u32 *flags = packet->version == 6 ? bpf_map_lookup_elem(&cover_local6, address)
+					    : bpf_map_lookup_elem(&cover_local4, address);
+	return flags ? *flags : 0;
+}
+
+INLINE __u32 remote_cover(const struct packet *packet, const struct adit_prefix6 *address)
+{
+	__u32 *flags = packet->version == 6 ? bpf_map_lookup_elem(&cover_remote6, address)
+					    : bpf_map_lookup_elem(&cover_remote4, address);
+	return flags ? *flags : 0;
+}
+
+INLINE int is_own(const struct packet *packet, const struct adit_prefix6 *address)
+{
+	return packet->version == 6 ? bpf_map_lookup_elem(&own_addresses6, address->address) != 0
+				    : bpf_map_lookup_elem(&own_addresses4, address->address) != 0;
+}
+
+INLINE void count(__u32 outcome)
+{
+	__u64 *counter = bpf_map_lookup_elem(&counters, &outcome);
+	if (counter)
+		*counter += 1;
+}
+
+/*
+ * What the kernel never forwards, and needs. IPv4 link-local is the exception in both: Linux does forward it, and
+ * people number tunnels with it, so where a selector names it the policy has the say.
+ */
+INLINE int is_link_business(void *data, void *data_end, const struct packet *packet)
+{
+	if (is_multicast(packet) || is_neighbour_discovery(data, data_end, packet))
+		return 1;
+	if (!is_link_local(packet))
+		return 0;
+	return packet->version == 6 || !((remote_cover(packet, &packet->destination) |
+					   local_cover(packet, &packet->destination)) & ADIT_NAMED);
+}
+
+INLINE enum adit_outcome decide_esp(const __u32 *spi, void *data_end, const struct packet *packet)
+{
+	if (packet->fragment != WHOLE)
+		return ADIT_drop_esp_fragment;
+	if ((void *)(spi + 1) > data_end)
+		return ADIT_drop_malformed;
+	__u32 key = *spi;
+	return bpf_map_lookup_elem(&spis, &key) ? ADIT_engine_esp : ADIT_drop_unknown_spi;
+}
+
+/* UDP to one of our addresses: IKE, ESP in UDP, or `ADIT_pass_own` for neither. */
+INLINE enum adit_outcome decide_udp(void *data, void *data_end, const struct packet *packet)
+{
+	struct udp *udp = HEADER(udp, transport(data, packet), data_end, 0);
+	if (!udp)
+		return ADIT_drop_malformed;
+	if (udp->destination == htons(PORT_IKE))
+		return ADIT_pass_ike;
+	if (udp->destination != htons(PORT_IKE_NAT))
+		return ADIT_pass_own;
+
+	/* RFC 3948 section 2.3: a NAT keepalive is the one octet 0xff. */
+	__u8 *octet = (void *)(udp + 1);
+	if (udp->length == htons(sizeof(*udp) + 1))
+		return (void *)(octet + 1) <= data_end && *octet == 0xff ? ADIT_pass_ike : ADIT_drop_malformed;
+	/* Section 2.2: IKE begins with a Non-ESP Marker of four zero octets, where ESP has its SPI. */
+	__u32 *marker = (void *)(udp + 1);
+	if (ntohs(udp->length) < sizeof(*udp) + sizeof(*marker) || (void *)(marker + 1) > data_end)
+		return ADIT_drop_malformed;
+	if (*marker == 0)
+		return ADIT_pass_ike;
+	return decide_esp(marker, data_end, packet);
+}
+
+/* To one of the gateway's own addresses. */
+INLINE enum adit_outcome decide_own(void *data, void *data_end, const struct packet *packet)
+{
+	if (!packet->protocol_known)
+		return ADIT_drop_malformed;
+	if (packet->protocol == PROTOCOL_ESP)
+		return decide_esp(transport(data, packet), data_end, packet);
+	/* There are no AH SAs, so every SPI of AH is unknown. */
+	if (packet->protocol == PROTOCOL_AH)
+		return packet->fragment != WHOLE ? ADIT_drop_esp_fragment : ADIT_drop_unknown_spi;
+	if (packet->protocol == PROTOCOL_UDP && packet->fragment != LATER_FRAGMENT) {
+		/* IKE goes before the cover: a selector that contains the peer must not cut off the negotiation. */
+		enum adit_outcome outcome = decide_udp(data, data_end, packet);
+		if (outcome != ADIT_pass_own)
+			return outcome;
+	}
+
+	/* Selectors reversed: what a peer should have sent protected. */
+	__u32 source = remote_cover(packet, &packet->source);
+	if (!source || !local_cover(packet, &packet->destination))
+		return ADIT_pass_own;
+	/*
+	 * From outside that is the end of it. Inside, remote prefixes that contain our own networks are common
+	 * (10.0.0.0/8, everything), and a neighbour there who speaks to the gateway crosses no boundary. Only one
+	 * who claims an address that can be nowhere but behind a peer is refused.
+	 */
+	if (port_side == ADIT_SIDE_UNPROTECTED)
+		return ADIT_drop_clear_text;
+	return (source & ADIT_NAMED) && !local_cover(packet, &packet->source) ? ADIT_drop_clear_text : ADIT_pass_own;
+}
+
+INLINE enum adit_outcome decide(void *data, void *data_end, const struct packet *packet)
+{
+	if (is_link_business(data, data_end, packet))
+		return ADIT_pass_link;
+	if (is_own(packet, &packet->destination))
+		return decide_own(data, data_end, packet);
+	if (port_side == ADIT_SIDE_PROTECTED)
+		return remote_cover(packet, &packet->destination) ? ADIT_engine_outbound : ADIT_pass_outside;
+	if (remote_cover(packet, &packet->source) && local_cover(packet, &packet->destination))
+		return ADIT_engine_inbound_clear;
+	return ADIT_pass_outside;
+}
+
+SEC("xdp.frags")
+int steer(struct xdp_md *ctx)
+{
+	/* With multi-buffer, data_end is the end of the first buffer, which holds all headers we read. */
+	void *data = (void *)(long)ctx->data;
+	void *data_end = (void *)(long)ctx->data_end;
+	struct packet packet = {};
+	__u32 outcome = ADIT_drop_malformed;
+
+	switch (parse(data, data_end, &packet)) {
+	case PARSED_NOT_IP:
+		outcome = ADIT_pass_not_ip;
+		break;
+	case PARSED_TOO_MANY_TAGS:
+		outcome = ADIT_drop_vlan;
+		break;
+	case PARSED_MALFORMED:
+		break;
+	case PARSED_IP:
+		outcome = decide(data, data_end, &packet);
+		break;
+	}
+
+	long verdict = XDP_PASS;
+	if (outcome >= ADIT_FIRST_DROP) {
+		verdict = XDP_DROP;
+	} else if (outcome >= ADIT_FIRST_ENGINE && packet.tagged) {
+		outcome = ADIT_drop_vlan;
+		verdict = XDP_DROP;
+	} else if (outcome >= ADIT_FIRST_ENGINE) {
+		/* The last argument is the verdict when there is no socket: a dead engine drops. */
+		verdict = bpf_redirect_map(&xsks_map, ctx->rx_queue_index, XDP_DROP);
+		if (verdict != XDP_REDIRECT)
+			outcome = ADIT_drop_no_socket;
+	}
+	count(outcome);
+	return verdict;
+}
+
+/* Goes on to whoever else is on this hook; TC_ACT_OK would end the chain. */
+#define GUARD_NEXT (-1)
+#define GUARD_DROP 2
+/* Enough for every header that a decision reads. */
+#define GUARD_PULL_BYTES 512
+
+/*
+ * IKE of this gateway's own daemon: from one of our addresses and ports. (A first fragment has the ports; later
+ * ones, where a selector names the peer itself, do not pass: IKE fragments by itself, RFC 7383.)
+ */
+INLINE int is_own_ike(void *data, void *data_end, const struct packet *packet)
+{
+	if (!packet->protocol_known || packet->protocol != PROTOCOL_UDP || packet->fragment == LATER_FRAGMENT)
+		return 0;
+	struct udp *udp = HEADER(udp, transport(data, packet), data_end, 0);
+	if (!udp || (udp->source != htons(PORT_IKE) && udp->source != htons(PORT_IKE_NAT)))
+		return 0;
+	return is_own(packet, &packet->source);
+}
+
+INLINE enum adit_outcome decide_guard(void *data, void *data_end, const struct packet *packet)
+{
+	if (is_link_business(data, data_end, packet))
+		return ADIT_guard_pass;
+	__u32 destination = remote_cover(packet, &packet->destination);
+	if (!(destination & (ADIT_PROTECT | ADIT_PROTECT_EVERYWHERE)))
+		return ADIT_guard_pass;
+	if (packet->protocol_known && (packet->protocol == PROTOCOL_ESP || packet->protocol == PROTOCOL_AH))
+		return ADIT_guard_pass_ipsec;
+	if (is_own_ike(data, data_end, packet))
+		return ADIT_guard_pass_ipsec;
+	/* A selector names the destination: whoever sends, also after source NAT. */
+	if (destination & ADIT_PROTECT)
+		return ADIT_guard_drop_clear_text;
+	/* It means everything, the gateway's own business outside included: the source decides. */
+	if (local_cover(packet, &packet->source) & (ADIT_PROTECT | ADIT_PROTECT_EVERYWHERE))
+		return ADIT_guard_drop_clear_text;
+	return ADIT_guard_pass;
+}
+
+SEC("classifier")
+int guard(struct __sk_buff *skb)
+{
+	/* Headers can lie outside the linear part (sent from pages); what stays unreadable is dropped. */
+	if (skb->data_end - skb->data < GUARD_PULL_BYTES && skb->data_end - skb->data < skb->len)
+		bpf_skb_pull_data(skb, skb->len < GUARD_PULL_BYTES ? skb->len : GUARD_PULL_BYTES);
+	void *data = (void *)(long)skb->data;
+	void *data_end = (void *)(long)skb->data_end;
+	struct packet packet = {};
+	__u32 outcome = ADIT_guard_drop_malformed;
+
+	switch (parse(data, data_end, &packet)) {
+	case PARSED_NOT_IP:
+		outcome = ADIT_guard_pass;
+		break;
+	case PARSED_IP:
+		outcome = decide_guard(data, data_end, &packet);
+		break;
+	case PARSED_TOO_MANY_TAGS:
+	case PARSED_MALFORMED:
+		break;
+	}
+	count(outcome);
+	return outcome >= ADIT_guard_drop_clear_text ? GUARD_DROP : GUARD_NEXT;
+}
