@@ -608,8 +608,8 @@ fn upper(table: &PolicyTable, path: &str, problems: &mut Problems) -> Option<(Op
             );
             return None;
         }
-        let (kinds, codes) = problems.take(format!("{path}.icmp"), value::icmp(text))?;
-        return Some((number, UpperSelector::Icmp { kinds, codes }));
+        let upper = problems.take(format!("{path}.icmp"), value::icmp(text))?;
+        return Some((number, upper));
     }
     let (local, remote) = (local?, remote?);
     let upper = if table.local_ports.is_some() || table.remote_ports.is_some() {
