@@ -1,6 +1,6 @@
-//! The smallest XDP program that gives every frame of an interface to AF_XDP sockets, for equipment and tests
-//! that need sockets without the steering program. Seven instructions, loaded with bpf(2) directly: no compiler,
-//! no object file.
+//! A small XDP program that gives frames of an interface to AF_XDP sockets, for equipment and tests that need
+//! sockets without the steering program. A few instructions, loaded with bpf(2) directly: no compiler, no object
+//! file.
 #![allow(unsafe_code)]
 
 use std::ffi::CString;
@@ -22,14 +22,14 @@ pub struct Redirect {
     _link: OwnedFd,
 }
 
-/// What happens to frames of a queue without a socket.
+/// Which frames go to the sockets; the kernel keeps the others.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u32)]
-pub enum Otherwise {
-    /// Dropped.
-    Drop = 1,
-    /// Left to the kernel.
-    Pass = 2,
+pub enum Take {
+    /// All of them. A queue without a socket drops.
+    Everything,
+    /// UDP over IPv4 without options or IPv6 without extension headers: the kernel still answers ARP and
+    /// neighbour discovery.
+    Udp,
 }
 
 /// Command numbers and constants of linux/bpf.h and linux/if_link.h.
@@ -112,25 +112,56 @@ fn instruction(code: u8, destination: u8, source: u8, offset: i16, immediate: i3
         | u64::from(immediate as u32) << 32
 }
 
+fn program(map: RawFd, take: Take) -> Vec<u64> {
+    const PASS: i32 = 2;
+    const UDP: i32 = 17;
+    let select = [
+        // r2 = data; r3 = data_end; unless data + 54 <= data_end goto pass
+        instruction(0x61, 2, 1, 0, 0),
+        instruction(0x61, 3, 1, 4, 0),
+        instruction(0xbf, 4, 2, 0, 0),
+        instruction(0x07, 4, 0, 0, 54),
+        instruction(0x2d, 4, 3, 13, 0),
+        // IPv4: r5 = protocol; IPv6: r5 = next header; else goto pass
+        instruction(0x69, 4, 2, 12, 0),
+        instruction(0x55, 4, 0, 2, i32::from(0x0800u16.to_be())),
+        instruction(0x71, 5, 2, 23, 0),
+        instruction(0x05, 0, 0, 2, 0),
+        instruction(0x55, 4, 0, 8, i32::from(0x86ddu16.to_be())),
+        instruction(0x71, 5, 2, 20, 0),
+        // unless r5 == UDP goto pass
+        instruction(0x55, 5, 0, 6, UDP),
+    ];
+    let redirect = [
+        // return bpf_redirect_map(map, ctx->rx_queue_index, XDP_DROP)
+        instruction(0x61, 2, 1, 16, 0),
+        instruction(0x18, 1, 1, 0, map),
+        instruction(0, 0, 0, 0, 0),
+        instruction(0xb7, 3, 0, 0, 1),
+        instruction(0x85, 0, 0, 0, 51),
+        instruction(0x95, 0, 0, 0, 0),
+        // pass:
+        instruction(0xb7, 0, 0, 0, PASS),
+        instruction(0x95, 0, 0, 0, 0),
+    ];
+    match take {
+        // Unreachable instructions do not verify: without the selection nothing jumps to `pass`.
+        Take::Everything => redirect[..6].to_vec(),
+        Take::Udp => [&select[..], &redirect[..]].concat(),
+    }
+}
+
 impl Redirect {
     /// Loads the program and attaches it to `interface`.
     ///
     /// # Errors
     /// No such interface, another program is attached, the driver has no XDP, no privilege.
-    pub fn attach(interface: &str, mode: AttachMode, otherwise: Otherwise) -> io::Result<Self> {
+    pub fn attach(interface: &str, mode: AttachMode, take: Take) -> io::Result<Self> {
         let map = owned(bpf(
             BPF_MAP_CREATE,
             &mut MapCreate { map_type: BPF_MAP_TYPE_XSKMAP, key_size: 4, value_size: 4, max_entries: 64 },
         )?);
-        let instructions = [
-            // r2 = ctx->rx_queue_index; r1 = map; r3 = otherwise; return bpf_redirect_map(r1, r2, r3)
-            instruction(0x61, 2, 1, 16, 0),
-            instruction(0x18, 1, 1, 0, map.as_raw_fd()),
-            instruction(0, 0, 0, 0, 0),
-            instruction(0xb7, 3, 0, 0, otherwise as i32),
-            instruction(0x85, 0, 0, 0, 51),
-            instruction(0x95, 0, 0, 0, 0),
-        ];
+        let instructions = program(map.as_raw_fd(), take);
         let program = owned(bpf(
             BPF_PROG_LOAD,
             &mut ProgramLoad {

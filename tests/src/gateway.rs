@@ -282,7 +282,9 @@ impl<'t> Gateway<'t> {
         let total = stats["total"].as_array().unwrap_or_else(|| panic!("no total in {stats}"));
         let count = |name: &str| {
             let counter = total.iter().find(|counter| counter["name"] == name);
-            counter.and_then(|counter| counter["value"].as_u64()).unwrap_or_else(|| panic!("no {name} in {stats}"))
+            counter
+                .and_then(|counter| counter["value"].as_u64())
+                .unwrap_or_else(|| panic!("no {name} in {stats}"))
         };
         Totals {
             received: count("received"),

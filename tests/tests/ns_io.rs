@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use adit_bench::redirect::{AttachMode, Otherwise, Redirect};
+use adit_bench::redirect::{AttachMode, Redirect, Take};
 use adit_engine::io::datapath::{PortInterface, Report};
 use adit_engine::io::socket::{self, SocketOptions};
 use adit_engine::io::{
@@ -90,8 +90,10 @@ impl Process for Rewrite {
     ) {
         for (i, received) in burst.iter().enumerate() {
             let wish = received.frame[14];
-            while wish == Wish::Hang as u8 {
-                std::thread::park();
+            if wish == Wish::Hang as u8 {
+                loop {
+                    std::thread::park();
+                }
             }
             if wish == Wish::HandOver as u8 && self.worker != 1 {
                 results.hand_over.push((i, 1));
@@ -131,7 +133,7 @@ struct Registry(Mutex<HashMap<PortId, Redirect>>);
 
 impl Registry {
     fn attach(&self, port: PortId, interface: &str, mode: AttachMode) {
-        let program = Redirect::attach(interface, mode, Otherwise::Drop).expect("attach");
+        let program = Redirect::attach(interface, mode, Take::Everything).expect("attach");
         self.0.lock().unwrap().insert(port, program);
     }
 }

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -156,8 +156,7 @@ struct PortState {
 pub struct Datapath {
     shared: Arc<Shared>,
     vitals: Vec<Arc<Vitals>>,
-    threads: Vec<JoinHandle<()>>,
-    watchdog: Option<(Arc<AtomicBool>, JoinHandle<()>)>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
     ports: Mutex<Vec<PortState>>,
     sockets: SocketOptions,
     registry: Arc<dyn SocketRegistry>,
@@ -202,29 +201,29 @@ impl Datapath {
             interface: port.interface.clone(),
             sockets: Vec::new(),
         });
-        let mut datapath = Self {
+        let datapath = Self {
             shared,
             vitals,
-            threads: Vec::new(),
-            watchdog: None,
+            threads: Mutex::new(Vec::new()),
             ports: Mutex::new(states.collect()),
             sockets: config.sockets,
             registry,
         };
         // The sockets wait in the workers' letter boxes: nothing runs before every one of them is bound.
-        for state in datapath.ports().iter_mut() {
+        for state in lock(&datapath.ports).iter_mut() {
             datapath.open_port(state)?;
         }
         let process = Arc::new(process);
         for (number, &core) in config.cores.iter().take(workers).enumerate() {
             datapath.spawn(number as u32, core, process.clone())?;
         }
-        datapath.watchdog = Some(watch(datapath.vitals.clone()).map_err(StartError::Thread)?);
+        let watchdog = watch(datapath.shared.clone(), datapath.vitals.clone()).map_err(StartError::Thread)?;
+        lock(&datapath.threads).push(watchdog);
         Ok(datapath)
     }
 
     fn spawn<P: Process>(
-        &mut self,
+        &self,
         number: u32,
         core: usize,
         process: Arc<impl Fn(u32, Arc<WorkerCounters>) -> P + Send + Sync + 'static>,
@@ -237,12 +236,8 @@ impl Datapath {
             let process = process(number, vitals.counters.clone());
             Worker::new(number, shared, vitals, process).run();
         });
-        self.threads.push(thread.map_err(StartError::Thread)?);
+        lock(&self.threads).push(thread.map_err(StartError::Thread)?);
         Ok(())
-    }
-
-    fn ports(&self) -> MutexGuard<'_, Vec<PortState>> {
-        self.ports.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Opens a socket for every queue and hands them to the workers: queue q to worker q modulo their number.
@@ -280,7 +275,7 @@ impl Datapath {
         }
         state.sockets = sockets;
         for (mailbox, (receivers, transmitter)) in self.shared.mailboxes.iter().zip(halves) {
-            mailbox.command(Command::Open(receivers, transmitter));
+            mailbox.command(Command::Open(receivers, transmitter.map(Box::new)));
         }
         Ok(())
     }
@@ -310,7 +305,7 @@ impl Datapath {
     /// # Errors
     /// The port stays closed; the same event may be tried again.
     pub fn link_event(&self, port: PortId, event: LinkEvent) -> Result<(), StartError> {
-        let mut ports = self.ports();
+        let mut ports = lock(&self.ports);
         let state = ports.iter_mut().find(|state| state.port == port).ok_or(StartError::UnknownPort(port))?;
         tracing::info!(interface = state.interface, ?event, "link");
         let open = |socket: &OpenSocket| !socket.counters.closed.load(Ordering::Relaxed);
@@ -339,7 +334,7 @@ impl Datapath {
     pub fn report(&self) -> Report {
         let handed_over = self.shared.mailboxes.iter().map(|mailbox| mailbox.waiting() as u64).sum();
         let workers = self.vitals.iter().map(|vitals| WorkerReport::read(vitals)).collect();
-        let ports = self.ports();
+        let ports = lock(&self.ports);
         let sockets = ports
             .iter()
             .flat_map(|state| state.sockets.iter().map(|socket| SocketReport::read(state, socket)));
@@ -347,32 +342,29 @@ impl Datapath {
     }
 
     /// Stops: nothing more is received, what is under way gets half a second to leave, sockets close. The
-    /// steering programs are not touched: they drop what they would have sent here.
-    pub fn stop(mut self) -> Report {
-        self.join();
-        self.report()
-    }
-
-    fn join(&mut self) {
+    /// steering programs are not touched: they drop what they would have sent here. Stopping twice is no more
+    /// than a second report.
+    pub fn stop(&self) -> Report {
         self.shared.stop.store(true, Ordering::Relaxed);
         self.shared.mailboxes.iter().for_each(Mailbox::ring);
-        for thread in self.threads.drain(..) {
+        for thread in lock(&self.threads).drain(..) {
+            thread.thread().unpark();
             if thread.join().is_err() {
                 tracing::error!("a worker panicked");
             }
         }
-        if let Some((stop, thread)) = self.watchdog.take() {
-            stop.store(true, Ordering::Relaxed);
-            thread.thread().unpark();
-            let _ = thread.join();
-        }
+        self.report()
     }
 }
 
 impl Drop for Datapath {
     fn drop(&mut self) {
-        self.join();
+        self.stop();
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn queues_of(interface: &str) -> Result<u32, StartError> {
@@ -383,13 +375,12 @@ fn queues_of(interface: &str) -> Result<u32, StartError> {
 
 /// Looks after the workers four times a second. One that stood still for four looks (not: for one second of a
 /// process that was stopped itself) ends the process; the steering programs stay and drop.
-fn watch(vitals: Vec<Arc<Vitals>>) -> io::Result<(Arc<AtomicBool>, JoinHandle<()>)> {
+fn watch(shared: Arc<Shared>, vitals: Vec<Arc<Vitals>>) -> io::Result<JoinHandle<()>> {
     const LOOKS: u32 = 4;
-    let stop = Arc::new(AtomicBool::new(false));
-    let stopped = stop.clone();
-    let thread = std::thread::Builder::new().name("adit-watchdog".into()).spawn(move || {
+    std::thread::Builder::new().name("adit-watchdog".into()).spawn(move || {
         let mut seen = vec![(0, 0); vitals.len()];
-        while !stopped.load(Ordering::Relaxed) {
+        // A stopping worker limits its own time.
+        while !shared.stop.load(Ordering::Relaxed) {
             std::thread::park_timeout(Duration::from_millis(250));
             for (number, (vitals, (heartbeat, looks))) in vitals.iter().zip(&mut seen).enumerate() {
                 let now = vitals.heartbeat.load(Ordering::Relaxed);
@@ -402,8 +393,7 @@ fn watch(vitals: Vec<Arc<Vitals>>) -> io::Result<(Arc<AtomicBool>, JoinHandle<()
                 }
             }
         }
-    })?;
-    Ok((stop, thread))
+    })
 }
 
 /// One worker in a [`Report`].

@@ -36,7 +36,7 @@ pub struct HandedOver {
 /// What the datapath asks of a worker.
 pub enum Command {
     /// Sockets of a port that came (back) up.
-    Open(Vec<Receiver>, Option<Transmitter>),
+    Open(Vec<Receiver>, Option<Box<Transmitter>>),
     /// Close all sockets of a port; the sender hears when the last is gone.
     Close(PortId, std::sync::mpsc::Sender<()>),
 }

@@ -47,10 +47,10 @@ pub struct BusyPoll {
 /// What every socket of a datapath has in common.
 #[derive(Clone, Copy, Debug)]
 pub struct SocketOptions {
-    /// Frames to receive into, a power of two; the fill and receive rings are as long.
+    /// Frames to receive into, a power of two; the receive ring is as long.
     pub receive_frames: u32,
-    /// Frames to transmit, a power of two; the transmit and completion rings are as long, so what is in flight
-    /// never overruns the completion ring.
+    /// Frames to transmit, a power of two; the completion ring is as long, so what is in flight never overruns
+    /// it.
     pub transmit_frames: u32,
     /// Zero-copy or copy.
     pub bind: BindMode,
@@ -185,10 +185,18 @@ fn open_once(
     Ok((Receiver::new(port, queue, umem, rx, fill, descriptors, counters), transmitter))
 }
 
+/// The rings we produce on are twice as long as there are frames. The kernel hands frames back (on the receive
+/// and completion rings) a moment before it moves its consumer pointer past them, or many moments when every one
+/// of a run of frames was refused; until then their old entries still count. There are never more of those than
+/// frames.
+fn produced(frames: u32) -> io::Result<QueueSize> {
+    QueueSize::new(frames.saturating_mul(2)).map_err(io::Error::other)
+}
+
 fn umem_config(options: &SocketOptions) -> io::Result<UmemConfig> {
     UmemConfigBuilder::new()
         .frame_size(FrameSize::new(FRAME_SIZE as u32).map_err(io::Error::other)?)
-        .fill_queue_size(QueueSize::new(options.receive_frames).map_err(io::Error::other)?)
+        .fill_queue_size(produced(options.receive_frames)?)
         .comp_queue_size(QueueSize::new(options.transmit_frames).map_err(io::Error::other)?)
         .build()
         .map_err(io::Error::other)
@@ -202,7 +210,7 @@ fn socket_config(options: &SocketOptions) -> io::Result<SocketConfig> {
     };
     Ok(SocketConfig::builder()
         .rx_queue_size(QueueSize::new(options.receive_frames).map_err(io::Error::other)?)
-        .tx_queue_size(QueueSize::new(options.transmit_frames).map_err(io::Error::other)?)
+        .tx_queue_size(produced(options.transmit_frames)?)
         .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
         // Multi-buffer, so that a frame longer than one buffer arrives and is counted instead of vanishing.
         .bind_flags(mode | BindFlags::XDP_USE_NEED_WAKEUP | BindFlags::XDP_USE_SG)
@@ -283,7 +291,7 @@ pub struct Receiver {
     rx: RxQueue,
     fill: FillQueue,
     ledger: Ledger,
-    burst: [FrameDesc; BURST],
+    burst: Box<[FrameDesc; BURST]>,
     burst_length: usize,
     /// Bit i: frame i of the burst was lent to another worker.
     lent_from_burst: u64,
@@ -319,7 +327,7 @@ impl Receiver {
             rx,
             fill,
             ledger: Ledger::new(descriptors.len() as u32),
-            burst: [FrameDesc::default(); BURST],
+            burst: Box::new([FrameDesc::default(); BURST]),
             burst_length: 0,
             lent_from_burst: 0,
             lent: 0,
@@ -328,7 +336,7 @@ impl Receiver {
         for descriptor in &descriptors {
             receiver.ledger.shift(frame_number(descriptor), Place::Free, Place::Filled);
         }
-        receiver.give_to_kernel(&descriptors);
+        give_to_kernel(&mut receiver.fill, receiver.rx.fd().as_raw_fd(), &descriptors);
         receiver
     }
 
@@ -342,7 +350,7 @@ impl Receiver {
     pub fn receive(&mut self) -> Arrivals {
         assert_eq!(self.burst_length, 0, "the burst before was not released");
         // SAFETY: all frames of this UMEM's receive half went to this socket's fill ring.
-        let count = unsafe { self.rx.consume(&mut self.burst) };
+        let count = unsafe { self.rx.consume(&mut *self.burst) };
         let mut multi_buffer = self.continues;
         for descriptor in &self.burst[..count] {
             self.ledger.shift(frame_number(descriptor), Place::Filled, Place::Held);
@@ -366,7 +374,7 @@ impl Receiver {
             if more || self.continues {
                 ended += u64::from(!more);
                 self.ledger.shift(frame_number(&descriptor), Place::Held, Place::Filled);
-                self.give_to_kernel(&[descriptor]);
+                give_to_kernel(&mut self.fill, self.rx.fd().as_raw_fd(), &[descriptor]);
             } else {
                 self.burst[kept] = descriptor;
                 kept += 1;
@@ -380,7 +388,7 @@ impl Receiver {
     /// The frames of the burst, Ethernet header first: the caller's alone until [`Receiver::release`].
     #[inline]
     pub fn frames(&mut self) -> impl Iterator<Item = &mut [u8]> {
-        debug_assert_eq!(self.lent_from_burst, 0, "lent frames belong to somebody else");
+        assert_eq!(self.lent_from_burst, 0, "lent frames belong to somebody else");
         let umem = &self.umem;
         self.burst[..self.burst_length].iter_mut().map(move |descriptor| {
             let (mut start, length) = bytes_of(umem, descriptor);
@@ -412,7 +420,7 @@ impl Receiver {
         }
         self.lent -= 1;
         self.ledger.shift(frame_number(&frame.descriptor), Place::Held, Place::Filled);
-        self.give_to_kernel(&[frame.descriptor]);
+        give_to_kernel(&mut self.fill, self.rx.fd().as_raw_fd(), &[frame.descriptor]);
         Ok(())
     }
 
@@ -437,18 +445,7 @@ impl Receiver {
         for descriptor in &self.burst[..length] {
             self.ledger.shift(frame_number(descriptor), Place::Held, Place::Filled);
         }
-        let burst = self.burst;
-        self.give_to_kernel(&burst[..length]);
-    }
-
-    fn give_to_kernel(&mut self, descriptors: &[FrameDesc]) {
-        // SAFETY: the ledger moved these frames of this UMEM to Filled, so nothing else refers to them.
-        let count = unsafe { self.fill.produce(descriptors) };
-        assert_eq!(count, descriptors.len(), "the fill ring is as long as the receive half");
-        if self.fill.needs_wakeup() {
-            // SAFETY: no buffer is passed; in zero-copy mode the call makes the driver look at the ring.
-            unsafe { libc::recv(self.fd(), std::ptr::null_mut(), 0, libc::MSG_DONTWAIT) };
-        }
+        give_to_kernel(&mut self.fill, self.rx.fd().as_raw_fd(), &self.burst[..length]);
     }
 
     /// True, once, when the interface was deleted: the kernel leaves an error on the socket. (poll(2) says
@@ -479,6 +476,17 @@ impl Receiver {
                 counter.store(value, Ordering::Relaxed);
             }
         }
+    }
+}
+
+/// Fills the ring with frames that the ledger just moved to Filled.
+fn give_to_kernel(fill: &mut FillQueue, socket: RawFd, descriptors: &[FrameDesc]) {
+    // SAFETY: the frames are of this ring's UMEM, and Filled: nothing else refers to them.
+    let count = unsafe { fill.produce(descriptors) };
+    assert_eq!(count, descriptors.len(), "the fill ring has room for every frame twice");
+    if fill.needs_wakeup() {
+        // SAFETY: no buffer is passed; in zero-copy mode the call makes the driver look at the ring.
+        unsafe { libc::recv(socket, std::ptr::null_mut(), 0, libc::MSG_DONTWAIT) };
     }
 }
 

@@ -51,7 +51,7 @@ pub struct Transmitter {
     completion: CompQueue,
     pool: TxPool,
     staged: Vec<FrameDesc>,
-    completed: [FrameDesc; BURST],
+    completed: Box<[FrameDesc; BURST]>,
     completions: Completions,
     /// Frames are on the ring that the kernel has not looked at.
     unsent: bool,
@@ -77,7 +77,7 @@ impl Transmitter {
             completion,
             pool,
             staged: Vec::with_capacity(BURST * 2),
-            completed: [FrameDesc::default(); BURST],
+            completed: Box::new([FrameDesc::default(); BURST]),
             completions: Completions::default(),
             unsent: false,
             refused: 0,
@@ -145,7 +145,7 @@ impl Transmitter {
         if !self.staged.is_empty() {
             // SAFETY: the pool made these descriptors of its UMEM and holds them in flight until completion.
             let count = unsafe { self.tx.produce(&self.staged) };
-            assert_eq!(count, self.staged.len(), "the transmit ring is as long as the transmit half");
+            assert_eq!(count, self.staged.len(), "the transmit ring has room for every frame twice");
             self.staged.clear();
             self.unsent = true;
         }
@@ -226,7 +226,7 @@ impl Transmitter {
     pub fn reap(&mut self) {
         loop {
             // SAFETY: every descriptor that comes back was given by this transmitter; the ledger checks it.
-            let count = unsafe { self.completion.consume(&mut self.completed) };
+            let count = unsafe { self.completion.consume(&mut *self.completed) };
             for descriptor in &self.completed[..count] {
                 self.pool.complete(descriptor);
             }

@@ -347,7 +347,7 @@ impl<P: Process> Worker<P> {
             Command::Open(receivers, transmitter) => {
                 self.receivers.extend(receivers);
                 if let Some(transmitter) = transmitter {
-                    self.egress.open(transmitter);
+                    self.egress.open(*transmitter);
                 }
             }
             Command::Close(port, done) => self.close(port, DropReason::LinkDown, Some(done)),
