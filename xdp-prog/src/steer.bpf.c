@@ -100,12 +100,13 @@ INLINE void count(__u32 outcome)
 }
 
 /*
- * What the kernel never forwards, and needs. IPv4 link-local is the exception in both: Linux does forward it, and
+ * What the kernel never forwards, and needs. (Neighbour discovery it does forward, like any packet, if it is neither
+ * to the link nor to us: see `decide`.) IPv4 link-local is the exception in both: Linux does forward it, and
  * people number tunnels with it, so where a selector names it the policy has the say.
  */
-INLINE int is_link_business(void *data, void *data_end, const struct packet *packet)
+INLINE int is_link_business(const struct packet *packet)
 {
-	if (is_multicast(packet) || is_neighbour_discovery(data, data_end, packet))
+	if (is_multicast(packet))
 		return 1;
 	if (!is_link_local(packet))
 		return 0;
@@ -180,10 +181,13 @@ INLINE enum adit_outcome decide_own(void *data, void *data_end, const struct pac
 
 INLINE enum adit_outcome decide(void *data, void *data_end, const struct packet *packet)
 {
-	if (is_link_business(data, data_end, packet))
+	if (is_link_business(packet))
 		return ADIT_pass_link;
-	if (is_own(packet, &packet->destination))
+	if (is_own(packet, &packet->destination)) {
+		if (is_neighbour_discovery(data, data_end, packet))
+			return ADIT_pass_link;
 		return decide_own(data, data_end, packet);
+	}
 	if (port_side == ADIT_SIDE_PROTECTED)
 		return remote_cover(packet, &packet->destination) ? ADIT_engine_outbound : ADIT_pass_outside;
 	if (remote_cover(packet, &packet->source) && local_cover(packet, &packet->destination))
@@ -252,7 +256,8 @@ INLINE int is_own_ike(void *data, void *data_end, const struct packet *packet)
 
 INLINE enum adit_outcome decide_guard(void *data, void *data_end, const struct packet *packet)
 {
-	if (is_link_business(data, data_end, packet))
+	/* What the kernel forwards has lost its hop limit of 255: this is its own discovery. */
+	if (is_link_business(packet) || is_neighbour_discovery(data, data_end, packet))
 		return ADIT_guard_pass;
 	__u32 destination = remote_cover(packet, &packet->destination);
 	if (!(destination & (ADIT_PROTECT | ADIT_PROTECT_EVERYWHERE)))

@@ -132,6 +132,12 @@ fn multicast_link_local_and_neighbour_discovery_are_the_kernels() {
     expect(&programs, FromOutside, &solicitation(128).hop_limit(255), DropClearText);
     expect(&programs, FromOutside, &solicitation(138).hop_limit(255), DropClearText);
     expect(&programs, FromOutside, &solicitation(135).hop_limit(255).fragment(true, 0), DropClearText);
+    // In transit it is a packet like any other: the kernel would forward it, whatever it carries.
+    let transit = |from, to| Packet::new(from, to, ICMPV6, [135, 0, 0, 0]).hop_limit(255);
+    for (inside, outside) in [("2001:db8:1::2", "2001:db8:2::2"), ("2001:db8:1::2", "2001:db8:3::2")] {
+        expect(&programs, FromInside, &transit(inside, outside), EngineOutbound);
+        expect(&programs, FromOutside, &transit(outside, inside), EngineInboundClear);
+    }
     let leaving = Packet::new("2001:db8:1::1", "2001:db8:2::2", ICMPV6, [135, 0, 0, 0]);
     expect(&programs, ToOutside, &leaving.clone().hop_limit(255), GuardPass);
     expect(&programs, ToOutside, &leaving, GuardDropClearText);
