@@ -238,10 +238,15 @@ proptest! {
             let meant = selectors.iter().any(|s| {
                 s.remote.first.is_ipv4() == address.is_ipv4() && s.remote.first <= address && address <= s.remote.last
             });
-            prop_assert_eq!(cover.remote.iter().filter(|p| p.contains(address)).count(), usize::from(meant));
+            // The whole address space stands beside what else contains the address.
+            let holding = || cover.remote.iter().filter(|p| p.contains(address));
+            prop_assert_eq!(holding().count() > 0, meant);
+            prop_assert!(holding().filter(|p| p.length > 0).count() <= 1);
+            prop_assert!(holding().filter(|p| p.length == 0).count() <= 1);
         }
         for list in [&cover.local, &cover.remote] {
-            for prefix in list {
+            let list: Vec<Prefix> = list.iter().copied().filter(|prefix| prefix.length > 0).collect();
+            for prefix in &list {
                 prop_assert!(prefix.length == 0 || prefix.contains(prefix.network));
             }
             for pair in list.windows(2) {
@@ -328,6 +333,15 @@ fn a_default_route_into_the_tunnel_leaves_the_gateway_its_peer() {
     assert!(!other_site.forbids_clear_text(host, peer));
     assert!(other_site.forbids_clear_text(host, behind_peer));
     assert!(other_site.forbids_clear_text(gateway, behind_peer));
+
+    // Beside a policy for everything, what another one names stays named.
+    let selectors = ["10.1.0.0", "0.0.0.0"].into_iter().zip(["10.1.255.255", "255.255.255.255"]);
+    let selectors = selectors.map(|(first, last)| any_upper(site, v4_range(first, last))).collect();
+    let policies = vec![policy(true, true, selectors, Action::Protect(tunnel()))];
+    let both = Cover::of_protect(&Spd::new(policies, Fallback::Kernel, 1));
+    assert_eq!(texts(&both.remote), ["0.0.0.0/0", "10.1.0.0/16"]);
+    assert!(both.forbids_clear_text(gateway, behind_peer), "there, whoever sends");
+    assert!(!both.forbids_clear_text(gateway, peer));
 }
 
 /// Ten thousand sites, with a catch-all in front of the end: lists stay short and the tree small.
