@@ -431,8 +431,9 @@ struct Backlog {
 impl Backlog {
     fn add(&mut self, change: LinkChange) {
         let overtaken = |earlier: &LinkChange| match change {
-            LinkChange::Gone => true,
-            LinkChange::Appeared { .. } => *earlier != LinkChange::Gone,
+            // The new interface's hooks must not wait for the old one's sockets to close, which opening the new ones
+            // sees to.
+            LinkChange::Gone | LinkChange::Appeared { .. } => true,
             LinkChange::Up | LinkChange::Down => matches!(earlier, LinkChange::Up | LinkChange::Down),
         };
         self.changes.retain(|earlier| !overtaken(earlier));
@@ -630,9 +631,11 @@ mod tests {
             backlog.add(change);
         }
         assert!(backlog.is_due(Instant::now()));
-        let steps = "Gone, unhook, hook 7, Appeared { ifindex: 7 }, Up";
+        let steps = "hook 7, Appeared { ifindex: 7 }, Up";
         assert_eq!(parts.work(&mut backlog), (true, steps.into()));
         assert!(!backlog.is_due(Instant::now() + RETRY), "nothing is left to try");
+        backlog.add(Gone);
+        assert_eq!(parts.work(&mut backlog), (true, "Gone, unhook".into()));
     }
 
     #[test]
