@@ -279,8 +279,12 @@ impl<'t> Gateway<'t> {
     /// The engine's totals over all workers, as `adit stats` tells them.
     pub fn totals(&self) -> Totals {
         let stats = self.json(&["stats"]);
+        let total = stats["total"].as_array().unwrap_or_else(|| panic!("no total in {stats}"));
         let count = |name: &str| {
-            stats["totals"][name].as_u64().unwrap_or_else(|| panic!("no totals.{name} in {stats}"))
+            let counter = total.iter().find(|counter| counter["name"] == name);
+            counter
+                .and_then(|counter| counter["value"].as_u64())
+                .unwrap_or_else(|| panic!("no {name} in {stats}"))
         };
         Totals {
             received: count("received"),

@@ -25,8 +25,8 @@ use subtle::ConstantTimeEq;
 
 use super::{Authentication, Encryption};
 
-/// Packets encrypted side by side. CBC is serial within a packet; sixteen independent chains fill the
-/// pipeline of any AES unit (measured: 8 times the rate of one chain).
+/// Packets encrypted side by side. CBC is serial within a packet: one chain leaves an AES unit idle most of
+/// the time, sixteen independent ones fill it (measured at 1408 bytes: 173 instead of 910 ns a packet).
 pub const LANES: usize = 16;
 
 /// One text for [`CbcEncryptor::encrypt`], encrypted in place.

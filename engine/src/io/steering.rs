@@ -318,11 +318,12 @@ impl Steering {
             let mode = query()?.mode.ok_or_else(|| SteeringError::NotAttached(port.name.clone()))?;
             return Ok(AttachedPort { mode, taken_over: true, native_refused: None });
         }
-        if let Some(program_id) = query()?.program_id {
+        let device = query()?;
+        if let Some(program_id) = device.program_id {
             if !force {
                 return Err(SteeringError::ForeignProgram(port.name.clone(), program_id));
             }
-            remove_foreign(ifindex, program_id)
+            remove_foreign(ifindex, program_id, device.mode)
                 .map_err(|error| SteeringError::Attach(port.name.clone(), "another's XDP program", error))?;
         }
         let (link, mode, native_refused) = attach_xdp(program, ifindex, mode)
@@ -473,10 +474,10 @@ fn attach_xdp(
     }
 }
 
-fn remove_foreign(ifindex: u32, program_id: u32) -> io::Result<()> {
+fn remove_foreign(ifindex: u32, program_id: u32, mode: Option<XdpMode>) -> io::Result<()> {
     match bpf::find_xdp_link(ifindex, program_id)? {
         Some(link) => bpf::link_detach(link.as_fd()),
-        None => device::remove_xdp(ifindex),
+        None => device::remove_xdp(ifindex, mode),
     }
 }
 

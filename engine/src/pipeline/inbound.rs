@@ -26,11 +26,11 @@ pub(super) type Inbound<'g> = Groups<'g, InboundSa, Sealed>;
 /// An ESP packet whose lengths are checked and whose number is not refused yet.
 pub(super) struct Sealed {
     /// Its place in the burst.
-    index: usize,
+    index: u8,
     /// Where ESP begins in the frame, and how long it is.
-    start: usize,
-    length: usize,
-    ciphertext_length: usize,
+    start: u32,
+    length: u16,
+    ciphertext_length: u16,
     /// DSCP and ECN of the outer header.
     traffic_class: u8,
     candidate: Candidate,
@@ -91,8 +91,16 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             sa.counters.replayed.fetch_add(1, Ordering::Relaxed);
             replay_reason(refused)
         })?;
-        let (length, traffic_class) = (esp.len(), packet.traffic_class);
-        inbound.push(sa, Sealed { index, start, length, ciphertext_length, traffic_class, candidate });
+        let sealed = Sealed {
+            // A burst is at most 64 packets, and what an IP packet carries at most 65,535 bytes.
+            index: index as u8,
+            start: start as u32,
+            length: esp.len() as u16,
+            ciphertext_length: ciphertext_length as u16,
+            traffic_class: packet.traffic_class,
+            candidate,
+        };
+        inbound.push(sa, sealed);
         Ok(())
     }
 
@@ -106,7 +114,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let mut count = GroupCount::default();
         let mut taken = ArrayVec::<Taken<F::Frame>, BURST>::new();
         for sealed in group {
-            match self.take_inside(HEADER_LENGTH + sealed.ciphertext_length) {
+            match self.take_inside(HEADER_LENGTH + usize::from(sealed.ciphertext_length)) {
                 Ok((port, frame)) => taken.push(Taken { sealed, port, frame }),
                 Err(reason) => {
                     count.refused += 1;
@@ -115,22 +123,28 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             }
         }
 
-        let mut opens: ArrayVec<Open<'_>, BURST> = taken
-            .iter_mut()
-            .map(|Taken { sealed, frame, .. }| Open {
-                esp: &burst[sealed.index].frame[sealed.start..sealed.start + sealed.length],
-                plaintext: &mut frame[HEADER_LENGTH..HEADER_LENGTH + sealed.ciphertext_length],
+        // Filled and drained in place: these arrays are kilobytes, too much to move about.
+        let mut opens = ArrayVec::<Open<'_>, BURST>::new();
+        for Taken { sealed, frame, .. } in &mut taken {
+            let (start, length) = (sealed.start as usize, usize::from(sealed.length));
+            opens.push(Open {
+                esp: &burst[usize::from(sealed.index)].frame[start..start + length],
+                plaintext: &mut frame[HEADER_LENGTH..HEADER_LENGTH + usize::from(sealed.ciphertext_length)],
                 sequence: sealed.candidate.sequence(),
                 verdict: None,
-            })
-            .collect();
+            });
+        }
         sa.opener.open(&mut opens);
-        let verdicts: ArrayVec<Option<IcvValid>, BURST> =
-            opens.into_iter().map(|open| open.verdict).collect();
+        let mut verdicts = ArrayVec::<Option<IcvValid>, BURST>::new();
+        for open in opens.drain(..) {
+            verdicts.push(open.verdict);
+        }
+        drop(opens);
 
         let mut admitted: Admitted<'g> = None;
-        for (Taken { sealed, port, mut frame }, verdict) in taken.into_iter().zip(verdicts) {
-            let (esp_length, plaintext_length) = (sealed.length, sealed.ciphertext_length);
+        for (Taken { sealed, port, mut frame }, verdict) in taken.drain(..).zip(verdicts.drain(..)) {
+            let esp_length = u64::from(sealed.length);
+            let plaintext_length = usize::from(sealed.ciphertext_length);
             let sent = match self.decapsulate(sa, sealed, verdict, &mut frame, &mut admitted) {
                 Ok((egress, packet)) => self.send_inside(&egress, &packet, port, frame, plaintext_length),
                 Err(reason) => {
@@ -141,7 +155,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             match sent {
                 Ok(()) => {
                     count.packets += 1;
-                    count.bytes += esp_length as u64;
+                    count.bytes += esp_length;
                 }
                 Err(reason) => {
                     count.refuse(reason);
@@ -184,7 +198,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let number = sealed.candidate.authenticate(proof).ok_or(DropReason::IcvFailed)?;
         sa.replay.commit(number).map_err(replay_reason)?;
 
-        let plaintext = &mut frame[HEADER_LENGTH..HEADER_LENGTH + sealed.ciphertext_length];
+        let plaintext = &mut frame[HEADER_LENGTH..HEADER_LENGTH + usize::from(sealed.ciphertext_length)];
         let trailer = esp::trailer(plaintext).map_err(|bad| match bad {
             BadTrailer::PadLength => DropReason::BadPadLength,
             BadTrailer::Padding => DropReason::BadPadding,

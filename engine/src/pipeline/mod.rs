@@ -3,7 +3,8 @@
 //! One packet, top to bottom:
 //!
 //! ```text
-//! sort      parse once; whose is it?                                    this file
+//! parse     every frame once                                            this file
+//! sort      whose is it?
 //!   ESP to one of our addresses -> SA by SPI, replay check, group       inbound
 //!     open_group    verify and decrypt the group
 //!     decapsulate   replay commit, trailer, inner packet, selectors, policy, route
@@ -30,6 +31,7 @@ use std::ops::DerefMut;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use arrayvec::ArrayVec;
 pub use counters::WorkerCounters;
 pub use drop_reason::DropReason;
 
@@ -181,6 +183,9 @@ impl Pipeline {
     }
 }
 
+/// The packets of a burst, each read once.
+type Packets = ArrayVec<Result<IpPacket, DropReason>, BURST>;
+
 /// One burst on its way through the stages.
 struct Pass<'a, 'g, F: Frames> {
     own: &'a mut Pipeline,
@@ -197,10 +202,19 @@ struct Pass<'a, 'g, F: Frames> {
 
 impl<'g, F: Frames> Pass<'_, 'g, F> {
     fn run(mut self, burst: &mut [Received<'_>]) {
+        // All of them first, so that the frames come into the cache side by side rather than one by one.
+        let mut packets = Packets::new();
+        for received in burst.iter() {
+            packets.push(parse_frame(received.frame));
+        }
         let mut inbound = Inbound::new();
         let mut outbound = Outbound::new();
-        for (index, received) in burst.iter_mut().enumerate() {
-            if let Err(reason) = self.sort(index, received, &mut inbound, &mut outbound) {
+        for (index, (received, packet)) in burst.iter_mut().zip(&packets).enumerate() {
+            let sorted = match packet {
+                Ok(packet) => self.sort(index, received, packet, &mut inbound, &mut outbound),
+                Err(reason) => Err(*reason),
+            };
+            if let Err(reason) = sorted {
                 self.tally.drop(reason);
             }
         }
@@ -208,41 +222,42 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             self.open_group(burst, sa, std::iter::from_fn(|| inbound.next(&mut cursor)));
         }
         while let Some((tunnel, mut cursor)) = outbound.take_group() {
-            self.seal_group(burst, tunnel, std::iter::from_fn(|| outbound.next(&mut cursor)));
+            let group = std::iter::from_fn(|| outbound.next(&mut cursor));
+            self.seal_group(burst, &packets, tunnel, group);
         }
         self.write_down_policy();
     }
 
-    /// Reads one frame and puts it where it belongs: into a group, or forward in clear, or away.
+    /// Puts one packet where it belongs: into a group, or forward in clear, or away.
     fn sort(
         &mut self,
         index: usize,
         received: &mut Received<'_>,
+        packet: &IpPacket,
         inbound: &mut Inbound<'g>,
         outbound: &mut Outbound<'g>,
     ) -> Result<(), DropReason> {
-        let packet = parse_frame(received.frame)?;
         // A port that is gone from the picture has no side: fail closed.
         let port = self.network.ports.get(usize::from(received.port.0)).ok_or(DropReason::PolicyDiscard)?;
         let to_us = self.is_our_destination(packet.flow.destination);
         // RFC 4301 section 5.2 step 2: only what is addressed to us is for us to decrypt.
         if to_us && packet.flow.protocol == protocol::ESP {
-            return self.sort_esp(index, received.frame, &packet, inbound);
+            return self.sort_esp(index, received.frame, packet, inbound);
         }
         match port.side {
             Side::Protected if to_us => Err(DropReason::NoHostPath),
-            Side::Protected => match self.policy(Direction::Outbound, &packet) {
+            Side::Protected => match self.policy(Direction::Outbound, packet) {
                 Some(Action::Protect(tunnel)) => {
-                    outbound.push(tunnel, outbound::Packet { index, packet });
+                    outbound.push(tunnel, index);
                     Ok(())
                 }
-                Some(Action::Bypass) => self.forward(received, &packet),
+                Some(Action::Bypass) => self.forward(received, packet),
                 Some(Action::Discard) | None => Err(DropReason::PolicyDiscard),
             },
-            Side::Unprotected => match self.policy(Direction::Inbound, &packet) {
+            Side::Unprotected => match self.policy(Direction::Inbound, packet) {
                 // RFC 4301 section 5.2 step 3b: what should have come protected.
                 Some(Action::Protect(_)) => Err(DropReason::ClearText),
-                Some(Action::Bypass) => self.forward(received, &packet),
+                Some(Action::Bypass) => self.forward(received, packet),
                 Some(Action::Discard) => Err(DropReason::PolicyDiscard),
                 None if to_us => Err(DropReason::NoHostPath),
                 None => Err(DropReason::PolicyDiscard),

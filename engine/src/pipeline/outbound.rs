@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use arrayvec::ArrayVec;
 
 use super::scratch::{Egress, Groups, Route};
-use super::{BURST, DropReason, Frames, Pass, Received};
+use super::{BURST, DropReason, Frames, Packets, Pass, Received};
 use crate::crypto::Seal;
 use crate::policy::Tunnel;
 use crate::route::Side;
@@ -19,20 +19,16 @@ use crate::wire::icmp::IcmpError;
 use crate::wire::ip::{self, Fragment, IpPacket, IpVersion};
 use crate::wire::protocol;
 
-/// Packets of a burst by the tunnel that protects them.
-pub(super) type Outbound<'g> = Groups<'g, Tunnel, Packet>;
-
-/// A packet under PROTECT.
-pub(super) struct Packet {
-    /// Its place in the burst.
-    pub(super) index: usize,
-    pub(super) packet: IpPacket,
-}
+/// Packets of a burst (by their places in it) under PROTECT, by the tunnel that protects them.
+pub(super) type Outbound<'g> = Groups<'g, Tunnel, usize>;
 
 /// A packet with everything but its number, in the order of numbering.
-struct Ready<F> {
+struct Ready<'p, F> {
     payload: Payload,
-    packet: IpPacket,
+    /// What it is, or what it is a fragment of.
+    packet: &'p IpPacket,
+    /// Bytes of it, or of the fragment.
+    length: usize,
     frame: F,
 }
 
@@ -60,8 +56,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     pub(super) fn seal_group(
         &mut self,
         burst: &mut [Received<'_>],
+        packets: &Packets,
         tunnel: &'g Tunnel,
-        group: impl Iterator<Item = Packet>,
+        group: impl Iterator<Item = usize>,
     ) {
         let Some(sa) = tunnel.outbound.load(self.guard) else {
             return self.tally.drop_all(DropReason::NoOutboundSa, group.count());
@@ -69,7 +66,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let owner = sa.owner(self.own.worker);
         if owner != self.own.worker {
             // Untouched: the owner does all of it.
-            return self.results.hand_over.extend(group.map(|packet| (packet.index, owner)));
+            return self.results.hand_over.extend(group.map(|index| (index, owner)));
         }
         let egress = match self.outer_egress(sa) {
             Ok(egress) => egress,
@@ -79,7 +76,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let shared = Group { sa, egress, inside_mtu, clamp_mss: tunnel.clamp_mss };
 
         let mut ready = ArrayVec::new();
-        for Packet { index, packet } in group {
+        for index in group {
+            let Ok(packet) = &packets[index] else { continue };
             if let Err(reason) = self.prepare(burst, index, packet, &shared, &mut ready) {
                 self.tally.drop(reason);
             }
@@ -108,20 +106,20 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     }
 
     /// Everything that can refuse a packet comes before it gets a number.
-    fn prepare(
+    fn prepare<'p>(
         &mut self,
         burst: &mut [Received<'_>],
         index: usize,
-        packet: IpPacket,
+        packet: &'p IpPacket,
         group: &Group<'g>,
-        ready: &mut ArrayVec<Ready<F::Frame>, BURST>,
+        ready: &mut ArrayVec<Ready<'p, F::Frame>, BURST>,
     ) -> Result<(), DropReason> {
         let received = &mut burst[index];
         if packet.ttl <= 1 {
             self.originate_error(received, IcmpError::TimeExceeded);
             return Err(DropReason::TtlExceeded);
         }
-        if has_partial_checksum(&received.frame[HEADER_LENGTH..], &packet) {
+        if has_partial_checksum(&received.frame[HEADER_LENGTH..], packet) {
             return Err(DropReason::PartialChecksum);
         }
         if packet.total_length > group.inside_mtu {
@@ -133,27 +131,28 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 self.originate_error(received, IcmpError::PacketTooBig { mtu });
                 return Err(DropReason::TooBig);
             }
-            return self.prepare_fragments(burst, index, &packet, group, ready);
+            return self.prepare_fragments(burst, index, packet, group, ready);
         }
-        let frame = self.take_frame(group.egress.id, sealed_length(group.sa, &packet))?;
+        let length = packet.total_length as usize;
+        let frame = self.take_frame(group.egress.id, sealed_length(group.sa, length))?;
         let bytes = &mut received.frame[HEADER_LENGTH..];
         ip::decrement_ttl(bytes, packet.version);
         if group.clamp_mss {
-            mss::clamp(bytes, &packet, group.inside_mtu);
+            mss::clamp(bytes, packet, group.inside_mtu);
         }
-        ready.push(Ready { payload: Payload::Received { index }, packet, frame });
+        ready.push(Ready { payload: Payload::Received { index }, packet, length, frame });
         Ok(())
     }
 
     /// RFC 4301 section 8.2.1: too large and DF clear, so fragments go into ESP packets of their own. The first
     /// stands for the packet that was received; the others are originated.
-    fn prepare_fragments(
+    fn prepare_fragments<'p>(
         &mut self,
         burst: &mut [Received<'_>],
         index: usize,
-        packet: &IpPacket,
+        packet: &'p IpPacket,
         group: &Group<'g>,
-        ready: &mut ArrayVec<Ready<F::Frame>, BURST>,
+        ready: &mut ArrayVec<Ready<'p, F::Frame>, BURST>,
     ) -> Result<(), DropReason> {
         ip::decrement_ttl(&mut burst[index].frame[HEADER_LENGTH..], packet.version);
         let burst = &*burst;
@@ -172,11 +171,10 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             if number > 0 {
                 self.tally.originated += 1;
             }
-            let packet = IpPacket { total_length: length as u32, ..*packet };
             outcome = write_fragment(&mut self.own.fragments[start..], bytes, &piece)
                 .ok_or(DropReason::TooBig)
-                .and_then(|_| self.take_frame(group.egress.id, sealed_length(group.sa, &packet)))
-                .map(|frame| ready.push(Ready { payload: Payload::Fragment { start }, packet, frame }));
+                .and_then(|_| self.take_frame(group.egress.id, sealed_length(group.sa, length)))
+                .map(|frame| ready.push(Ready { payload: Payload::Fragment { start }, packet, length, frame }));
             if outcome.is_err() {
                 break;
             }
@@ -192,16 +190,16 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         &mut self,
         burst: &[Received<'_>],
         group: &Group<'g>,
-        ready: &mut ArrayVec<Ready<F::Frame>, BURST>,
+        ready: &mut ArrayVec<Ready<'_, F::Frame>, BURST>,
     ) {
         let Group { sa, egress, .. } = group;
         let outer_length = sa.outer.length();
         let mut numbers = sa.take_numbers(ready.len() as u64).into_iter().flatten();
         let mut bytes = 0;
         let mut seals = ArrayVec::<Seal<'_>, BURST>::new();
-        for Ready { payload, packet, frame } in ready.iter_mut() {
+        for Ready { payload, packet, length, frame } in ready.iter_mut() {
             let Some(sequence) = numbers.next() else { break };
-            let length = packet.total_length as usize;
+            let length = *length;
             let esp_length = sa.layout.esp_length(length);
             // Unique among the SA's last 2^16 packets, whichever workers send them (RFC 6864 section 4.3).
             let identification = sequence.get() as u16;
@@ -222,9 +220,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         sa.sealer.seal(sa.spec.sa.spi, &mut seals, &mut self.own.ivs);
         drop(seals);
 
-        for (position, Ready { packet, frame, .. }) in ready.drain(..).enumerate() {
+        for (position, Ready { length, frame, .. }) in ready.drain(..).enumerate() {
             if position < sealed {
-                let length = outer_length + sa.layout.esp_length(packet.total_length as usize);
+                let length = outer_length + sa.layout.esp_length(length);
                 self.emit(egress, sa.outer.version(), frame, length);
             } else {
                 self.frames.give_back(egress.id, frame);
@@ -239,9 +237,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     }
 }
 
-/// Bytes of the whole frame around a sealed `packet`.
-fn sealed_length(sa: &OutboundSa, packet: &IpPacket) -> usize {
-    HEADER_LENGTH + sa.outer.length() + sa.layout.esp_length(packet.total_length as usize)
+/// Bytes of the whole frame around `length` bytes when they are sealed.
+fn sealed_length(sa: &OutboundSa, length: usize) -> usize {
+    HEADER_LENGTH + sa.outer.length() + sa.layout.esp_length(length)
 }
 
 /// Whether the sender left the TCP or UDP checksum to hardware that is not there: the field then holds the sum of

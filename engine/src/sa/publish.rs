@@ -236,4 +236,4 @@ fn free_through(tag: u64) {
 
 #[cfg(test)]
 #[path = "publish_tests.rs"]
-mod tests;
+pub(crate) mod tests;

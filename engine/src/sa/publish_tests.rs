@@ -142,6 +142,15 @@ fn seats_are_given_once_and_again_when_left() {
     assert_eq!(domain.quiet_tag(), tag);
 }
 
+/// Ends the readers of a test also when it fails.
+pub(crate) struct SetOnDrop<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Readers check a value that its destructor spoils; a use after free or a torn value would show.
 #[test]
 fn readers_never_see_a_dropped_value() {
@@ -177,6 +186,7 @@ fn readers_never_see_a_dropped_value() {
                 }
             });
         }
+        let _stop = SetOnDrop(&stop);
         for number in 1..=rounds {
             published.replace(whole(number));
             if number % 16 == 0 {
@@ -186,6 +196,5 @@ fn readers_never_see_a_dropped_value() {
                 assert_eq!(published.get().unwrap().number, number);
             }
         }
-        stop.store(true, Ordering::Relaxed);
     });
 }

@@ -17,8 +17,8 @@
 //! - The writer's: then L sees U. The reader has the new value, and may be ignored.
 //! - The reader's: then S sees P, or what the reader wrote after P.
 //!   - It sees P with an epoch not beyond the tag: the writer waits.
-//!   - It sees P with an epoch beyond the tag: the reader took that epoch from the `fetch_add` that came after U,
-//!     by release and acquire, so again L sees U.
+//!   - It sees P with an epoch beyond the tag: the reader took that epoch from the `fetch_add` that came after U
+//!     (a release, and the fence in `pin` acquires), so again L sees U.
 //!   - It sees something later: that is stored with release and read with acquire, so everything the reader did
 //!     under P happened before S, and so before the value is freed.
 //!
@@ -72,7 +72,7 @@ impl Domain {
 
     /// From here to [`Domain::unpin`], what the reader loads is not freed.
     pub fn pin(&self, seat: &SeatIndex) {
-        let epoch = self.epoch.load(Ordering::Acquire);
+        let epoch = self.epoch.load(Ordering::Relaxed);
         // Release, although the fence follows: S may read this store, and must then have before it what this
         // reader did under earlier pins.
         self.seats[seat.0].pinned_in.store(epoch, Ordering::Release);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::super::publish::tests::SetOnDrop;
 use super::super::publish::{Reader, reclaim, synchronize};
 use super::*;
 
@@ -144,6 +145,7 @@ fn readers_find_every_entry_that_stays_while_its_chain_changes() {
                 }
             });
         }
+        let _stop = SetOnDrop(&stop);
         for round in 0..300_u32 {
             for value in (1..64).step_by(2) {
                 table.insert(spi_of(value), Arc::new(value)).unwrap();
@@ -153,7 +155,6 @@ fn readers_find_every_entry_that_stays_while_its_chain_changes() {
             }
             reclaim();
         }
-        stop.store(true, Ordering::Relaxed);
     });
     assert_eq!(table.len(), 32);
 }

@@ -43,11 +43,19 @@ pub(super) fn query(ifindex: u32) -> io::Result<Device> {
     Ok(device)
 }
 
-/// Removes an XDP program that was attached by netlink, without a link.
-pub(super) fn remove_xdp(ifindex: u32) -> io::Result<()> {
+/// Removes an XDP program that was attached by netlink, without a link, from the mode it is in.
+pub(super) fn remove_xdp(ifindex: u32, mode: Option<XdpMode>) -> io::Result<()> {
+    // <linux/if_link.h>; without a flag the kernel looks for it in the driver only, if that has XDP.
+    const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
+    const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+    let flags = match mode {
+        Some(XdpMode::Native) => XDP_FLAGS_DRV_MODE,
+        Some(XdpMode::Skb) => XDP_FLAGS_SKB_MODE,
+        None => 0,
+    };
     let mut message = LinkMessage::default();
     message.header.index = ifindex;
-    message.attributes.push(LinkAttribute::Xdp(vec![LinkXdp::Fd(-1)]));
+    message.attributes.push(LinkAttribute::Xdp(vec![LinkXdp::Fd(-1), LinkXdp::Flags(flags)]));
     request(RouteNetlinkMessage::SetLink(message), NLM_F_ACK).map(drop)
 }
 

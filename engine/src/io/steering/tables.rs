@@ -10,7 +10,7 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData, MapError};
 
 use super::SteeringError;
-use crate::policy::cover::{Cover, Prefix};
+use crate::policy::cover::Prefix;
 use crate::wire::Spi;
 
 /// A prefix of a cover, with the actions of the selectors it comes from.
@@ -33,17 +33,6 @@ pub struct SteeringTables {
     pub local: Vec<CoverPrefix>,
     /// Addresses behind peers.
     pub remote: Vec<CoverPrefix>,
-}
-
-impl From<&Cover> for SteeringTables {
-    /// A cover does not tell PROTECT from DISCARD, so the guard takes all of it for PROTECT.
-    fn from(cover: &Cover) -> Self {
-        let protect = |prefix: &Prefix| CoverPrefix { prefix: *prefix, protect: true, discard: false };
-        Self {
-            local: cover.local.iter().map(protect).collect(),
-            remote: cover.remote.iter().map(protect).collect(),
-        }
-    }
 }
 
 /// Network bits from the top, then the length: in this order a prefix stands before all that it contains.
