@@ -97,12 +97,7 @@ impl Flow {
             (
                 Fragment::Later,
                 _,
-                protocol::HOP_BY_HOP
-                | protocol::ROUTING
-                | protocol::FRAGMENT
-                | protocol::AH
-                | protocol::DESTINATION_OPTIONS
-                | protocol::MOBILITY,
+                protocol::HOP_BY_HOP | protocol::ROUTING | protocol::FRAGMENT | protocol::DESTINATION_OPTIONS,
             ) if self.source.is_ipv6() => Hidden::Protocol,
             (Fragment::Later, ..)
             | (
