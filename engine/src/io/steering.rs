@@ -1,8 +1,9 @@
 //! Steering: which frames the kernel gives to the engine, and what it may send in clear.
 //!
 //! Two programs of [`adit_xdp_prog`] are loaded for every interface, one on XDP, one on the egress hook. The second
-//! holds what came by an interface without the first: one that is new, or not steered at all. Their links are pinned under `BPFFS/adit/INSTANCE`, so they outlive this process: after
-//! a crash covered packets are dropped and the others pass. Nothing here opens a hook except [`detach`].
+//! holds what came by an interface without the first: one that is new, or not steered at all. Their links are
+//! pinned under `BPFFS/adit/INSTANCE`, so they outlive this process: after a crash covered packets are dropped and
+//! the others pass. Nothing here opens a hook except [`detach`].
 //!
 //! Every start loads new programs with new maps. [`Steering::switch`] puts them behind the existing links in one
 //! step, so it comes last:
