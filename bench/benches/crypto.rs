@@ -9,15 +9,16 @@ use adit_engine::crypto::sequence::SequenceCounter;
 use adit_engine::crypto::{IvSource, Open, Opener, Seal, Sealer, Suite};
 use adit_engine::wire::Spi;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use zeroize::Zeroizing;
 
 const BURST: usize = 32;
 /// Frames lie as in a UMEM for MTU 1500.
 const FRAME: usize = 2048;
 
 fn keys(suite: Suite) -> KeyMaterial {
-    let key =
-        |length: usize| Key::new(Zeroizing::new((1..=length as u8).map(|n| n.wrapping_mul(37)).collect()));
+    let key = |length: usize| {
+        let bytes: Box<[u8]> = (1..=length as u8).map(|n| n.wrapping_mul(37)).collect();
+        Key::new(bytes.into())
+    };
     KeyMaterial {
         encryption: key(suite.encryption_key_length()),
         authentication: key(suite.authentication_key_length()),

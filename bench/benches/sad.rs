@@ -94,7 +94,7 @@ fn change(criterion: &mut Criterion) {
                     if table.insert(spi, entry).is_ok() {
                         table.remove(spi);
                     }
-                    if index % 64 == 0 {
+                    if index.is_multiple_of(64) {
                         reclaim();
                     }
                 },

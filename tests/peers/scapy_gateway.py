@@ -54,7 +54,7 @@ def main():
     remote = {e["spi_in"]: e["remote"] for e in entries}
 
     # The packet socket hears whole datagrams. The raw ESP sockets send, and keep the kernel from answering
-    # "protocol unreachable".
+    # "protocol unreachable" (which it does for what does not fit their buffers, so they are emptied).
     heard = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0003))
     heard.bind(("out0", 0x0003))
     raw4 = socket.socket(socket.AF_INET, socket.SOCK_RAW, 50)
@@ -62,8 +62,16 @@ def main():
     raw4.setsockopt(socket.IPPROTO_IP, socket.IP_HDRINCL, 1)
     print(json.dumps({"event": "ready"}), flush=True)
 
+    raw4.setblocking(False)
+    raw6.setblocking(False)
+
     while True:
-        select.select([heard], [], [])
+        readable, _, _ = select.select([heard, raw4, raw6], [], [])
+        for raw in readable:
+            if raw is not heard:
+                raw.recv(65535)
+        if heard not in readable:
+            continue
         datagram, (_, ethertype, kind, *_) = heard.recvfrom(65535)
         if kind == socket.PACKET_OUTGOING or ethertype not in (ETH_P_IP, ETH_P_IPV6):
             continue

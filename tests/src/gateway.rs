@@ -121,6 +121,7 @@ state-dir = "{directory}/{name}-state"
 bpffs = "{directory}/bpf"
 xdp-mode = "{mode}"
 allow-legacy = true
+{cores}
 {engine}
 
 [[interface]]
@@ -165,6 +166,9 @@ remote = [{behind6}]
 "#,
             first = policies_first(inside.trim_matches('"'), behind.trim_matches('"')),
             instance = topology.namespace(name),
+            // Two workers on one CPU would take turns.
+            cores =
+                if engine.contains("cores") { "" } else { ["cores = [1]", "cores = [0]"][usize::from(a)] },
             keys_in = keys(back),
             keys_out = keys(out),
         )
@@ -296,6 +300,14 @@ impl<'t> Gateway<'t> {
             sealed: count("sealed"),
             opened: count("opened"),
         }
+    }
+
+    /// Everything that may tell where packets went, for the message of a test that failed.
+    pub fn explain(&self) -> String {
+        let links = self.topology.inside(self.name, "ip -s -s link");
+        let links = String::from_utf8_lossy(&links.stdout).into_owned();
+        let (status, stats) = (self.json(&["status"]), self.json(&["stats"]));
+        format!("{}: {}\n{status:#}\n{stats}\n{links}", self.name, self.adit(&["drops"]))
     }
 
     /// Packets dropped for `reason` so far.

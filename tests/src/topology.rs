@@ -61,6 +61,32 @@ impl Topology {
     }
 }
 
+/// Frames that a link's own queues lost: on a machine too busy to serve them, the kernel drops and counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkLoss {
+    /// On arrival: nobody took them.
+    pub receive: u64,
+    /// On departure: the other end was full.
+    pub transmit: u64,
+}
+
+impl Topology {
+    /// What the kernel lost at a device.
+    pub fn loss(&self, name: &str, device: &str) -> LinkLoss {
+        let output = self.inside(name, &format!("ip -s -j link show dev {device}"));
+        let links: serde_json::Value = serde_json::from_slice(&output.stdout).expect("ip speaks JSON");
+        let dropped = |way: &str| links[0]["stats64"][way]["dropped"].as_u64().expect("ip counts drops");
+        LinkLoss { receive: dropped("rx"), transmit: dropped("tx") }
+    }
+
+    /// What the kernel lost at all devices.
+    pub fn loss_everywhere(&self) -> u64 {
+        let devices = [("ha", "eth0"), ("ga", "in0"), ("ga", "out0"), ("wire", "left"), ("wire", "right")];
+        let devices = devices.into_iter().chain([("gb", "out0"), ("gb", "in0"), ("hb", "eth0")]);
+        devices.map(|(name, device)| self.loss(name, device)).map(|loss| loss.receive + loss.transmit).sum()
+    }
+}
+
 impl Drop for Topology {
     fn drop(&mut self) {
         let _ = Command::new(repository().join("scripts/topology")).args(["down", &self.prefix]).output();

@@ -78,7 +78,10 @@ fn a_packet_at_the_limit_fits_and_one_byte_more_is_told_the_limit() {
                     false => with_fragment_field(from_a(false, length - headers), DONT_FRAGMENT),
                 };
                 let fits = sized(limit);
-                assert_eq!(through(&mut a, &mut b, &[fits.clone()]), [one_hop_on(&one_hop_on(&fits))]);
+                assert_eq!(
+                    through(&mut a, &mut b, std::slice::from_ref(&fits)),
+                    [one_hop_on(&one_hop_on(&fits))]
+                );
 
                 let too_big = sized(limit + 1);
                 let errors = a.run_frames(vec![(INSIDE, frame(&too_big))]);
@@ -193,7 +196,7 @@ fn time_exceeded_inside_is_told_and_not_encrypted() {
     let mut a = Gateway::new(Site::A, &Options::new());
     for (ipv6, headers, kind) in [(false, 20, 11), (true, 40, 3)] {
         let dying = with_ttl(from_a(ipv6, 40), 1);
-        let errors = a.run(INSIDE, &[dying.clone()]);
+        let errors = a.run(INSIDE, std::slice::from_ref(&dying));
         assert_eq!(errors.len(), 1);
         let (port, error) = &errors[0];
         assert_eq!(*port, INSIDE);
@@ -203,6 +206,48 @@ fn time_exceeded_inside_is_told_and_not_encrypted() {
     }
     assert_eq!(a.drops(), [(DropReason::TtlExceeded, 2)]);
     assert_eq!(a.tunnel.outbound.get().unwrap().last_sequence(), 0);
+}
+
+#[test]
+fn errors_about_decrypted_packets_return_through_the_tunnel() {
+    for ipv6 in [false, true] {
+        let (headers, exceeded, too_big) = if ipv6 { (40, [3, 0], [2, 0]) } else { (20, [11, 0], [3, 4]) };
+        let small = Options { inside_mtu: 1300, ..Options::new() };
+        let mut a = Gateway::new(Site::A, &Options::new());
+        let mut b = Gateway::new(Site::B, &small);
+        let dying = with_ttl(from_a(ipv6, 40), 2);
+        let mut large = from_a(ipv6, 1301 - headers - 8);
+        if !ipv6 {
+            large = with_fragment_field(large, DONT_FRAGMENT);
+        }
+        let sealed: Vec<_> = a.run(INSIDE, &[dying.clone(), large]).into_iter().map(|(_, esp)| esp).collect();
+        let errors = b.run(OUTSIDE, &sealed);
+        assert_eq!(b.drops(), [(DropReason::TtlExceeded, 1), (DropReason::TooBig, 1)]);
+        assert_eq!(b.engine.counters().originated.load(Relaxed), 2);
+        assert!(errors.iter().all(|(port, packet)| *port == OUTSIDE && is_esp(packet)), "never in clear");
+        let errors: Vec<_> = errors.into_iter().map(|(_, esp)| esp).collect();
+        let opened = a.run(OUTSIDE, &errors);
+        assert_eq!(opened.len(), 2, "{:?}", a.drops());
+        for ((port, error), expected) in opened.iter().zip([exceeded, too_big]) {
+            assert_eq!(*port, INSIDE);
+            assert_eq!(addresses(error), (Site::B.inside(ipv6), Site::A.host(ipv6)));
+            assert_eq!(error[headers..headers + 2], expected);
+        }
+        let quoted = &opened[0].1[headers + 8..];
+        assert_eq!(*quoted, one_hop_on(&dying)[..quoted.len()]);
+        assert_eq!(opened[1].1[headers + 6..headers + 8], 1300_u16.to_be_bytes());
+    }
+}
+
+#[test]
+fn policies_count_every_packet_they_decide() {
+    let (mut a, mut b) = Gateway::pair(&Options::new());
+    let packets = vec![from_a(false, 10); 50];
+    through(&mut a, &mut b, &packets);
+    for gateway in [&a, &b] {
+        let spd = gateway.engine.tables.spd.get().unwrap();
+        assert_eq!(spd.policies[0].packets.load(Relaxed), 50);
+    }
 }
 
 #[test]
@@ -258,7 +303,7 @@ fn bypass_forwards_in_clear_as_a_router_does() {
     assert_eq!((sent[0].0, unframe(&sent[0].1)), (OUTSIDE, &one_hop_on(&out)[..]));
     assert_eq!(sent[0].1[..6], PEER_MAC);
     let back = udp(elsewhere, Site::A.host(false), 100);
-    assert_eq!(a.run(OUTSIDE, &[back.clone()]), [(INSIDE, one_hop_on(&back))]);
+    assert_eq!(a.run(OUTSIDE, std::slice::from_ref(&back)), [(INSIDE, one_hop_on(&back))]);
     assert_eq!(a.engine.counters().bypassed.load(Relaxed), 2);
 
     let dying = a.run(INSIDE, &[with_ttl(out.clone(), 1)]);

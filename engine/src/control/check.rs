@@ -1,7 +1,6 @@
 //! From what is written to what it means: the rules of a configuration, all problems at once.
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,22 +9,21 @@ use super::config::{
     FallbackName, File, InterfaceTable, PolicyTable, ProfileTable, SaTable, Scalar, Secret, SideName,
     TunnelTable, WorkersName, XdpMode,
 };
-use super::keyring::Fingerprint;
+use super::consistent::{Outline, consistent};
 use super::problem::Problems;
 use super::settings::{
     Engine, Interface, PolicySettings, SaRequest, Settings, TunnelRequest, TunnelSettings,
 };
 use super::{group, keys, value};
-use crate::crypto::key::{self, KeyMaterial};
+use crate::crypto::key::KeyMaterial;
 use crate::crypto::suite::SuiteError;
 use crate::crypto::{Authentication, Encryption, Opener, Suite};
 use crate::policy::spd::Fallback;
 use crate::route::Side;
-use crate::sa::selector::{Direction, PortRange, Selector, UpperSelector};
+use crate::sa::selector::{PortRange, Selector, UpperSelector};
 use crate::sa::spec::Workers;
 use crate::transform::tunnel::{DontFragment, Dscp};
-use crate::wire::ip::{Flow, Fragment, Upper};
-use crate::wire::{Spi, protocol};
+use crate::wire::protocol;
 
 /// The anti-replay window when none is written.
 pub const DEFAULT_REPLAY_WINDOW: u32 = 1024;
@@ -610,8 +608,8 @@ fn upper(table: &PolicyTable, path: &str, problems: &mut Problems) -> Option<(Op
             );
             return None;
         }
-        let (kinds, codes) = problems.take(format!("{path}.icmp"), value::icmp(text))?;
-        return Some((number, UpperSelector::Icmp { kinds, codes }));
+        let upper = problems.take(format!("{path}.icmp"), value::icmp(text))?;
+        return Some((number, upper));
     }
     let (local, remote) = (local?, remote?);
     let upper = if table.local_ports.is_some() || table.remote_ports.is_some() {
@@ -620,145 +618,6 @@ fn upper(table: &PolicyTable, path: &str, problems: &mut Problems) -> Option<(Op
         UpperSelector::Any
     };
     Some((number, upper))
-}
-
-/// One direction of a tunnel, as far as other tunnels are concerned.
-pub struct SaOutline {
-    /// Path of its table.
-    pub field: String,
-    /// SPI.
-    pub spi: Spi,
-    /// Names the key.
-    pub fingerprint: Fingerprint,
-}
-
-/// A tunnel, new or live, as far as other tunnels and policies are concerned.
-pub struct Outline {
-    /// Path of its table.
-    pub field: String,
-    /// Its name.
-    pub name: Arc<str>,
-    /// Our endpoint.
-    pub local: IpAddr,
-    /// The peer's endpoint.
-    pub remote: IpAddr,
-    /// Inbound SA.
-    pub inbound: Option<SaOutline>,
-    /// Outbound SA.
-    pub outbound: Option<SaOutline>,
-}
-
-impl Outline {
-    /// Of a tunnel to set up.
-    pub fn of_request(request: &TunnelRequest, host_secret: &[u8; 32]) -> Self {
-        let sa = |sa: &Option<SaRequest>| {
-            sa.as_ref().map(|sa| SaOutline {
-                field: sa.field.clone(),
-                spi: sa.spi,
-                fingerprint: key::fingerprint(host_secret, request.settings.suite, &sa.keys),
-            })
-        };
-        Self {
-            field: request.field.clone(),
-            name: request.settings.name.clone(),
-            local: request.settings.local,
-            remote: request.settings.remote,
-            inbound: sa(&request.inbound),
-            outbound: sa(&request.outbound),
-        }
-    }
-}
-
-/// What must hold between tunnels and policies: nothing twice, everything named exists, no tunnel in a tunnel.
-pub fn consistent(tunnels: &[Outline], policies: &[PolicySettings], problems: &mut Problems) {
-    let (mut names, mut inbound_spis, mut outbound_spis) = (HashMap::new(), HashMap::new(), HashMap::new());
-    let mut keys: HashMap<Fingerprint, &str> = HashMap::new();
-    for tunnel in tunnels {
-        if let Some(first) = names.insert(&tunnel.name, &tunnel.field) {
-            problems.push(
-                format!("{}.name", tunnel.field),
-                format!("expected a name of its own, found {:?} of {first} again", tunnel.name),
-            );
-        }
-        if let Some(sa) = &tunnel.inbound
-            && let Some(first) = inbound_spis.insert(sa.spi, &sa.field)
-        {
-            problems.push(
-                format!("{}.spi", sa.field),
-                format!("expected an SPI of its own, found {} of {first} again; choose another", sa.spi),
-            );
-        }
-        if let Some(sa) = &tunnel.outbound
-            && let Some(first) = outbound_spis.insert((tunnel.remote, sa.spi), &sa.field)
-        {
-            problems.push(
-                format!("{}.spi", sa.field),
-                format!(
-                    "expected an SPI of its own towards {}, found {} of {first} again; choose another",
-                    tunnel.remote, sa.spi
-                ),
-            );
-        }
-        for sa in tunnel.inbound.iter().chain(&tunnel.outbound) {
-            if let Some(first) = keys.insert(sa.fingerprint, &sa.field) {
-                problems.push(
-                    format!("{}.encryption-key", sa.field),
-                    format!("expected a key of its own for each SA and direction, found the key of {first} again; adit key generate makes another"),
-                );
-            }
-        }
-    }
-    let mut policy_names = HashMap::new();
-    for policy in policies {
-        if let Some(first) = policy_names.insert(&policy.name, &policy.field) {
-            problems.push(
-                format!("{}.name", policy.field),
-                format!("expected a name of its own, found {:?} of {first} again", policy.name),
-            );
-        }
-        if let Some(tunnel) = &policy.tunnel
-            && !names.contains_key(tunnel)
-        {
-            let known: Vec<_> = tunnels.iter().map(|tunnel| &*tunnel.name).collect();
-            let known = if known.is_empty() { "there is none".into() } else { known.join(", ") };
-            problems.push(
-                format!("{}.tunnel", policy.field),
-                format!("expected a tunnel ({known}), found {}", value::found(tunnel)),
-            );
-        }
-    }
-    for tunnel in tunnels {
-        loops(tunnel, policies, problems);
-    }
-}
-
-/// Refuses a tunnel whose own ESP packets are under a PROTECT policy: they would have to go into a tunnel again.
-fn loops(tunnel: &Outline, policies: &[PolicySettings], problems: &mut Problems) {
-    let outer = Flow {
-        source: tunnel.local,
-        destination: tunnel.remote,
-        protocol: protocol::ESP,
-        upper: Upper::Opaque,
-    };
-    let means = |policy: &&PolicySettings| {
-        policy.outbound
-            && policy
-                .selectors
-                .iter()
-                .any(|selector| selector.matches(Direction::Outbound, &outer, Fragment::Whole))
-    };
-    if let Some(policy) = policies.iter().find(means)
-        && policy.action == ActionName::Protect
-    {
-        problems.push(
-            format!("{}.remote", policy.field),
-            format!(
-                "expected selectors without the tunnel's own packets, found that {} to {} ({}) is protected by {:?}, a loop; \
-                 put a policy with action = \"bypass\", local = [\"{0}\"], remote = [\"{1}\"] before it",
-                tunnel.local, tunnel.remote, tunnel.name, policy.name
-            ),
-        );
-    }
 }
 
 impl From<EncryptionName> for Encryption {

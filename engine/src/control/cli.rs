@@ -21,12 +21,15 @@ use super::protocol::{PolicyAdd, SaAdd};
 use super::report::{Change, Drop, PolicyReport, SaReport, Stats, Status};
 use super::{keys, render};
 
+/// Opens the hooks pinned under a bpffs for an instance, or says why not.
+pub type Detach = fn(&Path, &str) -> Result<(), String>;
+
 /// What the program joins in from above this layer.
 pub struct Hooks {
     /// `adit offline`: the rest of the arguments.
     pub offline: Option<fn(&[OsString]) -> ExitCode>,
     /// `adit detach`: bpffs and instance; opens the hooks that keep clear text in.
-    pub detach: Option<fn(&Path, &str) -> Result<(), String>>,
+    pub detach: Option<Detach>,
 }
 
 /// Controls aditd, a userspace IPsec gateway.

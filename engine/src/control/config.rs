@@ -500,7 +500,8 @@ impl<'i> Document<'i> {
             Err(error) => {
                 let field = join(&path, &kebab(&error.path().to_string()));
                 let line = error.inner().span().map(|span| line_of(self.text, span.start));
-                problems.0.push(Problem { field, line, message: dashed(error.inner().message()) });
+                let message = dashed(error.inner().message());
+                problems.0.push(Problem { field: with_missing(field, &message), line, message });
                 None
             }
         }
@@ -583,6 +584,14 @@ pub(super) fn join(table: &str, field: &str) -> String {
         (table, "." | "") => table.to_owned(),
         ("", field) => field.to_owned(),
         (table, field) => format!("{table}.{field}"),
+    }
+}
+
+/// Serde reports a missing field at its table: name the field.
+pub(super) fn with_missing(table: String, message: &str) -> String {
+    match message.strip_prefix("missing field `").and_then(|rest| rest.split('`').next()) {
+        Some(field) => join(&table, field),
+        None => table,
     }
 }
 

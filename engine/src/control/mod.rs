@@ -14,6 +14,7 @@ pub mod check;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod consistent;
 mod group;
 pub mod keyring;
 mod keys;

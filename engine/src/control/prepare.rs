@@ -5,8 +5,9 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Weak};
 
 use super::apply::{Live, LivePolicy, LiveSa, LiveTunnel};
-use super::check::{self, Outline, SaOutline};
+use super::check;
 use super::config::{ActionName, ProfileTable};
+use super::consistent::{Outline, SaOutline, consistent};
 use super::keyring::{Fingerprint, Keyring, Kind};
 use super::problem::Problems;
 use super::report::{Change, load};
@@ -107,7 +108,7 @@ impl Prepared {
     pub(super) fn new(old: &Live, keyring: &Keyring, desired: Desired) -> Result<Self, Problems> {
         let mut problems = Problems::default();
         let outlines: Vec<_> = desired.tunnels.iter().map(|tunnel| outline(tunnel, old, keyring)).collect();
-        check::consistent(&outlines, &desired.policies, &mut problems);
+        consistent(&outlines, &desired.policies, &mut problems);
         let mut builder = Builder {
             old,
             keyring,
@@ -338,8 +339,8 @@ impl Builder<'_> {
                 self.problems.push(
                     field,
                     format!(
-                        "expected a key that was never used on this host: {algorithm} would repeat nonces, which gives \
-                         plaintext and keys away; give both gateways a new one \
+                        "expected a key that was never used on this host: {algorithm} repeats nonces when a key starts \
+                         over, which gives plaintext and keys away; give both gateways a new one \
                          (adit key generate --encryption {algorithm})"
                     ),
                 );

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 
 use super::apply::{Control, LiveSa, LiveTunnel};
 use super::check;
-use super::config::{PolicyTable, Scalar, TunnelTable};
+use super::config::{PolicyTable, Scalar, TunnelTable, join, with_missing};
 use super::prepare::selector_text;
 use super::problem::{Problem, Problems};
 use super::report::{self, Change, PolicyReport, SaReport, Stats, Status, load};
@@ -286,6 +286,10 @@ fn permitted(request: Request, peer: Peer) -> Result<Request, ErrorReply> {
 }
 
 fn request(method: &str, parameters: &str) -> Result<Request, ErrorReply> {
+    // Serde would read a structure from an array as well.
+    if !parameters.starts_with('{') {
+        return Err(refused("parameters", "expected an object"));
+    }
     let Some((interface, name)) = method.rsplit_once('.') else {
         return Err(ErrorReply::service("MethodNotFound", json!({ "method": method })));
     };
@@ -362,8 +366,12 @@ fn parse<T: DeserializeOwned>(parameters: &str) -> Result<T, ErrorReply> {
     let mut deserializer = serde_json::Deserializer::from_str(parameters);
     serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
-        let field = if path == "." { "parameters".into() } else { path };
-        Problems(vec![Problem { field, line: None, message: quiet(error.inner()) }]).into()
+        let message = quiet(error.inner());
+        let field = match with_missing(join("", &path), &message) {
+            field if field.is_empty() => "parameters".into(),
+            field => field,
+        };
+        Problems(vec![Problem { field, line: None, message }]).into()
     })
 }
 

@@ -262,7 +262,8 @@ pub fn drops(workers: &[WorkerReport], all: bool) -> Vec<Drop> {
 
 /// Sums over workers.
 pub fn total(workers: &[WorkerReport]) -> Vec<Counter> {
-    let columns: [(&str, fn(&WorkerReport) -> u64); 9] = [
+    type Column = (&'static str, fn(&WorkerReport) -> u64);
+    let columns: [Column; 9] = [
         ("received", |worker| worker.received),
         ("originated", |worker| worker.originated),
         ("transmitted", |worker| worker.transmitted),

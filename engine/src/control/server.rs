@@ -246,10 +246,13 @@ async fn serve(
         let mut buffer = Zeroizing::new(vec![0; MESSAGE_LIMIT + 1]);
         let mut filled = 0;
         loop {
-            let Some(length) = next_message(&stream, &mut buffer, &mut filled).await? else { return Ok(()) };
-            let length = match length {
-                Ok(length) => length,
-                Err(reply) => return send(&mut stream, &reply.message()).await,
+            let length = match next_message(&stream, &mut buffer, &mut filled).await? {
+                Next::Message(length) => length,
+                Next::Nothing => break,
+                Next::End => return Ok(()),
+                Next::Bad(reason) => {
+                    return send(&mut stream, &ErrorReply::bad_message(reason).message()).await;
+                }
             };
             let asked = protocol::read(&buffer[..length], peer);
             buffer[..length].zeroize();
@@ -267,36 +270,39 @@ async fn serve(
     }
 }
 
-/// The length of the message at the buffer's start, without its NUL; `None` at the end of the stream.
-async fn next_message(
-    stream: &UnixStream,
-    buffer: &mut [u8],
-    filled: &mut usize,
-) -> io::Result<Option<Result<usize, ErrorReply>>> {
+/// What came.
+enum Next {
+    /// A message of this length, without its NUL, at the buffer's start.
+    Message(usize),
+    /// Not a byte: readiness was a false alarm, and no clock runs.
+    Nothing,
+    /// The client has left.
+    End,
+    /// No message, and why.
+    Bad(&'static str),
+}
+
+async fn next_message(stream: &UnixStream, buffer: &mut [u8], filled: &mut usize) -> io::Result<Next> {
     let deadline = tokio::time::Instant::now() + READ_LIMIT;
     let mut searched = 0;
     loop {
         if let Some(position) = buffer[searched..*filled].iter().position(|byte| *byte == 0) {
-            return Ok(Some(Ok(searched + position)));
+            return Ok(Next::Message(searched + position));
         }
         searched = *filled;
         if *filled == buffer.len() {
-            return Ok(Some(Err(ErrorReply::bad_message("expected at most 65536 bytes, found more"))));
+            return Ok(Next::Bad("expected at most 65536 bytes, found more"));
         }
         match stream.try_read(&mut buffer[*filled..]) {
-            Ok(0) => return Ok(None),
+            Ok(0) => return Ok(Next::End),
             Ok(count) => *filled += count,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if *filled == 0 {
-                    // Readiness was a false alarm: nothing has begun, so no clock runs.
-                    stream.readable().await?;
-                } else if tokio::time::timeout_at(deadline, stream.readable()).await.is_err() {
-                    return Ok(Some(Err(ErrorReply::bad_message(
-                        "expected the message's NUL within 5 seconds",
-                    ))));
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+            Err(_) if *filled == 0 => return Ok(Next::Nothing),
+            Err(_) => {
+                if tokio::time::timeout_at(deadline, stream.readable()).await.is_err() {
+                    return Ok(Next::Bad("expected the message's NUL within 5 seconds"));
                 }
             }
-            Err(error) => return Err(error),
         }
     }
 }

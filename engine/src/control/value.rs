@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::sa::selector::{AddressRange, PortRange};
+use crate::sa::selector::{AddressRange, PortRange, UpperSelector};
 use crate::wire::{Spi, protocol};
 
 /// Quotes what was found, cut short so that a hostile value does not fill the log.
@@ -134,14 +134,15 @@ pub(super) fn ports(text: &str) -> Result<PortRange, String> {
 }
 
 /// ICMP type and code: `8`, `8/0`, `0-8/any`; the code is any when it is left out.
-pub(super) fn icmp(text: &str) -> Result<((u8, u8), (u8, u8)), String> {
+pub(super) fn icmp(text: &str) -> Result<UpperSelector, String> {
     let expected = || format!("expected an ICMP type, or type/code as 8/0, found {}", found(text));
     let range = |text: &str| match text {
         "any" => Some((0, u8::MAX)),
         _ => span(text, u64::from(u8::MAX)).map(|(first, last)| (first as u8, last as u8)),
     };
     let (kinds, codes) = text.split_once('/').unwrap_or((text, "any"));
-    Ok((range(kinds).ok_or_else(expected)?, range(codes).ok_or_else(expected)?))
+    let (kinds, codes) = (range(kinds).ok_or_else(expected)?, range(codes).ok_or_else(expected)?);
+    Ok(UpperSelector::Icmp { kinds, codes })
 }
 
 /// A next-layer protocol by name or number; `None` for `any`.
@@ -233,8 +234,8 @@ mod tests {
         assert_eq!(ports("80"), Ok(PortRange { first: 80, last: 80 }));
         assert_eq!(ports("1000-2000"), Ok(PortRange { first: 1000, last: 2000 }));
         assert!(["", "65536", "2-1", "a", "-1", "1-", " 1"].iter().all(|wrong| ports(wrong).is_err()));
-        assert_eq!(icmp("8/0"), Ok(((8, 8), (0, 0))));
-        assert_eq!(icmp("8"), Ok(((8, 8), (0, 255))));
+        assert_eq!(icmp("8/0"), Ok(UpperSelector::Icmp { kinds: (8, 8), codes: (0, 0) }));
+        assert_eq!(icmp("8"), Ok(UpperSelector::Icmp { kinds: (8, 8), codes: (0, 255) }));
         assert!(["", "256", "8/256", "8/0/0"].iter().all(|wrong| icmp(wrong).is_err()));
         assert_eq!(next_layer("tcp"), Ok(Some(6)));
         assert_eq!(next_layer("47"), Ok(Some(47)));

@@ -1,5 +1,9 @@
-//! ICMP errors of the gateway's own, out of the port the offending packet came in by; bounded per second.
+//! ICMP errors of the gateway's own, back the way the offending packet came: out of its port, or into its tunnel.
+//! Bounded per second.
 
+use std::net::IpAddr;
+
+use super::scratch::Egress;
 use super::{Frames, Output, Pass, Received};
 use crate::policy::Action;
 use crate::route::Side;
@@ -37,14 +41,14 @@ impl Budget {
     }
 }
 
-impl<F: Frames> Pass<'_, '_, F> {
+impl<'g, F: Frames> Pass<'_, 'g, F> {
     /// Tells the sender of a packet that is about to be dropped why; silently not, where none may be sent, none
     /// can be (no address, no frame) or too many were.
     pub(super) fn originate_error(&mut self, received: &Received<'_>, error: IcmpError) {
         let offending = &received.frame[HEADER_LENGTH..];
         let (Ok(packet), Ok(link)) = (ip::parse(offending), ethernet::parse(received.frame)) else { return };
         let Some(port) = self.network.ports.get(usize::from(received.port.0)) else { return };
-        let same_version = |address: &&std::net::IpAddr| address.is_ipv6() == packet.flow.source.is_ipv6();
+        let same_version = |address: &&IpAddr| address.is_ipv6() == packet.flow.source.is_ipv6();
         let Some(&source) = port.addresses.iter().find(same_version) else { return };
         if !self.own.errors.spend(self.now) {
             return;
@@ -66,6 +70,31 @@ impl<F: Frames> Pass<'_, '_, F> {
             length: HEADER_LENGTH + length,
             unresolved: None,
         });
+    }
+
+    /// As [`Pass::originate_error`], for a decrypted packet (`offending` begins at its IP header) that was on its way
+    /// to `egress`: the error returns through the tunnel that the policy has for it, or not at all.
+    pub(super) fn originate_error_through_tunnel(
+        &mut self,
+        egress: &Egress<'g>,
+        offending: &[u8],
+        error: IcmpError,
+    ) {
+        let Ok(packet) = ip::parse(offending) else { return };
+        let same_version = |address: &&IpAddr| address.is_ipv6() == packet.flow.source.is_ipv6();
+        let Some(&source) = egress.port.addresses.iter().find(same_version) else { return };
+        if !self.own.errors.spend(self.now) {
+            return;
+        }
+        // What lies behind the packet is padding.
+        let offending = &offending[..packet.total_length as usize];
+        let Some(length) = icmp::write_error(&mut self.own.fragments, error, offending, source) else {
+            return;
+        };
+        let Ok(packet) = ip::parse(&self.own.fragments[..length]) else { return };
+        if let Some(Action::Protect(tunnel)) = self.policy(Direction::Outbound, &packet) {
+            self.seal_originated(tunnel, &packet);
+        }
     }
 
     /// Our own packets too are subject to the policy (RFC 4301 section 5.1).

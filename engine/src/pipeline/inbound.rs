@@ -17,6 +17,7 @@ use crate::sa::selector::Direction;
 use crate::transform::esp::{self, BadTrailer};
 use crate::transform::{ecn, mss};
 use crate::wire::ethernet::HEADER_LENGTH;
+use crate::wire::icmp::IcmpError;
 use crate::wire::ip::{self, Flow, Fragment, IpPacket, IpVersion};
 use crate::wire::{self, protocol};
 
@@ -54,7 +55,14 @@ struct GroupCount {
 }
 
 /// The last flow of a group that selectors and policy let through: the next packet is mostly the same flow's.
-type Admitted<'g> = Option<(Flow, Fragment, &'g Tunnel)>;
+type Admitted<'g> = Option<(Flow, Fragment, Protection<'g>)>;
+
+/// The policy that wants a packet protected, by its place, and the tunnel it names.
+#[derive(Clone, Copy)]
+struct Protection<'g> {
+    policy: usize,
+    tunnel: &'g Tunnel,
+}
 
 impl<'g, F: Frames> Pass<'_, 'g, F> {
     /// ESP to one of our addresses: finds the SA, checks lengths and number, and joins the SA's group.
@@ -223,11 +231,12 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             ip::set_traffic_class(plaintext, version, packet.traffic_class);
         }
 
-        let tunnel = match *admitted {
-            Some((flow, fragment, tunnel)) if flow == packet.flow && fragment == packet.fragment => tunnel,
+        let protection = match *admitted {
+            Some((flow, fragment, known)) if flow == packet.flow && fragment == packet.fragment => known,
             _ => self.admit(sa, &packet)?,
         };
-        *admitted = Some((packet.flow, packet.fragment, tunnel));
+        *admitted = Some((packet.flow, packet.fragment, protection));
+        self.count_policy(protection.policy);
 
         // Decrypted packets never leave an unprotected interface.
         let egress = match self.route(packet.flow.destination) {
@@ -240,13 +249,14 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             return Err(DropReason::LinkDown);
         }
         if packet.ttl <= 1 {
+            self.originate_error_through_tunnel(&egress, plaintext, IcmpError::TimeExceeded);
             return Err(DropReason::TtlExceeded);
         }
         ip::decrement_ttl(plaintext, version);
         // The peer's SYN announces what we will send into the tunnel.
-        if tunnel.clamp_mss
+        if protection.tunnel.clamp_mss
             && is_tcp_syn(plaintext, &packet)
-            && let Some(inside_mtu) = self.inside_mtu(tunnel)
+            && let Some(inside_mtu) = self.inside_mtu(protection.tunnel)
         {
             mss::clamp(plaintext, &packet, inside_mtu);
         }
@@ -254,7 +264,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     }
 
     /// Whether a packet out of `sa` is what the SA was agreed for, and what the policy wants from its tunnel.
-    fn admit(&mut self, sa: &InboundSa, packet: &IpPacket) -> Result<&'g Tunnel, DropReason> {
+    fn admit(&mut self, sa: &InboundSa, packet: &IpPacket) -> Result<Protection<'g>, DropReason> {
         if self.is_our_source(packet.flow.source) {
             return Err(DropReason::InnerSource);
         }
@@ -262,8 +272,12 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if !selectors.any(|selector| selector.matches(Direction::Inbound, &packet.flow, packet.fragment)) {
             return Err(DropReason::SelectorMismatch);
         }
-        match self.policy(Direction::Inbound, packet) {
-            Some(Action::Protect(tunnel)) if tunnel.name == sa.spec.sa.tunnel => Ok(tunnel),
+        let direction = Direction::Inbound;
+        let policy = self.own.flows.classify(self.spd, direction, &packet.flow, packet.fragment);
+        match policy.and_then(|index| Some((index, &self.spd.policies.get(index)?.action))) {
+            Some((policy, Action::Protect(tunnel))) if tunnel.name == sa.spec.sa.tunnel => {
+                Ok(Protection { policy, tunnel })
+            }
             _ => Err(DropReason::PolicyMismatch),
         }
     }
@@ -282,7 +296,12 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             self.emit(egress, packet.version, frame, packet.total_length as usize);
             return Ok(());
         }
-        let sent = self.send_copy(egress, packet, &frame[HEADER_LENGTH..]);
+        let bytes = &frame[HEADER_LENGTH..];
+        let sent = self.send_copy(egress, packet, bytes);
+        if sent == Err(DropReason::TooBig) {
+            let mtu = egress.port.mtu;
+            self.originate_error_through_tunnel(egress, bytes, IcmpError::PacketTooBig { mtu });
+        }
         self.give_back_wiped(port, frame, plaintext_length);
         sent
     }

@@ -268,6 +268,11 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     /// What the policy says of a packet; counts it for the policy that decides.
     fn policy(&mut self, direction: Direction, packet: &IpPacket) -> Option<&'g Action> {
         let index = self.own.flows.classify(self.spd, direction, &packet.flow, packet.fragment)?;
+        self.count_policy(index);
+        self.spd.policies.get(index).map(|policy| &policy.action)
+    }
+
+    fn count_policy(&mut self, index: usize) {
         match &mut self.memo.policy {
             Some((last, count)) if *last == index => *count += 1,
             _ => {
@@ -275,12 +280,13 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 self.memo.policy = Some((index, 1));
             }
         }
-        Some(&self.spd.policies[index].action)
     }
 
     fn write_down_policy(&mut self) {
-        if let Some((index, count)) = self.memo.policy.take() {
-            self.spd.policies[index].packets.fetch_add(count, Ordering::Relaxed);
+        if let Some((index, count)) = self.memo.policy.take()
+            && let Some(policy) = self.spd.policies.get(index)
+        {
+            policy.packets.fetch_add(count, Ordering::Relaxed);
         }
     }
 

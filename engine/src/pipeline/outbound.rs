@@ -88,6 +88,27 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         self.seal_ready(burst, &shared, &mut ready);
     }
 
+    /// Sends a packet of our own, which lies at the start of the room for fragments; where it cannot go, it is not
+    /// made.
+    pub(super) fn seal_originated(&mut self, tunnel: &'g Tunnel, packet: &IpPacket) {
+        let Some(sa) = tunnel.outbound.load(self.guard) else { return };
+        if sa.owner(self.own.worker) != self.own.worker {
+            return;
+        }
+        let Ok(egress) = self.outer_egress(sa) else { return };
+        let inside_mtu = sa.outer.inside_mtu(egress.port.mtu, &sa.layout);
+        if packet.total_length > inside_mtu {
+            return;
+        }
+        let length = packet.total_length as usize;
+        let Ok(frame) = self.take_frame(egress.id, sealed_length(sa, length)) else { return };
+        self.tally.originated += 1;
+        let mut ready = ArrayVec::<_, BURST>::new();
+        ready.push(Ready { payload: Payload::Fragment { start: 0 }, packet, length, frame });
+        let shared = Group { sa, egress, inside_mtu, clamp_mss: false };
+        self.seal_ready(&[], &shared, &mut ready);
+    }
+
     /// ESP leaves by an unprotected port, or not at all.
     fn outer_egress(&mut self, sa: &OutboundSa) -> Result<Egress<'g>, DropReason> {
         match self.route(sa.outer.destination) {
@@ -174,7 +195,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             outcome = write_fragment(&mut self.own.fragments[start..], bytes, &piece)
                 .ok_or(DropReason::TooBig)
                 .and_then(|_| self.take_frame(group.egress.id, sealed_length(group.sa, length)))
-                .map(|frame| ready.push(Ready { payload: Payload::Fragment { start }, packet, length, frame }));
+                .map(|frame| {
+                    ready.push(Ready { payload: Payload::Fragment { start }, packet, length, frame })
+                });
             if outcome.is_err() {
                 break;
             }

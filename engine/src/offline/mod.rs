@@ -1,5 +1,14 @@
 //! The pipeline without sockets: one worker, frames on the heap, time as an argument. Captures, tests and
 //! benchmarks run the engine through this; it needs no root and gives the same answer every time.
+//!
+//! [`Engine`] is one worker in memory; [`main`] is `adit offline`, which feeds it [`captures`] through a
+//! [`network`] that a file describes instead of the kernel.
+
+pub mod captures;
+mod command;
+pub mod network;
+
+pub use command::{main, run};
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -1,0 +1,183 @@
+//! `adit offline`: captures through two configurations, A's output into B.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use adit_engine::offline::captures::{self, Writer};
+use adit_engine::offline::run;
+use adit_tests::memory::{Site, address};
+use adit_tests::packet::{frame, one_hop_on, tcp_syn, udp, unframe};
+use serde_json::Value;
+
+/// A directory of its own, gone afterwards.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("adit-offline-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.0.join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn capture(&self, name: &str, packets: &[Vec<u8>]) -> PathBuf {
+        let path = self.0.join(name);
+        let mut writer = Writer::create(&path).unwrap();
+        for (number, packet) in packets.iter().enumerate() {
+            writer.write(Duration::from_millis(1_700_000_000_000 + number as u64), &frame(packet)).unwrap();
+        }
+        writer.finish().unwrap();
+        path
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+const KEY_TO_B: &str = "hex:000102030405060708090a0b0c0d0e0f";
+const KEY_TO_A: &str = "hex:101112131415161718191a1b1c1d1e1f";
+const AUTHENTICATION_TO_B: &str = "hex:202122232425262728292a2b2c2d2e2f303132333435363738393a3b3c3d3e3f";
+const AUTHENTICATION_TO_A: &str = "hex:404142434445464748494a4b4c4d4e4f505152535455565758595a5b5c5d5e5f";
+
+fn configuration(site: Site) -> String {
+    let (local, remote) = (site.endpoint(false), site.peer().endpoint(false));
+    let (inside, behind) =
+        if site == Site::A { ("10.1.0.0/16", "10.2.0.0/16") } else { ("10.2.0.0/16", "10.1.0.0/16") };
+    let sa = |to: Site| match to {
+        Site::A => (0x1001, KEY_TO_A, AUTHENTICATION_TO_A),
+        Site::B => (0x1002, KEY_TO_B, AUTHENTICATION_TO_B),
+    };
+    let table = |name: &str, (spi, key, authentication): (u32, &str, &str)| {
+        format!(
+            "[tunnel.{name}]\nspi = {spi}\nencryption-key = \"{key}\"\nauthentication-key = \"{authentication}\"\n\
+             last-sequence = 4294967290\n"
+        )
+    };
+    format!(
+        "[[interface]]\nname = \"inside\"\nside = \"protected\"\n\
+         [[interface]]\nname = \"outside\"\nside = \"unprotected\"\n\
+         [[tunnel]]\nname = \"site\"\nlocal = \"{local}\"\nremote = \"{remote}\"\n\
+         encryption = \"aes-128-cbc\"\nauthentication = \"sha256\"\nesn = true\n\
+         {}{}\
+         [[policy]]\nname = \"site\"\naction = \"protect\"\ntunnel = \"site\"\n\
+         local = [\"{inside}\"]\nremote = [\"{behind}\"]\n",
+        table("inbound", sa(site)),
+        table("outbound", sa(site.peer())),
+    )
+}
+
+fn offline(arguments: &[&str]) -> Result<String, String> {
+    run(&arguments.iter().map(Into::into).collect::<Vec<_>>())
+}
+
+fn through(site: Site, directory: &Directory, input: &str, out: &str, more: &[&str]) -> Value {
+    let config = directory.write(&format!("{site:?}.toml"), &configuration(site));
+    let out = directory.0.join(out);
+    let arguments =
+        ["--config", config.to_str().unwrap(), "--in", input, "--out", out.to_str().unwrap(), "--json"];
+    let report = offline(&[&arguments[..], more].concat()).unwrap();
+    serde_json::from_str(&report).unwrap()
+}
+
+fn packets(path: &Path) -> Vec<Vec<u8>> {
+    captures::read(path).unwrap().iter().map(|captured| unframe(&captured.frame).to_vec()).collect()
+}
+
+fn assert_balanced(report: &Value) {
+    let count = |name: &str| report[name].as_u64().unwrap();
+    assert_eq!(
+        count("received") + count("originated"),
+        count("transmitted") + count("dropped"),
+        "{report:#}"
+    );
+}
+
+#[test]
+fn captures_go_through_two_gateways_and_are_the_same_every_time() {
+    let directory = Directory::new("two");
+    let (source, destination) = (Site::A.host(false), Site::B.host(false));
+    let mut sent: Vec<_> = (0..100).map(|length| udp(source, destination, length * 10)).collect();
+    let unmeant = udp(source, address("10.9.9.9"), 10);
+    sent.insert(50, unmeant);
+    let capture = directory.capture("in.pcap", &sent);
+    let input = format!("inside={}", capture.display());
+
+    let report = through(Site::A, &directory, &input, "a", &["--seed", "7"]);
+    assert_balanced(&report);
+    assert_eq!((&report["sealed"], &report["received"]), (&100.into(), &101.into()));
+    assert_eq!(report["drops"], serde_json::json!({ "policy_discard": 1 }));
+    let outbound = report["sas"].as_array().unwrap().iter().find(|sa| sa["direction"] == "outbound").unwrap();
+    assert_eq!(outbound["last_sequence"], 4_294_967_290_u64 + 100);
+    let wire = directory.0.join("a/outside.pcap");
+    let sealed = packets(&wire);
+    assert_eq!(sealed[0][24..28], 4_294_967_291_u32.to_be_bytes());
+    assert_eq!(sealed[99][24..28], 94_u32.to_be_bytes(), "the low word has wrapped");
+    assert_eq!(packets(&directory.0.join("a/inside.pcap")), Vec::<Vec<u8>>::new());
+
+    let report = through(Site::B, &directory, &format!("outside={}", wire.display()), "b", &[]);
+    assert_balanced(&report);
+    assert_eq!(report["opened"], 100);
+    sent.remove(50);
+    let expected: Vec<_> = sent.iter().map(|packet| one_hop_on(&one_hop_on(packet))).collect();
+    assert_eq!(packets(&directory.0.join("b/inside.pcap")), expected);
+
+    through(Site::A, &directory, &input, "same", &["--seed", "7"]);
+    through(Site::A, &directory, &input, "other", &["--seed", "8"]);
+    let read = |out: &str| std::fs::read(directory.0.join(out).join("outside.pcap")).unwrap();
+    assert_eq!(read("a"), read("same"));
+    assert_ne!(read("a"), read("other"), "another seed, other IVs");
+}
+
+#[test]
+fn a_described_network_decides_size_and_neighbours() {
+    let directory = Directory::new("network");
+    let network = directory.write(
+        "network.toml",
+        "[[port]]\nname = \"outside\"\nmtu = 1400\nmac = \"02:00:00:00:00:01\"\n\
+         [[port]]\nname = \"inside\"\naddresses = [\"10.1.0.1\"]\n\
+         [[route]]\nto = \"0.0.0.0/0\"\nport = \"outside\"\nvia = \"192.0.2.254\"\n\
+         [[neighbour]]\nport = \"outside\"\naddress = \"192.0.2.254\"\nmac = \"02:00:5e:00:53:01\"\n",
+    );
+    let mut large = udp(Site::A.host(false), Site::B.host(false), 1372);
+    large[6] = 0x40;
+    adit_tests::packet::fix_ipv4(&mut large);
+    let syn = tcp_syn(Site::A.host(false), Site::B.host(false), 1460);
+    let capture = directory.capture("in.pcap", &[large, syn]);
+    let network = ["--network", network.to_str().unwrap()];
+    let report = through(Site::A, &directory, &format!("inside={}", capture.display()), "out", &network);
+    assert_balanced(&report);
+    assert_eq!(report["drops"], serde_json::json!({ "too_big": 1 }));
+    assert_eq!((&report["originated"], &report["sealed"]), (&1.into(), &1.into()));
+    let sealed = captures::read(&directory.0.join("out/outside.pcap")).unwrap();
+    assert_eq!(sealed[0].frame[..12], [2, 0, 0x5e, 0, 0x53, 1, 2, 0, 0, 0, 0, 1]);
+}
+
+#[test]
+fn errors_name_what_is_wrong() {
+    let directory = Directory::new("errors");
+    let config = directory.write("a.toml", &configuration(Site::A));
+    let config = config.to_str().unwrap();
+    let out = directory.0.join("out");
+    let out = out.to_str().unwrap();
+    let capture = directory.capture("in.pcap", &[]);
+    let capture = capture.to_str().unwrap();
+    for (input, expected) in [
+        ("inside=/nowhere/in.pcap".to_owned(), "/nowhere/in.pcap"),
+        (format!("elsewhere={capture}"), "elsewhere"),
+        (format!("inside={config}"), "a.toml"),
+        ("inside".to_owned(), "INTERFACE=FILE"),
+    ] {
+        let error = offline(&["--config", config, "--in", &input, "--out", out]).unwrap_err();
+        assert!(error.contains(expected), "{input}: {error}");
+    }
+    let text = offline(&["--config", config, "--in", &format!("inside={capture}"), "--out", out]).unwrap();
+    assert!(text.contains("received") && text.contains("outbound"), "{text}");
+}

@@ -1,0 +1,101 @@
+//! Whatever bytes arrive, at whichever port, in whatever company: nothing panics, the books balance, and what leaves
+//! outside is ESP.
+
+use adit_engine::pipeline::DropReason;
+use adit_tests::memory::{Gateway, INSIDE, OUTSIDE, Options, Peer, Site};
+use adit_tests::packet::{fix_ipv4, frame, tcp_syn, udp, unframe};
+use proptest::prelude::*;
+
+/// A packet that would pass, from A's host to B's.
+fn good(kind: u8, length: usize) -> Vec<u8> {
+    let (v4, v6) = ((Site::A.host(false), Site::B.host(false)), (Site::A.host(true), Site::B.host(true)));
+    match kind % 4 {
+        0 => udp(v4.0, v4.1, length),
+        1 => udp(v6.0, v6.1, length),
+        2 => tcp_syn(v4.0, v4.1, length as u16),
+        _ => tcp_syn(v6.0, v6.1, length as u16),
+    }
+}
+
+/// Changes some bytes, and cuts or extends.
+fn damage(bytes: &mut Vec<u8>, changes: &[(usize, u8)], length: usize, checksum: bool) {
+    for (at, value) in changes {
+        if let Some(byte) = bytes.get_mut(*at) {
+            *byte = *value;
+        }
+    }
+    bytes.resize(length.min(1500), 0xa5);
+    if checksum && bytes.len() >= 20 && bytes[0] >> 4 == 4 {
+        fix_ipv4(bytes);
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Case {
+    kind: u8,
+    length: usize,
+    changes: Vec<(usize, u8)>,
+    cut: Option<usize>,
+    checksum: bool,
+    sealed: bool,
+    next_header: u8,
+    inside: bool,
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    let changes = prop::collection::vec((0..80_usize, any::<u8>()), 0..4);
+    let cut = prop::option::weighted(0.3, 0..1500_usize);
+    let next_header = prop_oneof![6 => Just(4_u8), 3 => Just(41_u8), 1 => any::<u8>()];
+    (any::<u8>(), 0..1400_usize, changes, cut, any::<bool>(), any::<bool>(), next_header, any::<bool>())
+        .prop_map(|(kind, length, changes, cut, checksum, sealed, next_header, inside)| Case {
+            kind,
+            length,
+            changes,
+            cut,
+            checksum,
+            sealed,
+            next_header,
+            inside,
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_burst_is_accounted_for(cases in prop::collection::vec(case(), 1..64)) {
+        let options = Options::new();
+        let mut b = Gateway::new(Site::B, &options);
+        let mut peer = Peer::of(Site::B, &options);
+        let mut frames = Vec::new();
+        for (number, case) in cases.iter().enumerate() {
+            let mut packet = good(case.kind, case.length);
+            let length = case.cut.unwrap_or(packet.len());
+            damage(&mut packet, &case.changes, length, case.checksum);
+            if case.sealed {
+                // A right ICV around it, so that what follows the ICV is reached.
+                packet = peer.seal(number as u64 + 1, case.next_header, &packet);
+            }
+            frames.push((if case.inside { INSIDE } else { OUTSIDE }, frame(&packet)));
+        }
+        // Balances the books itself.
+        for (port, frame) in b.run_frames(frames) {
+            let packet = unframe(&frame);
+            let protocol = if packet[0] >> 4 == 4 { packet[9] } else { packet[6] };
+            prop_assert!(port == INSIDE || protocol == 50, "clear text outside: {packet:02x?}");
+        }
+    }
+
+    #[test]
+    fn any_frame_at_all_is_accounted_for(
+        bytes in prop::collection::vec(any::<u8>(), 0..200),
+        ether_type in prop_oneof![Just([8_u8, 0]), Just([0x86, 0xdd]), any::<[u8; 2]>()],
+        inside: bool,
+    ) {
+        let mut b = Gateway::new(Site::B, &Options::new());
+        let frame = [&[2; 12][..], &ether_type, &bytes].concat();
+        let sent = b.run_frames(vec![(if inside { INSIDE } else { OUTSIDE }, frame)]);
+        prop_assert_eq!(sent.len(), 0);
+        prop_assert!(b.drops().iter().all(|(reason, count)| *reason != DropReason::IcvFailed && *count == 1));
+    }
+}
