@@ -91,8 +91,9 @@ impl Setting {
     }
 }
 
-/// Half of a network outside is reached in clear, the other half not at all. Addresses only, so that what becomes
-/// of a packet can be read from the packet that comes out, also from a fragment of it.
+/// Beside the tunnel: a network outside of which half is reached in clear and the other half not at all, and one
+/// whose packets come in in clear while nothing may go there. Addresses only, so that what becomes of a packet can be
+/// read from the packet that comes out, also from a fragment of it.
 fn clear_policies() -> Vec<Arc<Policy>> {
     let range = |first, last| AddressRange { first: address(first), last: address(last) };
     let any = [range("0.0.0.0", "255.255.255.255"), range("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")];
@@ -107,24 +108,35 @@ fn clear_policies() -> Vec<Arc<Policy>> {
     ];
     let bypassed =
         [range("203.0.113.0", "203.0.113.255"), range("2001:db8:b::", "2001:db8:b:ffff:ffff:ffff:ffff:ffff")];
+    let one_way =
+        [range("192.0.2.128", "192.0.2.255"), range("2001:db8:c::", "2001:db8:c:ffff:ffff:ffff:ffff:ffff")];
+    let direction = |policy: Arc<Policy>, inbound: bool| {
+        let Policy { name, selectors, action, .. } = &*policy;
+        let (name, selectors, action) = (name.clone(), selectors.clone(), action.clone());
+        Arc::new(Policy { name, outbound: !inbound, inbound, selectors, action, packets: 0.into() })
+    };
     vec![
         policy("refused", selectors(discarded), Action::Discard),
         policy("clear", selectors(bypassed), Action::Bypass),
+        direction(policy("only-in", selectors(one_way), Action::Bypass), true),
+        direction(policy("never-out", selectors(one_way), Action::Discard), false),
     ]
 }
 
-/// Addresses that packets may be aimed at; the first four pairs are those of the tunnel and of the bypass.
-fn aims(ipv6: bool) -> [IpAddr; 6] {
-    let clear = if ipv6 { "2001:db8:b::7" } else { "203.0.113.7" };
-    let refused = if ipv6 { "2001:db8:b:8000::7" } else { "203.0.113.200" };
-    let site = SITE.peer();
+/// Addresses that packets may be aimed at: the tunnel's two sides, each of [`clear_policies`], the gateway itself.
+fn aims(ipv6: bool) -> [IpAddr; 7] {
+    let [clear, refused, only_in] = match ipv6 {
+        false => ["203.0.113.7", "203.0.113.200", "192.0.2.200"],
+        true => ["2001:db8:b::7", "2001:db8:b:8000::7", "2001:db8:c::7"],
+    };
     [
-        site.host(ipv6),
+        SITE.peer().host(ipv6),
         SITE.host(ipv6),
         address(clear),
         address(refused),
         SITE.inside(ipv6),
         SITE.endpoint(ipv6),
+        address(only_in),
     ]
 }
 
@@ -351,13 +363,17 @@ impl Run {
             if is_own_error(*port, &parsed) {
                 let quote = packet.get(usize::from(parsed.payload_offset) + 8..).unwrap_or_default();
                 assert!(carried(clear, quote), "it quotes what was received");
-                assert!(*port == INSIDE || self.is_bypassed(&parsed), "clear text outside: {packet:02x?}");
+                let out = [Direction::Outbound];
+                assert!(
+                    *port == INSIDE || self.is_bypassed(&parsed, &out),
+                    "clear text outside: {packet:02x?}"
+                );
                 continue;
             }
             assert!(parsed.total_length <= mtu, "{} bytes for {mtu}", parsed.total_length);
             match *port {
                 OUTSIDE if self.is_our_esp(&parsed) => self.receive(packet, &parsed, clear),
-                _ if self.is_bypassed(&parsed) => {
+                _ if self.is_bypassed(&parsed, &[Direction::Outbound, Direction::Inbound]) => {
                     assert!(carried(clear, body(packet, &parsed)), "what came in clear goes on in clear");
                 }
                 OUTSIDE => panic!("clear text outside: {packet:02x?}"),
@@ -369,10 +385,10 @@ impl Run {
         assert!(accepted <= self.sealed.len() as u64, "a number was accepted twice");
     }
 
-    /// Whether the policy lets a packet that looks like this pass in clear, one way or the other.
-    fn is_bypassed(&self, packet: &IpPacket) -> bool {
+    /// Whether the policy lets a packet that looks like this pass in clear in one of `directions`.
+    fn is_bypassed(&self, packet: &IpPacket, directions: &[Direction]) -> bool {
         let Some(spd) = self.gateway.engine.tables.spd.get() else { return false };
-        [Direction::Outbound, Direction::Inbound].iter().any(|direction| {
+        directions.iter().any(|direction| {
             spd.classify_linear(*direction, &packet.flow, packet.fragment)
                 .is_some_and(|index| matches!(spd.policies[index].action, Action::Bypass))
         })
@@ -465,7 +481,7 @@ fn mend(packet: &mut [u8], flags: u8) {
             4 => (2, 5),
             5 => (0, 4),
             6 => (3, 1),
-            _ => (2, 0),
+            _ => (6, 1),
         };
         let at = if ipv6 { 8 } else { 12 };
         let octets = [from, to].map(|index| match aims(ipv6)[index] {

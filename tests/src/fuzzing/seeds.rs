@@ -139,6 +139,7 @@ fn inbound() -> Vec<Vec<u8>> {
         );
         seed(index, step(2, &[0x83], packet));
         seed(index + 1, step(2, &[0x9f], packet));
+        seed(index, step(2, &[0xbf], packet));
     }
     for (index, packet) in hosts(Site::B, Site::A).iter().enumerate() {
         for variant in 0..4 {
