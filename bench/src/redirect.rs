@@ -27,9 +27,9 @@ pub struct Redirect {
 pub enum Take {
     /// All of them. A queue without a socket drops.
     Everything,
-    /// UDP over IPv4 without options or IPv6 without extension headers: the kernel still answers ARP and
+    /// UDP and ESP over IPv4 without options or IPv6 without extension headers: the kernel still answers ARP and
     /// neighbour discovery.
-    Udp,
+    Traffic,
 }
 
 /// Command numbers and constants of linux/bpf.h and linux/if_link.h.
@@ -115,22 +115,24 @@ fn instruction(code: u8, destination: u8, source: u8, offset: i16, immediate: i3
 fn program(map: RawFd, take: Take) -> Vec<u64> {
     const PASS: i32 = 2;
     const UDP: i32 = 17;
+    const ESP: i32 = 50;
     let select = [
         // r2 = data; r3 = data_end; unless data + 54 <= data_end goto pass
         instruction(0x61, 2, 1, 0, 0),
         instruction(0x61, 3, 1, 4, 0),
         instruction(0xbf, 4, 2, 0, 0),
         instruction(0x07, 4, 0, 0, 54),
-        instruction(0x2d, 4, 3, 13, 0),
+        instruction(0x2d, 4, 3, 14, 0),
         // IPv4: r5 = protocol; IPv6: r5 = next header; else goto pass
         instruction(0x69, 4, 2, 12, 0),
         instruction(0x55, 4, 0, 2, i32::from(0x0800u16.to_be())),
         instruction(0x71, 5, 2, 23, 0),
         instruction(0x05, 0, 0, 2, 0),
-        instruction(0x55, 4, 0, 8, i32::from(0x86ddu16.to_be())),
+        instruction(0x55, 4, 0, 9, i32::from(0x86ddu16.to_be())),
         instruction(0x71, 5, 2, 20, 0),
-        // unless r5 == UDP goto pass
-        instruction(0x55, 5, 0, 6, UDP),
+        // unless r5 is one of them goto pass
+        instruction(0x15, 5, 0, 1, UDP),
+        instruction(0x55, 5, 0, 6, ESP),
     ];
     let redirect = [
         // return bpf_redirect_map(map, ctx->rx_queue_index, XDP_DROP)
@@ -147,7 +149,7 @@ fn program(map: RawFd, take: Take) -> Vec<u64> {
     match take {
         // Unreachable instructions do not verify: without the selection nothing jumps to `pass`.
         Take::Everything => redirect[..6].to_vec(),
-        Take::Udp => [&select[..], &redirect[..]].concat(),
+        Take::Traffic => [&select[..], &redirect[..]].concat(),
     }
 }
 

@@ -71,6 +71,8 @@ pub fn run(config: &Path, force: bool) -> Result<(), String> {
     wait_for_signal()?;
     tracing::info!("ending; the hooks stay, closed, until adit detach or the next start");
     drop(server);
+    // What is under way still leaves; nothing more is received.
+    daemon.workers.stop();
     Ok(())
 }
 

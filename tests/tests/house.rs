@@ -14,7 +14,7 @@ const LAYERS: &[&[&str]] = &[
     &["policy", "route"],
     &["pipeline"],
     &["io", "control", "ike"],
-    &["daemon"],
+    &["daemon", "offline"],
     &["bin"],
 ];
 

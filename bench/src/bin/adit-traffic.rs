@@ -25,7 +25,7 @@ struct Cli {
 enum Verb {
     /// Sends numbered UDP frames.
     Generate(GenerateArguments),
-    /// Receives, decodes and counts them.
+    /// Receives, decodes and counts them; ESP is counted as foreign.
     Sink(SinkArguments),
     /// Forwards between two interfaces: a minimal AF_XDP program, nothing of adit in it.
     Forward(ForwardArguments),

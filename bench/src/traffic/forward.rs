@@ -62,7 +62,7 @@ pub fn forward(
         let mut rings = rings::open(&memory, &end.interface, 0, 128)?;
         // SAFETY: each half of a fresh UMEM goes to one fill ring.
         unsafe { rings.fill.produce(frames) };
-        let program = Redirect::attach(&end.interface, mode, Take::Udp)?;
+        let program = Redirect::attach(&end.interface, mode, Take::Traffic)?;
         program.insert(0, rings.rx.fd().as_raw_fd())?;
         programs.push(program);
         sides.push(Side { rings, next_hop: end.next_hop, unsent: false });

@@ -84,7 +84,7 @@ pub fn rewrite(
     time: Duration,
     ready: impl FnOnce(),
 ) -> Result<(Forwarded, Report), Box<dyn Error>> {
-    let attach = |end: &End| Redirect::attach(&end.interface, mode, Take::Udp);
+    let attach = |end: &End| Redirect::attach(&end.interface, mode, Take::Traffic);
     let programs = Programs([attach(ends[0])?, attach(ends[1])?]);
     let config = DatapathConfig {
         ports: (0..)

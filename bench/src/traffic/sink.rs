@@ -25,7 +25,7 @@ pub struct Plan {
     pub mode: AttachMode,
     /// For how long at most.
     pub time: Duration,
-    /// Ends after this many frames; 0: does not.
+    /// Ends after this many good frames; 0: does not.
     pub count: u64,
     /// Ends when nothing came for this long after the first frame.
     pub quiet: Duration,
@@ -56,7 +56,7 @@ pub struct Counted {
     pub missing: u64,
     /// Frames behind a higher number of their flow.
     pub late: u64,
-    /// Frames that are not the generator's.
+    /// UDP and ESP that is not the generator's.
     pub foreign: u64,
     /// Frames with a wrong checksum or length.
     pub damaged: u64,
@@ -100,7 +100,7 @@ impl Counted {
 /// # Errors
 /// The sockets could not be opened, or the program not attached.
 pub fn sink(plan: &Plan, ready: impl FnOnce()) -> Result<Counted, Box<dyn Error>> {
-    let program = Redirect::attach(&plan.interface, plan.mode, Take::Udp)?;
+    let program = Redirect::attach(&plan.interface, plan.mode, Take::Traffic)?;
     let mut queues = Vec::new();
     for queue in 0..plan.queues.max(1) {
         let (memory, frames) = rings::memory(RING)?;

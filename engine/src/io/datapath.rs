@@ -181,7 +181,7 @@ impl Datapath {
         for port in &config.ports {
             let queues = queues_of(&port.interface)? as usize;
             if queues < workers {
-                tracing::warn!(interface = port.interface, queues, "fewer queues than CPUs: fewer workers");
+                tracing::info!(interface = port.interface, queues, "fewer queues than CPUs: fewer workers");
                 workers = queues;
             }
         }

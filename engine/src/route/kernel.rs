@@ -66,8 +66,16 @@ pub(super) fn address(message: &AddressMessage) -> Option<(u32, IpAddr)> {
     own.map(|address| (message.header.index, address))
 }
 
+/// A neighbour that answers, or that the operator wrote down.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Answer {
+    pub(super) mac: MacAddress,
+    /// The operator's own entry: never to be verified.
+    pub(super) permanent: bool,
+}
+
 /// Interface, address, and where frames for it go; `None` when it does not answer.
-pub(super) fn neighbour(message: &NeighbourMessage) -> Option<((u32, IpAddr), Option<MacAddress>)> {
+pub(super) fn neighbour(message: &NeighbourMessage) -> Option<((u32, IpAddr), Option<Answer>)> {
     // AF_BRIDGE messages of the same type are forwarding entries of bridges.
     if !matches!(message.header.family, AddressFamily::Inet | AddressFamily::Inet6) {
         return None;
@@ -92,7 +100,9 @@ pub(super) fn neighbour(message: &NeighbourMessage) -> Option<((u32, IpAddr), Op
             | NeighbourState::Probe
             | NeighbourState::Permanent
     );
-    Some(((message.header.ifindex, address?), mac.filter(|_| usable)))
+    let permanent = message.header.state == NeighbourState::Permanent;
+    let answer = mac.filter(|_| usable).map(|mac| Answer { mac, permanent });
+    Some(((message.header.ifindex, address?), answer))
 }
 
 /// Whether a route is in a table that is mirrored.

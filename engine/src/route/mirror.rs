@@ -27,9 +27,9 @@ use rtnetlink::{Handle, MulticastGroup};
 use tokio::sync::{mpsc, oneshot};
 
 use super::builder::RoutesBuilder;
+use super::kernel::{self, Answer};
 use super::resolver::{Key, Request, Schedule};
-use super::{Neighbours, Network, Port, PortId, Resolver, Routes, Side, kernel};
-use crate::wire::ethernet::MacAddress;
+use super::{Neighbours, Network, Port, PortId, Resolver, Routes, Side};
 
 /// Events are gathered for this long before they are acted on.
 const COALESCE: Duration = Duration::from_millis(10);
@@ -230,7 +230,7 @@ struct Tables {
     ports: Vec<Port>,
     routes: Arc<Routes>,
     /// On every interface, by its index: a neighbour may be told before its link.
-    neighbours: BTreeMap<(u32, IpAddr), MacAddress>,
+    neighbours: BTreeMap<(u32, IpAddr), Answer>,
     published_neighbours: Arc<Neighbours>,
     schedule: Schedule,
     /// Interfaces deleted since the last dump of links: one of the same index is another one.
@@ -303,12 +303,12 @@ impl Tables {
         }
     }
 
-    fn set_neighbour(&mut self, key: (u32, IpAddr), mac: Option<MacAddress>) {
-        let before = match mac {
-            Some(mac) => self.neighbours.insert(key, mac),
+    fn set_neighbour(&mut self, key: (u32, IpAddr), answer: Option<Answer>) {
+        let before = match answer {
+            Some(answer) => self.neighbours.insert(key, answer),
             None => self.neighbours.remove(&key),
         };
-        self.dirty.neighbours |= before != mac && self.port_of(key.0).is_some();
+        self.dirty.neighbours |= before != answer && self.port_of(key.0).is_some();
     }
 
     fn port_of(&self, ifindex: u32) -> Option<PortId> {
@@ -349,7 +349,7 @@ impl Tables {
         }
         self.publish_after = end + COALESCE;
 
-        let on_ports = self.neighbours.iter().filter_map(|(&(ifindex, address), &mac)| {
+        let on_ports = self.neighbours.iter().filter_map(|(&(ifindex, address), &Answer { mac, .. })| {
             self.port_of(ifindex).map(|port| ((port, address), mac))
         });
         self.published_neighbours = Arc::new(on_ports.collect());
@@ -382,6 +382,10 @@ impl Tables {
         else {
             return;
         };
+        // NTF_USE would turn what the operator wrote down into an entry that has to answer.
+        if self.neighbours.get(&(port.ifindex, address)).is_some_and(|answer| answer.permanent) {
+            return;
+        }
         // Not EXCL, and no state of our own: NTF_USE on what is there, or on a new entry.
         let request = handle.neighbours().add(port.ifindex, address).replace();
         let request = request.state(NeighbourState::None).flags(NeighbourFlags::Use);
@@ -436,12 +440,12 @@ async fn dump_routes(handle: &Handle, ports: &[Port]) -> Result<Routes, rtnetlin
     Ok(routes.build())
 }
 
-async fn dump_neighbours(handle: &Handle) -> Result<BTreeMap<(u32, IpAddr), MacAddress>, rtnetlink::Error> {
+async fn dump_neighbours(handle: &Handle) -> Result<BTreeMap<(u32, IpAddr), Answer>, rtnetlink::Error> {
     let mut neighbours = BTreeMap::new();
     let mut messages = std::pin::pin!(handle.neighbours().get().execute());
     while let Some(message) = messages.try_next().await? {
-        if let Some((key, Some(mac))) = kernel::neighbour(&message) {
-            neighbours.insert(key, mac);
+        if let Some((key, Some(answer))) = kernel::neighbour(&message) {
+            neighbours.insert(key, answer);
         }
     }
     Ok(neighbours)

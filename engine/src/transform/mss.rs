@@ -14,7 +14,7 @@
 
 use crate::wire::checksum;
 use crate::wire::header::{IPV4_LENGTH, IPV6_LENGTH};
-use crate::wire::ip::{self, Fragment, IpPacket, IpVersion};
+use crate::wire::ip::{Fragment, IpPacket, IpVersion};
 use crate::wire::protocol;
 
 /// Bytes of a TCP header without options.
@@ -51,7 +51,7 @@ fn clamp_syn(packet: &mut [u8], parsed: &IpPacket, inside_mtu: u32) -> bool {
             IpVersion::V6 => IPV6_LENGTH,
         };
     let limit = inside_mtu.saturating_sub(headers as u32).min(u32::from(u16::MAX)) as u16;
-    if limit == 0 || ip::is_authenticated(packet, parsed) {
+    if limit == 0 {
         return false;
     }
     let Some(segment) = packet.get_mut(usize::from(parsed.payload_offset)..parsed.total_length as usize)

@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::wire::checksum::Sum;
 use crate::wire::frames::{self, *};
+use crate::wire::ip;
 
 fn clamped(packet: &[u8], inside_mtu: u32) -> (bool, Vec<u8>) {
     let mut out = packet.to_vec();

@@ -11,8 +11,7 @@
 //!                                                |         Extension headers …             | 40
 //!
 //! Extension headers: the first byte is the next header, the second a length
-//! |Next Header| Length |  Hop-by-Hop, Routing, Destination Options, Mobility: (length + 1) * 8 bytes;
-//!                         AH: (length + 2) * 4 (RFC 4302 section 2.2)
+//! |Next Header| Length |  Hop-by-Hop, Routing, Destination Options: (length + 1) * 8 bytes
 //! |Next Header|Reserved| Fragment Offset:13 |Res:2|M|   Identification, 4 bytes   |  Fragment: 8 bytes
 //! ```
 
@@ -200,16 +199,14 @@ struct Chain {
     /// Where that begins; at most the length of the packet.
     offset: usize,
     fragment: Fragment,
-    /// An AH covers what follows.
-    authenticated: bool,
 }
 
-/// Follows the next-header fields of `packet`, which is at least [`IPV6_LENGTH`] long. Every turn moves on by
+/// Follows the next-header fields of `packet` through the headers of RFC 4301 section 4.4.1.1's default list (0, 43,
+/// 44, 60; AH, ESP and Mobility are next layers themselves), which is at least [`IPV6_LENGTH`] long. Every turn moves on by
 /// at least 8 bytes and there are at most [`MAX_EXTENSION_HEADERS`] of them.
 #[inline]
 fn extension_headers(packet: &[u8], next_header: u8) -> Result<Chain, Malformed> {
-    let mut chain =
-        Chain { protocol: next_header, offset: IPV6_LENGTH, fragment: Fragment::Whole, authenticated: false };
+    let mut chain = Chain { protocol: next_header, offset: IPV6_LENGTH, fragment: Fragment::Whole };
     let mut fragmented = false;
     for count in 0..=MAX_EXTENSION_HEADERS {
         match chain.protocol {
@@ -218,7 +215,7 @@ fn extension_headers(packet: &[u8], next_header: u8) -> Result<Chain, Malformed>
             // Not twice: reassembly would not agree on which of them counts.
             protocol::FRAGMENT if !fragmented => {}
             protocol::HOP_BY_HOP | protocol::FRAGMENT => return Err(Malformed::HeaderLength),
-            protocol::ROUTING | protocol::AH | protocol::DESTINATION_OPTIONS | protocol::MOBILITY => {}
+            protocol::ROUTING | protocol::DESTINATION_OPTIONS => {}
             _ => return Ok(chain),
         }
         if count == MAX_EXTENSION_HEADERS {
@@ -237,10 +234,6 @@ fn extension_headers(packet: &[u8], next_header: u8) -> Result<Chain, Malformed>
                     _ => Fragment::Later,
                 };
                 8
-            }
-            protocol::AH => {
-                chain.authenticated = true;
-                (usize::from(header[1]) + 2) * 4
             }
             _ => (usize::from(header[1]) + 1) * 8,
         };
@@ -277,16 +270,6 @@ fn upper(protocol: u8, payload: &[u8], fragment: Fragment) -> Upper {
         },
         _ => Upper::Opaque,
     }
-}
-
-/// Whether an IPv6 AH stands in front of the next layer, which then must not be changed. `packet` is what
-/// `parsed` was read from. (In IPv4, AH is the next layer itself.)
-pub fn is_authenticated(packet: &[u8], parsed: &IpPacket) -> bool {
-    parsed.version == IpVersion::V6
-        && parsed.payload_offset != parsed.header_length
-        && packet
-            .get(6)
-            .is_some_and(|next| extension_headers(packet, *next).is_ok_and(|chain| chain.authenticated))
 }
 
 /// Decrements TTL or hop limit in place and mends the IPv4 checksum (RFC 1624). `bytes` begins at the
