@@ -4,8 +4,8 @@
 //! pipeline against conservation, secrecy and an ESP receiver written a second time, [`control()`] the operator's
 //! side against "all or nothing, and say which field".
 //!
-//! They are plain functions, so that stable Rust replays the corpus ([`crate::fuzzing`]'s test is
-//! `tests/fuzz_corpus.rs`) and only looking for new inputs needs libFuzzer (`tests/fuzz`, `scripts/fuzz`).
+//! They are plain functions: stable Rust replays the corpus (`tests/tests/fuzz_corpus.rs`), and only looking for new
+//! inputs needs libFuzzer (`tests/fuzz`, `scripts/fuzz`).
 
 mod control;
 mod inbound;
@@ -17,8 +17,11 @@ pub use control::control;
 pub use inbound::inbound;
 pub use wire::wire;
 
-/// A fuzz target by name.
-pub const TARGETS: [(&str, fn(&[u8])); 3] = [("wire", wire), ("inbound", inbound), ("control", control)];
+/// What takes any bytes, and panics when an oracle fails.
+pub type Target = fn(&[u8]);
+
+/// All of them by name.
+pub const TARGETS: [(&str, Target); 3] = [("wire", wire), ("inbound", inbound), ("control", control)];
 
 /// Bytes that are taken from the front; where they end, zeros follow.
 struct Input<'a>(&'a [u8]);

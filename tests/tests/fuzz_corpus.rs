@@ -1,10 +1,11 @@
 //! Every input that fuzzing kept, replayed on stable Rust: the corpus (one file per path through the code) and the
 //! regressions (one file per finding, each described).
 
+use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use adit_tests::fuzzing::{TARGETS, seeds};
+use adit_tests::fuzzing::{TARGETS, Target, seeds};
 
 /// What was found, as `regressions/<target>-<name>`, and what it was. A file without a line here fails the test.
 const REGRESSIONS: &[(&str, &str)] = &[(
@@ -25,19 +26,21 @@ fn files(directory: &Path) -> Vec<PathBuf> {
 }
 
 /// Names the input when an oracle panics: the hook runs before the process ends.
-fn replay(target: fn(&[u8]), input: &[u8], name: &Path) {
+fn replay(target: Target, input: &[u8], name: &Path) {
     std::thread_local! {
-        static CURRENT: std::cell::RefCell<PathBuf> = const { std::cell::RefCell::new(PathBuf::new()) };
+        static CURRENT: RefCell<Option<PathBuf>> = const { RefCell::new(None) };
     }
     static HOOK: std::sync::Once = std::sync::Once::new();
     HOOK.call_once(|| {
         let print = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            CURRENT.with_borrow(|name| eprintln!("input: {}", name.display()));
+            CURRENT.with_borrow(|name| {
+                eprintln!("input: {}", name.as_deref().unwrap_or(Path::new("?")).display())
+            });
             print(panic);
         }));
     });
-    CURRENT.set(name.to_owned());
+    CURRENT.set(Some(name.to_owned()));
     target(input);
 }
 

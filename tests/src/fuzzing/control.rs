@@ -1,9 +1,10 @@
 //! The operator's side: messages of the control socket, and the configuration file.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use adit_engine::control::check;
 use adit_engine::control::keyring::Keyring;
@@ -54,20 +55,44 @@ local = ["10.1.0.0/16"]
 remote = ["10.2.0.0/16"]
 "#;
 
-/// Hooks that take everything.
-struct Hooks;
+/// What the kernel's hooks would hold; one call of them may fail.
+#[derive(Default)]
+struct Hooks {
+    spis: BTreeSet<Spi>,
+    covers: (Cover, Cover),
+    /// Calls until one fails; 0 for never.
+    fails_in: u8,
+    failed: bool,
+}
 
-impl Datapath for Hooks {
-    fn set_covers(&self, _: &Cover, _: &Cover) -> Result<(), String> {
+struct Remembering(Arc<Mutex<Hooks>>);
+
+impl Remembering {
+    fn call(&self, change: impl FnOnce(&mut Hooks)) -> Result<(), String> {
+        let mut hooks = self.0.lock().unwrap();
+        if hooks.fails_in > 0 {
+            hooks.fails_in -= 1;
+            if hooks.fails_in == 0 {
+                hooks.failed = true;
+                return Err("no room in the map".into());
+            }
+        }
+        change(&mut hooks);
         Ok(())
     }
+}
 
-    fn add_spi(&self, _: Spi) -> Result<(), String> {
-        Ok(())
+impl Datapath for Remembering {
+    fn set_covers(&self, steering: &Cover, guard: &Cover) -> Result<(), String> {
+        self.call(|hooks| hooks.covers = (steering.clone(), guard.clone()))
     }
 
-    fn remove_spi(&self, _: Spi) -> Result<(), String> {
-        Ok(())
+    fn add_spi(&self, spi: Spi) -> Result<(), String> {
+        self.call(|hooks| hooks.spis.extend([spi]))
+    }
+
+    fn remove_spi(&self, spi: Spi) -> Result<(), String> {
+        self.call(|hooks| hooks.spis.retain(|known| *known != spi))
     }
 
     fn report(&self) -> DatapathReport {
@@ -75,10 +100,21 @@ impl Datapath for Hooks {
     }
 }
 
+/// Everything a change could have changed.
+#[derive(PartialEq, Debug)]
+struct State {
+    generation: u64,
+    names: Vec<String>,
+    sas: usize,
+    spis: BTreeSet<Spi>,
+    covers: (Cover, Cover),
+}
+
 /// A daemon without sockets, its tables, and the directory of its keyring.
 struct Daemon {
     control: Control,
     tables: Arc<Tables>,
+    hooks: Arc<Mutex<Hooks>>,
     directory: PathBuf,
 }
 
@@ -89,8 +125,8 @@ impl Daemon {
         Self::start(Arc::new(tables))
     }
 
-    /// Over tables without SAs, with [`CONFIGURATION`] and a keyring that is empty but for
-    /// its keys: a burnt key is refused for ever, and the same input should always end the same way.
+    /// Over tables without SAs, with [`CONFIGURATION`] and a keyring that is empty but for its keys: a burnt
+    /// key is refused for ever, and the same input should always end the same way.
     fn start(tables: Arc<Tables>) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -98,27 +134,21 @@ impl Daemon {
         let settings = check::load(CONFIGURATION, false).expect("right as it is written");
         let keyring = Keyring::open(&directory).expect("a directory of our own");
         let (engine, interfaces) = (settings.engine.clone(), settings.interfaces.clone());
-        let control = Control::new(Arc::clone(&tables), Box::new(Hooks), keyring, engine, interfaces, None);
+        let hooks = Arc::new(Mutex::new(Hooks::default()));
+        let datapath = Box::new(Remembering(Arc::clone(&hooks)));
+        let control = Control::new(Arc::clone(&tables), datapath, keyring, engine, interfaces, None);
         control.apply(settings).expect("nothing stands against it");
-        Self { control, tables, directory }
+        Self { control, tables, hooks, directory }
     }
 
     fn restart(&mut self) {
-        let inbound = self
-            .control
-            .live()
-            .tunnels
-            .iter()
-            .filter_map(|tunnel| tunnel.inbound.clone())
-            .collect::<Vec<_>>();
-        for live in inbound {
-            self.tables.sad.remove(live.sa.spec.sa.spi);
+        for sa in self.control.live().tunnels.iter().filter_map(|tunnel| tunnel.inbound.as_ref()) {
+            self.tables.sad.remove(sa.sa.spec.sa.spi);
         }
         *self = Self::start(Arc::clone(&self.tables));
     }
 
-    /// Everything a change could have changed.
-    fn state(&self) -> (u64, Vec<String>, usize) {
+    fn state(&self) -> State {
         let live = self.control.live();
         let tunnels = live.tunnels.iter().map(|tunnel| {
             let inbound = tunnel.inbound.as_ref().map(|sa| sa.sa.spec.sa.spi);
@@ -126,7 +156,26 @@ impl Daemon {
             format!("{} {inbound:?} {outbound:?}", tunnel.settings.name)
         });
         let policies = live.policies.iter().map(|policy| policy.settings.name.to_string());
-        (live.generation, tunnels.chain(policies).collect(), self.tables.sad.len())
+        let hooks = self.hooks.lock().unwrap();
+        State {
+            generation: live.generation,
+            names: tunnels.chain(policies).collect(),
+            sas: self.tables.sad.len(),
+            spis: hooks.spis.clone(),
+            covers: hooks.covers.clone(),
+        }
+    }
+
+    /// What must hold after every change: all SAs are in the table, and all their SPIs get in.
+    fn is_whole(&self) {
+        let live = self.control.live();
+        let inbound = live.tunnels.iter().filter_map(|tunnel| tunnel.inbound.as_ref());
+        let spis: BTreeSet<_> = inbound.map(|sa| sa.sa.spec.sa.spi).collect();
+        assert_eq!(spis.len(), self.tables.sad.len());
+        let hooks = self.hooks.lock().unwrap();
+        // Taking away may fail: then more is steered than needed, never less.
+        assert!(spis.is_subset(&hooks.spis));
+        assert!(hooks.failed || (spis == hooks.spis && live.covers == hooks.covers));
     }
 }
 
@@ -141,11 +190,15 @@ thread_local! {
 }
 
 /// Input: a byte that says what the rest is (0, 1: messages of a client that may change or only read; 2, 3: a
-/// configuration of the daemon, or offline), then NUL-terminated messages or TOML.
+/// configuration of the daemon, or offline; above, which call of the kernel's hooks fails), then NUL-terminated
+/// messages or TOML.
 pub fn control(input: &[u8]) {
     let Some((kind, rest)) = input.split_first() else { return };
     DAEMON.with_borrow_mut(|daemon| {
         let daemon = daemon.get_or_insert_with(Daemon::new);
+        let mut hooks = daemon.hooks.lock().unwrap();
+        (hooks.fails_in, hooks.failed) = (kind >> 2, false);
+        drop(hooks);
         match kind & 3 {
             0 => messages(daemon, rest, true),
             1 => messages(daemon, rest, false),
@@ -169,6 +222,7 @@ fn messages(daemon: &mut Daemon, bytes: &[u8], changes: bool) {
             panic!("answered to nobody");
         }
     }
+    // A cover that could not shrink is a difference too.
     if daemon.state() != before {
         daemon.restart();
     }
@@ -206,7 +260,9 @@ fn answer(daemon: &Daemon, message: &[u8], peer: Peer) {
             let before = daemon.state();
             match change.perform(&daemon.control) {
                 Ok(change) => {
-                    assert!(daemon.state().0 > before.0 && change.generation == daemon.state().0);
+                    daemon.is_whole();
+                    let generation = daemon.state().generation;
+                    assert!(generation > before.generation && change.generation == generation);
                     is_reply(&protocol::reply(&change));
                 }
                 Err(problems) => {
@@ -294,7 +350,8 @@ fn configuration(daemon: &mut Daemon, bytes: &[u8], offline: bool) {
             let before = daemon.state();
             match daemon.control.apply(settings) {
                 Ok(change) => {
-                    assert_eq!(change.generation, daemon.state().0);
+                    daemon.is_whole();
+                    assert_eq!(change.generation, daemon.state().generation);
                     daemon.restart();
                 }
                 Err(problems) => {

@@ -154,6 +154,8 @@ fn inbound() -> Vec<Vec<u8>> {
 }
 
 fn control() -> Vec<Vec<u8>> {
+    /// Of one who may change, of one who may not, and with the first calls of the hooks failing in turn.
+    const KINDS: [u8; 7] = [0, 1, 1 << 2, 2 << 2, 3 << 2, 4 << 2, 5 << 2];
     let tunnel = json!({
         "name": "second", "local": "2001:db8::1", "remote": "2001:db8::2", "encryption": "aes-128-ccm",
         "icv_length": 8, "esn": true, "replay_window": 64, "dscp": 46, "df": "clear", "ttl": 9,
@@ -192,7 +194,7 @@ fn control() -> Vec<Vec<u8>> {
     ];
     let calls: Vec<_> = calls.iter().map(|call| serde_json::to_vec(call).expect("JSON")).collect();
     let mut seeds: Vec<_> =
-        calls.iter().flat_map(|call| [0, 1].map(|kind| [&[kind][..], call].concat())).collect();
+        calls.iter().flat_map(|call| KINDS.map(|kind| [&[kind][..], call].concat())).collect();
     seeds.push([&[0][..], &calls.join(&0)].concat());
     let everything = CONFIGURATION
         .replace("local = [\"10.1.0.0/16\"]", "local = [\"any\"]\nprotocol = \"udp\"\nlocal-ports = \"53\"")

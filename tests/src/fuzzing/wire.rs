@@ -91,7 +91,7 @@ fn esp_lengths(bytes: &[u8], layout: &Layout, mtu: u32) {
             assert_eq!(length + around, bytes.len());
             assert!(length >= 2 && length % alignment == 0);
         }
-        None => assert!(bytes.len() <= around || (bytes.len() - around) % alignment != 0),
+        None => assert!(bytes.len() <= around || !(bytes.len() - around).is_multiple_of(alignment)),
     }
     match layout.max_payload(mtu as usize) {
         Some(payload) => {
@@ -191,7 +191,7 @@ fn addresses_of(packet: &[u8]) -> Vec<u8> {
 fn chain(packet: &[u8]) -> Option<(u8, usize, Fragment)> {
     let (mut next, mut at, mut fragment) = (packet[6], 40, Fragment::Whole);
     let mut headers = Vec::new();
-    while matches!(next, 0 | 43 | 44 | 51 | 60 | 135) && fragment != Fragment::Later {
+    while matches!(next, 0 | 43 | 44 | 60) && fragment != Fragment::Later {
         let header = packet.get(at..at + 8)?;
         if next == 44 {
             let field = u16::from_be_bytes([header[2], header[3]]);
@@ -201,11 +201,7 @@ fn chain(packet: &[u8]) -> Option<(u8, usize, Fragment)> {
                 fragment = Fragment::First;
             }
         }
-        at += match next {
-            44 => 8,
-            51 => 4 * (usize::from(header[1]) + 2),
-            _ => 8 * (usize::from(header[1]) + 1),
-        };
+        at += if next == 44 { 8 } else { 8 * (usize::from(header[1]) + 1) };
         headers.push(next);
         next = header[0];
     }
