@@ -3,6 +3,7 @@
 
 pub mod allocator;
 pub mod control;
+pub mod fuzzing;
 pub mod gateway;
 pub mod memory;
 pub mod netns;
