@@ -5,7 +5,8 @@
 //! - Steering (XDP, on arrival) uses [`Cover::of`]: what lies under it goes to the engine, and policy decides
 //!   there. PROTECT and DISCARD selectors count, whichever direction they speak for; with the fallback DISCARD
 //!   the cover is everything.
-//! - The egress guard (tc, unprotected interfaces) uses [`Cover::of_protect`]: clear text under it is dropped.
+//! - The egress guard (tc, on departure) uses [`Cover::of_protect`]: clear text under it is dropped, on
+//!   unprotected interfaces what leaves, on protected ones what came in past the engine.
 //!   DISCARD does not count there, least of all as a fallback: what the guard sees and steering did not is the
 //!   kernel's own traffic, IKE and SSH among it.
 
@@ -83,7 +84,7 @@ impl Cover {
         holds(&self.local, local) && holds(&self.remote, remote)
     }
 
-    /// The egress guard's question, asked of [`Cover::of_protect`]: is clear text from `source` to `destination`
+    /// The egress guard's question outside, asked of [`Cover::of_protect`]: is clear text from `source` to `destination`
     /// to be dropped? The source does not matter: addresses behind a peer are reached through its tunnel or not
     /// at all, even by what the kernel sends from an address of its own. Only where the remote cover is the
     /// whole address space (a default route into the tunnel) the source must lie in the local cover, or the
