@@ -56,13 +56,13 @@ impl Egress {
         self.ways[index] = Some(Box::new(Way { transmitter, next_hops: [None; NEXT_HOPS] }));
     }
 
-    /// Closes a port. Frames the kernel did not complete are dropped for `reason`: it will not bring them back.
-    pub fn close(&mut self, port: PortId, reason: DropReason) {
-        if let Some(mut way) = self.ways.get_mut(usize::from(port.0)).and_then(Option::take) {
-            way.transmitter.reap();
-            settle(&mut way.transmitter, &self.counters);
-            drop_frames(&self.counters, reason, u64::from(way.transmitter.in_flight()));
-        }
+    /// Gives up a port. Frames the kernel did not complete are dropped for `reason`: it will not bring them back.
+    pub fn close(&mut self, port: PortId, reason: DropReason) -> Option<Transmitter> {
+        let mut way = self.ways.get_mut(usize::from(port.0)).and_then(Option::take)?;
+        way.transmitter.reap();
+        settle(&mut way.transmitter, &self.counters);
+        drop_frames(&self.counters, reason, u64::from(way.transmitter.in_flight()));
+        Some(way.transmitter)
     }
 
     fn way(&mut self, port: PortId) -> Option<&mut Way> {
