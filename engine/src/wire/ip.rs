@@ -138,7 +138,7 @@ pub struct IpPacket {
 ///
 /// # Errors
 /// [`Malformed`] with the one reason.
-#[inline]
+#[inline(always)]
 pub fn parse(bytes: &[u8]) -> Result<IpPacket, Malformed> {
     match bytes.first().ok_or(Malformed::TooShort)? >> 4 {
         4 => parse_v4(bytes),
@@ -147,7 +147,7 @@ pub fn parse(bytes: &[u8]) -> Result<IpPacket, Malformed> {
     }
 }
 
-#[inline]
+#[inline(always)]
 fn parse_v4(bytes: &[u8]) -> Result<IpPacket, Malformed> {
     let fixed = bytes.first_chunk::<IPV4_LENGTH>().ok_or(Malformed::TooShort)?;
     let header_length = usize::from(fixed[0] & 0x0f) * 4;
@@ -282,7 +282,7 @@ fn extension_headers(packet: &[u8], next_header: u8) -> Result<Chain, Malformed>
 }
 
 /// Ports or type and code, where they are there to be read.
-#[inline]
+#[inline(always)]
 fn upper(protocol: u8, payload: &[u8], fragment: Fragment) -> Upper {
     if fragment == Fragment::Later {
         return Upper::Opaque;
