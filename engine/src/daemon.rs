@@ -12,13 +12,15 @@
 //!
 //! The order is what keeps the start closed: a hook that is switched before its maps are filled leaks.
 
+use std::collections::{BTreeMap, VecDeque};
+use std::error::Error;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::control::check;
 use crate::control::config::XdpMode;
@@ -217,7 +219,6 @@ struct Daemon {
     hooks: Arc<Hooks>,
     workers: Arc<packet_io::Datapath>,
     cores: Vec<usize>,
-    links: mpsc::Sender<LinkEvent>,
     link_events: Mutex<Option<mpsc::Receiver<LinkEvent>>>,
     _mirror: Mirror,
 }
@@ -251,7 +252,7 @@ impl Daemon {
 
         let (links, link_events) = mpsc::channel();
         let mirror = {
-            let (tables, hooks, links) = (tables.clone(), hooks.clone(), links.clone());
+            let (tables, hooks) = (tables.clone(), hooks.clone());
             let names =
                 settings.interfaces.iter().map(|interface| (interface.name.as_str().into(), interface.side));
             let publish = move |network: Arc<Network>| {
@@ -303,7 +304,7 @@ impl Daemon {
         let workers = packet_io::Datapath::start(&config, process, hooks.clone(), neighbours);
         let workers = Arc::new(workers.map_err(|error| error.to_string())?);
         let link_events = Mutex::new(Some(link_events));
-        Ok(Self { tables, hooks, workers, cores: config.cores, links, link_events, _mirror: mirror })
+        Ok(Self { tables, hooks, workers, cores: config.cores, link_events, _mirror: mirror })
     }
 
     fn control(&self, settings: &Settings, keyring: Keyring, config: &Path) -> Arc<Control> {
@@ -336,50 +337,124 @@ impl Daemon {
         }
         let events = self.link_events.lock().unwrap_or_else(PoisonError::into_inner).take();
         let events = events.ok_or("the hooks were opened twice")?;
-        let follower = LinkFollower {
-            hooks: self.hooks.clone(),
-            workers: self.workers.clone(),
-            again: self.links.clone(),
-        };
-        let thread =
-            std::thread::Builder::new().name("adit-links".into()).spawn(move || follower.run(&events));
+        let links = Links { hooks: self.hooks.clone(), workers: self.workers.clone() };
+        let thread = std::thread::Builder::new()
+            .name("adit-links".into())
+            .spawn(move || follow_links(&links, &events));
         thread.map(drop).map_err(|error| format!("a thread: {error}"))
     }
 }
 
-/// Keeps sockets and hooks up with interfaces that come and go.
-struct LinkFollower {
-    hooks: Arc<Hooks>,
-    workers: Arc<packet_io::Datapath>,
-    again: mpsc::Sender<LinkEvent>,
+/// What has to follow a port's interface.
+trait PortParts {
+    /// Hooks onto the interface that the port has now. Without sockets they drop what they would redirect.
+    fn hook(&self, port: PortId, ifindex: u32) -> Result<(), Box<dyn Error>>;
+    /// Forgets the interface that the port had.
+    fn unhook(&self, port: PortId);
+    /// Closes sockets, or opens them.
+    fn sockets(&self, port: PortId, event: packet_io::LinkEvent) -> Result<(), Box<dyn Error>>;
 }
 
-impl LinkFollower {
-    fn run(&self, events: &mpsc::Receiver<LinkEvent>) {
-        for event in events {
-            if let Err(error) = self.follow(event) {
-                tracing::warn!(port = event.port.0, %error, "the port stays closed; trying again");
-                std::thread::sleep(RETRY);
-                // Behind what has happened since: if the interface is gone again, that is said there.
-                let _ = self.again.send(event);
+struct Links {
+    hooks: Arc<Hooks>,
+    workers: Arc<packet_io::Datapath>,
+}
+
+impl PortParts for Links {
+    fn hook(&self, port: PortId, ifindex: u32) -> Result<(), Box<dyn Error>> {
+        let mut hooks = self.hooks.lock();
+        hooks.load(port, ifindex)?;
+        Ok(hooks.switch(port)?)
+    }
+
+    fn unhook(&self, port: PortId) {
+        self.hooks.lock().forget(port);
+    }
+
+    fn sockets(&self, port: PortId, event: packet_io::LinkEvent) -> Result<(), Box<dyn Error>> {
+        Ok(self.workers.link_event(port, event)?)
+    }
+}
+
+/// Keeps hooks and sockets up with interfaces that come and go, until nobody tells of them any more.
+fn follow_links(parts: &impl PortParts, events: &mpsc::Receiver<LinkEvent>) {
+    let mut backlogs: BTreeMap<PortId, Backlog> = BTreeMap::new();
+    loop {
+        let retry_at = backlogs.values().filter_map(|backlog| backlog.retry_at).min();
+        let event = match retry_at {
+            Some(at) => events.recv_timeout(at.saturating_duration_since(Instant::now())),
+            None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match event {
+            Ok(LinkEvent { port, change }) => backlogs.entry(port).or_default().add(change),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        // What was said meanwhile may have overtaken what would be tried now.
+        for LinkEvent { port, change } in events.try_iter() {
+            backlogs.entry(port).or_default().add(change);
+        }
+        let now = Instant::now();
+        for (&port, backlog) in backlogs.iter_mut().filter(|(_, backlog)| backlog.is_due(now)) {
+            if let Err(error) = backlog.work(|change| follow(parts, port, change)) {
+                tracing::warn!(port = port.0, %error, "the port stays closed; trying again");
             }
         }
     }
+}
 
-    fn follow(&self, LinkEvent { port, change }: LinkEvent) -> Result<(), Box<dyn std::error::Error>> {
-        use packet_io::LinkEvent as Io;
-        match change {
-            LinkChange::Up => self.workers.link_event(port, Io::Up)?,
-            LinkChange::Down => self.workers.link_event(port, Io::Down)?,
-            LinkChange::Gone => {
-                self.workers.link_event(port, Io::Gone)?;
-                self.hooks.lock().forget(port);
+fn follow(parts: &impl PortParts, port: PortId, change: LinkChange) -> Result<(), Box<dyn Error>> {
+    use packet_io::LinkEvent as Io;
+    match change {
+        LinkChange::Up => parts.sockets(port, Io::Up),
+        LinkChange::Down => parts.sockets(port, Io::Down),
+        LinkChange::Gone => {
+            parts.sockets(port, Io::Gone)?;
+            parts.unhook(port);
+            Ok(())
+        }
+        LinkChange::Appeared { ifindex } => {
+            // The hooks first: their maps are filled, and until they are on, the interface is open. That must not
+            // take as long as opening sockets does, nor depend on it.
+            parts.hook(port, ifindex)?;
+            parts.sockets(port, Io::Appeared { ifindex })
+        }
+    }
+}
+
+/// What is still to be done for one port, in order. A change that fails is tried again and holds up its own port's
+/// later ones only, until one of those makes it moot.
+#[derive(Default)]
+struct Backlog {
+    changes: VecDeque<LinkChange>,
+    retry_at: Option<Instant>,
+}
+
+impl Backlog {
+    fn add(&mut self, change: LinkChange) {
+        let overtaken = |earlier: &LinkChange| match change {
+            // The new interface's hooks must not wait for the old one's sockets to close, which opening the new ones
+            // sees to.
+            LinkChange::Gone | LinkChange::Appeared { .. } => true,
+            LinkChange::Up | LinkChange::Down => matches!(earlier, LinkChange::Up | LinkChange::Down),
+        };
+        self.changes.retain(|earlier| !overtaken(earlier));
+        self.changes.push_back(change);
+        self.retry_at = None;
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        !self.changes.is_empty() && self.retry_at.is_none_or(|at| at <= now)
+    }
+
+    fn work<E>(&mut self, mut follow: impl FnMut(LinkChange) -> Result<(), E>) -> Result<(), E> {
+        self.retry_at = None;
+        while let Some(&change) = self.changes.front() {
+            if let Err(error) = follow(change) {
+                self.retry_at = Some(Instant::now() + RETRY);
+                return Err(error);
             }
-            LinkChange::Appeared { ifindex } => {
-                self.hooks.lock().load(port, ifindex)?;
-                self.workers.link_event(port, Io::Appeared { ifindex })?;
-                self.hooks.lock().switch(port)?;
-            }
+            self.changes.pop_front();
         }
         Ok(())
     }
@@ -498,4 +573,82 @@ fn socket_counters(sockets: &[&crate::io::datapath::SocketReport]) -> Vec<Counte
         counters.push(sum(name, &|socket| socket.xdp[index]));
     }
     counters
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+    use LinkChange::{Appeared, Down, Gone, Up};
+
+    const PORT: PortId = PortId(0);
+
+    /// Interface 5 has hooks that fail, interface 6 sockets that do.
+    #[derive(Default)]
+    struct Parts(RefCell<Vec<String>>);
+
+    impl PortParts for Parts {
+        fn hook(&self, _: PortId, ifindex: u32) -> Result<(), Box<dyn Error>> {
+            self.0.borrow_mut().push(format!("hook {ifindex}"));
+            if ifindex == 5 { Err("no such interface".into()) } else { Ok(()) }
+        }
+        fn unhook(&self, _: PortId) {
+            self.0.borrow_mut().push("unhook".into());
+        }
+        fn sockets(&self, _: PortId, event: packet_io::LinkEvent) -> Result<(), Box<dyn Error>> {
+            self.0.borrow_mut().push(format!("{event:?}"));
+            match event {
+                packet_io::LinkEvent::Appeared { ifindex: 6 } => Err("busy".into()),
+                _ => Ok(()),
+            }
+        }
+    }
+
+    impl Parts {
+        fn work(&self, backlog: &mut Backlog) -> (bool, String) {
+            let done = backlog.work(|change| follow(self, PORT, change)).is_ok();
+            (done, self.0.take().join(", "))
+        }
+    }
+
+    #[test]
+    fn an_interface_that_came_back_is_hooked_before_and_without_its_sockets() {
+        let (parts, mut backlog) = (Parts::default(), Backlog::default());
+        backlog.add(Appeared { ifindex: 6 });
+        let (done, steps) = parts.work(&mut backlog);
+        assert_eq!((done, &*steps), (false, "hook 6, Appeared { ifindex: 6 }"));
+        assert!(!backlog.is_due(Instant::now()));
+        assert!(backlog.is_due(Instant::now() + RETRY));
+    }
+
+    #[test]
+    fn what_failed_is_not_tried_again_behind_what_came_later() {
+        let (parts, mut backlog) = (Parts::default(), Backlog::default());
+        backlog.add(Appeared { ifindex: 5 });
+        backlog.add(Up);
+        assert_eq!(parts.work(&mut backlog), (false, "hook 5".into()));
+        // Deleted and made again meanwhile: interface 5 will never come back.
+        for change in [Gone, Appeared { ifindex: 7 }, Up, Down, Up] {
+            backlog.add(change);
+        }
+        assert!(backlog.is_due(Instant::now()));
+        let steps = "hook 7, Appeared { ifindex: 7 }, Up";
+        assert_eq!(parts.work(&mut backlog), (true, steps.into()));
+        assert!(!backlog.is_due(Instant::now() + RETRY), "nothing is left to try");
+        backlog.add(Gone);
+        assert_eq!(parts.work(&mut backlog), (true, "Gone, unhook".into()));
+    }
+
+    #[test]
+    fn a_port_that_fails_does_not_hold_up_another() {
+        let (links, events) = mpsc::channel();
+        for (port, change) in [(0, Appeared { ifindex: 5 }), (1, Appeared { ifindex: 8 }), (1, Up)] {
+            links.send(LinkEvent { port: PortId(port), change }).unwrap();
+        }
+        drop(links);
+        let parts = Parts::default();
+        follow_links(&parts, &events);
+        assert_eq!(parts.0.take(), ["hook 5", "hook 8", "Appeared { ifindex: 8 }", "Up"]);
+    }
 }

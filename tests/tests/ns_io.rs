@@ -327,6 +327,35 @@ fn under_overload_every_frame_is_accounted_for() {
 }
 
 #[test]
+fn reports_do_not_wait_for_links() {
+    if !root() {
+        return;
+    }
+    let bench = Bench::new(1, AttachMode::Native);
+    let sockets_of_a = || bench.datapath.report().sockets.iter().filter(|socket| socket.port == A).count();
+    assert_eq!(sockets_of_a(), 1);
+    // Closing waits in the registry, as it waits for the kernel, until this is let go.
+    let held = bench.registry.0.lock().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| bench.link(A, LinkEvent::Down));
+        let (reported, reports) = std::sync::mpsc::channel();
+        scope.spawn(move || {
+            while sockets_of_a() > 0 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            reported.send(()).unwrap();
+        });
+        let result = reports.recv_timeout(LIMIT);
+        drop(held);
+        result.expect("a report while a link event is under way");
+    });
+    bench.link(A, LinkEvent::Up);
+    assert_eq!(bench.datapath.report().sockets.len(), 3);
+    send(&bench.a, Wish::Forward, 0..100);
+    bench.at_rest(100);
+}
+
+#[test]
 fn a_port_that_goes_down_comes_back_and_disturbs_no_other() {
     if !root() {
         return;

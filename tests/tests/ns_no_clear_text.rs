@@ -178,15 +178,8 @@ fn inside_interface_deleted_and_recreated() {
     b.assert_conservation();
 }
 
-#[test]
-fn outside_interface_deleted_and_recreated() {
-    let topology = Topology::new(1);
-    let (a, b) = Gateway::pair(&topology, &restartable());
-    let listener = Listener::start(&topology, "right");
-    let traffic = Traffic::start(&topology);
-    traffic.flows();
-    topology.inside("ga", "ip link delete dev out0");
-    traffic.beats_on();
+/// A new interface outside of A, where there is none.
+fn make_outside(topology: &Topology) {
     topology.inside(
         "ga",
         &format!("ip link add name out0 type veth peer name left netns {}", topology.namespace("wire")),
@@ -206,11 +199,115 @@ fn outside_interface_deleted_and_recreated() {
     ] {
         topology.inside("ga", line);
     }
+}
+
+#[test]
+fn outside_interface_deleted_and_recreated() {
+    let topology = Topology::new(1);
+    let (a, b) = Gateway::pair(&topology, &restartable());
+    let listener = Listener::start(&topology, "right");
+    let traffic = Traffic::start(&topology);
+    traffic.flows();
+    topology.inside("ga", "ip link delete dev out0");
+    traffic.beats_on();
+    make_outside(&topology);
     traffic.flows();
     traffic.stop();
     listener.stop().assert_no_clear_text(|_, _| false);
     a.assert_conservation();
     b.assert_conservation();
+}
+
+/// B's hooks are open: its kernel forwards to A's inside host in clear.
+fn only_a_is_closed(topology: &Topology) -> (Gateway<'_>, Gateway<'_>) {
+    let (a, mut b) = Gateway::pair(topology, &restartable());
+    b.end(Signal::TERM);
+    b.detach();
+    (a, b)
+}
+
+/// Clear text from behind B to A's inside host, for as long as it lives.
+struct Inward {
+    sinks: [Sink; 2],
+    _sources: [Source; 2],
+}
+
+impl Inward {
+    fn start(topology: &Topology) -> Self {
+        Self {
+            sinks: [Sink::start(topology, "ha", 7000), Sink::start(topology, "ha", 7001)],
+            _sources: [
+                Source::start(topology, "hb", "10.1.0.2:7000", 200, 500, u64::MAX),
+                Source::start(topology, "hb", "[2001:db8:1::2]:7001", 200, 500, u64::MAX),
+            ],
+        }
+    }
+
+    /// Nothing arrives, while the gateway itself still speaks with the inside.
+    fn is_held(&self, topology: &Topology) {
+        std::thread::sleep(Duration::from_millis(700));
+        topology.inside("ga", "ping -c 1 -W 2 10.1.0.2");
+        topology.inside("ga", "ping -c 1 -W 2 2001:db8:1::2");
+        topology.inside("ha", "ping -c 1 -W 2 10.1.0.1");
+        for sink in &self.sinks {
+            assert_eq!(sink.received(), 0, "clear text reached an inside host");
+        }
+    }
+
+    /// That it did not was the gateway's doing.
+    fn arrives(&self) {
+        eventually("the kernel forwards it", Duration::from_secs(10), || {
+            self.sinks.iter().all(|sink| sink.received() > 50)
+        });
+    }
+}
+
+/// The engine is dead, and outside there is a new interface that nobody put a program on.
+#[test]
+fn inward_by_an_outside_interface_without_its_program() {
+    let topology = Topology::new(1);
+    let (mut a, _b) = only_a_is_closed(&topology);
+    a.end(Signal::KILL);
+    topology.inside("ga", "ip link delete dev out0");
+    make_outside(&topology);
+    topology.inside("ga", "ip -6 address add 2001:db8:f::1/64 dev out0 nodad");
+    topology.inside("ga", "ping -c 1 -W 2 192.0.2.2");
+    topology.inside("ga", "ping -c 1 -W 2 2001:db8:f::2");
+    let inward = Inward::start(&topology);
+    inward.is_held(&topology);
+    a.detach();
+    inward.arrives();
+}
+
+/// Everything runs, and there is a second way to the outside that the configuration does not name.
+#[test]
+fn inward_by_an_interface_that_is_not_steered() {
+    let topology = Topology::new(1);
+    let (mut a, _b) = only_a_is_closed(&topology);
+    let gb = topology.namespace("gb");
+    for (name, line) in [
+        ("ga", format!("ip link add name side0 type veth peer name side0 netns {gb}").as_str()),
+        ("ga", "ip link set dev side0 up"),
+        ("gb", "ip link set dev side0 up"),
+        ("ga", "ip address add 203.0.113.1/30 dev side0"),
+        ("gb", "ip address add 203.0.113.2/30 dev side0"),
+        ("ga", "ip -6 address add 2001:db8:5::1/64 dev side0 nodad"),
+        ("gb", "ip -6 address add 2001:db8:5::2/64 dev side0 nodad"),
+        ("gb", "ip route add 10.1.0.0/24 via 203.0.113.1"),
+        ("gb", "ip -6 route add 2001:db8:1::/64 via 2001:db8:5::1"),
+    ] {
+        topology.inside(name, line);
+    }
+    let inward = Inward::start(&topology);
+    inward.is_held(&topology);
+    let stats = a.json(&["stats"]);
+    let counters = stats["steering"].as_array().unwrap();
+    let dropped = counters.iter().find(|counter| counter["name"] == "guard_drop_clear_text").unwrap();
+    assert!(dropped["value"].as_u64().unwrap() > 100, "{stats}");
+    a.end(Signal::KILL);
+    inward.is_held(&topology);
+    a.detach();
+    inward.arrives();
 }
 
 /// What the gateway itself sends to a protected prefix takes the kernel's default route outside: the guard on

@@ -199,6 +199,27 @@ const CASES: &[(DropReason, fn())] = &[
         with_policy(Action::Discard).assert_drops(OUTSIDE, &inner(), DropReason::PolicyDiscard);
         let unmeant = udp(Site::B.host(false), address("10.9.0.1"), 10);
         gateway().assert_drops(INSIDE, &unmeant, DropReason::PolicyDiscard);
+        // A later fragment shows no ports: it may be the rest of what the first policy does not let through, and
+        // goes by no BYPASS behind it, either way.
+        let port = |first, last| PortRange { first, last };
+        for (local, remote) in [(port(0, 65535), port(1, 32768)), (port(1, 32768), port(0, 65535))] {
+            let narrow = Selector {
+                protocol: Some(UDP),
+                upper: UpperSelector::Ports { local, remote },
+                ..everything()
+            };
+            let mut options = Options::new();
+            options.policies = vec![
+                policy("narrow", vec![narrow], Action::Discard),
+                policy("wide", vec![everything()], Action::Bypass),
+            ];
+            let mut gateway = Gateway::new(Site::B, &options);
+            let later = |packet| with_fragment_field(packet, 8);
+            gateway.assert_drops(INSIDE, &later(outbound()), DropReason::PolicyDiscard);
+            gateway.assert_drops(OUTSIDE, &later(inner()), DropReason::PolicyDiscard);
+            let other_protocol = later(ip(Site::B.host(false), Site::A.host(false), 47, &[0; 100]));
+            assert_eq!(gateway.run(INSIDE, &[other_protocol]).len(), 1, "not a piece of any UDP datagram");
+        }
         // Tables that are not there yet let nothing by.
         let mut empty = gateway();
         empty.engine.tables.spd.replace(None);

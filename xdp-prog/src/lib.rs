@@ -19,7 +19,7 @@ struct Aligned<Bytes: ?Sized> {
 pub const STEER_PROGRAM: &str = "steer";
 /// The tc program: decides on departure.
 pub const GUARD_PROGRAM: &str = "guard";
-/// Read-only global that tells [`STEER_PROGRAM`] its side.
+/// Read-only global that tells both programs their side.
 pub const PORT_SIDE: &str = "port_side";
 /// Value of [`PORT_SIDE`] inside.
 pub const SIDE_PROTECTED: u32 = 0;
@@ -127,7 +127,7 @@ outcomes! {
     DropNoSocket "drop_no_socket" "For the engine, and no engine listens on the receive queue.";
     GuardPass "guard_pass" "Leaving: nothing that the policy protects.";
     GuardPassIpsec "guard_pass_ipsec" "Leaving under the cover: ESP, AH, or the gateway's own IKE.";
-    GuardDropClearText "guard_drop_clear_text" "Leaving in clear, though the policy protects it: held back.";
+    GuardDropClearText "guard_drop_clear_text" "Leaving in clear for either side, though the policy protects it: held back.";
     GuardDropMalformed "guard_drop_malformed" "Leaving, and too short for what the decision needs: held back.";
 }
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only */
 /*
  * adit in the kernel: `steer` decides on arrival which frames the engine gets, `guard` holds back on departure
- * what must not leave in clear. One rule stands above the rest: a frame that the policy would PROTECT or DISCARD
+ * what must not cross the boundary in clear, either way: it is the second line, for whatever came by an interface
+ * where `steer` is not, or not yet. One rule stands above the rest: a frame that the policy would PROTECT or DISCARD
  * is never given to the kernel. So what cannot be read is dropped, and so is what nobody listens for.
  *
  * Loaded once for every interface, with maps of its own (`xsks_map`, `counters`) and maps that all share.
@@ -12,7 +13,7 @@
 
 const char license_string[] SEC("license") = "Dual MIT/GPL";
 
-/* Written by the loader before the kernel sees the program; the verifier removes the other side's branches. */
+/* Written by the loader before the kernel sees the programs; the verifier removes the other side's branches. */
 volatile const __u32 port_side = ADIT_SIDE_UNPROTECTED;
 
 /* This interface's sockets by receive queue. One map for two interfaces would deliver to the wrong device. */
@@ -100,12 +101,13 @@ INLINE void count(__u32 outcome)
 }
 
 /*
- * What the kernel never forwards, and needs. IPv4 link-local is the exception in both: Linux does forward it, and
+ * What the kernel never forwards, and needs. (Neighbour discovery it does forward, like any packet, if it is neither
+ * to the link nor to us: see `decide`.) IPv4 link-local is the exception in both: Linux does forward it, and
  * people number tunnels with it, so where a selector names it the policy has the say.
  */
-INLINE int is_link_business(void *data, void *data_end, const struct packet *packet)
+INLINE int is_link_business(const struct packet *packet)
 {
-	if (is_multicast(packet) || is_neighbour_discovery(data, data_end, packet))
+	if (is_multicast(packet))
 		return 1;
 	if (!is_link_local(packet))
 		return 0;
@@ -180,10 +182,13 @@ INLINE enum adit_outcome decide_own(void *data, void *data_end, const struct pac
 
 INLINE enum adit_outcome decide(void *data, void *data_end, const struct packet *packet)
 {
-	if (is_link_business(data, data_end, packet))
+	if (is_link_business(packet))
 		return ADIT_pass_link;
-	if (is_own(packet, &packet->destination))
+	if (is_own(packet, &packet->destination)) {
+		if (is_neighbour_discovery(data, data_end, packet))
+			return ADIT_pass_link;
 		return decide_own(data, data_end, packet);
+	}
 	if (port_side == ADIT_SIDE_PROTECTED)
 		return remote_cover(packet, &packet->destination) ? ADIT_engine_outbound : ADIT_pass_outside;
 	if (remote_cover(packet, &packet->source) && local_cover(packet, &packet->destination))
@@ -235,6 +240,8 @@ int steer(struct xdp_md *ctx)
 #define GUARD_DROP 2
 /* Enough for every header that a decision reads. */
 #define GUARD_PULL_BYTES 512
+/* The guard is for PROTECT: what DISCARD means, `steer` and the engine see to. */
+#define GUARDED (ADIT_PROTECT | ADIT_PROTECT_EVERYWHERE)
 
 /*
  * IKE of this gateway's own daemon: from one of our addresses and ports. (A first fragment has the ports; later
@@ -250,12 +257,11 @@ INLINE int is_own_ike(void *data, void *data_end, const struct packet *packet)
 	return is_own(packet, &packet->source);
 }
 
-INLINE enum adit_outcome decide_guard(void *data, void *data_end, const struct packet *packet)
+/* Leaving for outside: what the policy means to be protected from here on. */
+INLINE enum adit_outcome decide_guard_outward(void *data, void *data_end, const struct packet *packet)
 {
-	if (is_link_business(data, data_end, packet))
-		return ADIT_guard_pass;
 	__u32 destination = remote_cover(packet, &packet->destination);
-	if (!(destination & (ADIT_PROTECT | ADIT_PROTECT_EVERYWHERE)))
+	if (!(destination & GUARDED))
 		return ADIT_guard_pass;
 	if (packet->protocol_known && (packet->protocol == PROTOCOL_ESP || packet->protocol == PROTOCOL_AH))
 		return ADIT_guard_pass_ipsec;
@@ -265,9 +271,37 @@ INLINE enum adit_outcome decide_guard(void *data, void *data_end, const struct p
 	if (destination & ADIT_PROTECT)
 		return ADIT_guard_drop_clear_text;
 	/* It means everything, the gateway's own business outside included: the source decides. */
-	if (local_cover(packet, &packet->source) & (ADIT_PROTECT | ADIT_PROTECT_EVERYWHERE))
+	if (local_cover(packet, &packet->source) & GUARDED)
 		return ADIT_guard_drop_clear_text;
 	return ADIT_guard_pass;
+}
+
+/*
+ * Leaving for inside: selectors reversed, both of them, as for what arrives from outside. The engine's own frames
+ * leave by AF_XDP and are not seen here, so this is clear text that never met the policy (RFC 4301 section 5.2).
+ * ESP is no exception: to an inside host, without a tunnel of ours around it, it is traffic like any other.
+ */
+INLINE enum adit_outcome decide_guard_inward(const struct packet *packet, __u32 came_by)
+{
+	if (!(remote_cover(packet, &packet->source) & GUARDED) || !(local_cover(packet, &packet->destination) & GUARDED))
+		return ADIT_guard_pass;
+	/*
+	 * A remote prefix that contains our own networks is common (10.0.0.0/8, everything), and the gateway answers
+	 * its neighbours. Only what it made itself: IPv6 forwards a packet that borrows one of our addresses.
+	 */
+	if (!came_by && is_own(packet, &packet->source))
+		return ADIT_guard_pass;
+	return ADIT_guard_drop_clear_text;
+}
+
+INLINE enum adit_outcome decide_guard(void *data, void *data_end, const struct packet *packet, __u32 came_by)
+{
+	/* What the kernel forwards has lost its hop limit of 255: this is its own discovery. */
+	if (is_link_business(packet) || is_neighbour_discovery(data, data_end, packet))
+		return ADIT_guard_pass;
+	if (port_side == ADIT_SIDE_PROTECTED)
+		return decide_guard_inward(packet, came_by);
+	return decide_guard_outward(data, data_end, packet);
 }
 
 SEC("classifier")
@@ -286,7 +320,8 @@ int guard(struct __sk_buff *skb)
 		outcome = ADIT_guard_pass;
 		break;
 	case PARSED_IP:
-		outcome = decide_guard(data, data_end, &packet);
+		/* 0: made here. */
+		outcome = decide_guard(data, data_end, &packet, skb->ingress_ifindex);
 		break;
 	case PARSED_TOO_MANY_TAGS:
 	case PARSED_MALFORMED:

@@ -28,7 +28,7 @@
 	X(drop_no_socket)       /* for the engine, and no engine listens on this queue */                              \
 	X(guard_pass)           /* nothing that the policy protects */                                                 \
 	X(guard_pass_ipsec)     /* ESP, AH, or our own IKE, under the cover */                                         \
-	X(guard_drop_clear_text) /* in clear to an address under the PROTECT cover */                                  \
+	X(guard_drop_clear_text) /* in clear across the boundary, under the PROTECT cover */                                  \
 	X(guard_drop_malformed) /* as drop_malformed */
 
 #define ADIT_ENUMERATOR(name) ADIT_##name,

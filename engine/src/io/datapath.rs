@@ -147,8 +147,7 @@ struct OpenSocket {
 }
 
 struct PortState {
-    port: PortId,
-    interface: String,
+    interface: PortInterface,
     sockets: Vec<OpenSocket>,
 }
 
@@ -157,6 +156,9 @@ pub struct Datapath {
     shared: Arc<Shared>,
     vitals: Vec<Arc<Vitals>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Held while a port's sockets are opened or closed, which takes seconds when the kernel is slow to let go.
+    link_event: Mutex<()>,
+    /// Held to read or to swap lists of sockets, and never across anything that waits: control reads it too.
     ports: Mutex<Vec<PortState>>,
     sockets: SocketOptions,
     registry: Arc<dyn SocketRegistry>,
@@ -196,22 +198,20 @@ impl Datapath {
             quiet: AtomicU32::new(0),
         });
         let vitals: Vec<_> = (0..workers).map(|_| Arc::new(Vitals::new(Arc::default()))).collect();
-        let states = config.ports.iter().map(|port| PortState {
-            port: port.port,
-            interface: port.interface.clone(),
-            sockets: Vec::new(),
-        });
+        let states =
+            config.ports.iter().map(|port| PortState { interface: port.clone(), sockets: Vec::new() });
         let datapath = Self {
             shared,
             vitals,
             threads: Mutex::new(Vec::new()),
+            link_event: Mutex::new(()),
             ports: Mutex::new(states.collect()),
             sockets: config.sockets,
             registry,
         };
         // The sockets wait in the workers' letter boxes: nothing runs before every one of them is bound.
-        for state in lock(&datapath.ports).iter_mut() {
-            datapath.open_port(state)?;
+        for port in &config.ports {
+            datapath.open_port(port)?;
         }
         let process = Arc::new(process);
         for (number, &core) in config.cores.iter().take(workers).enumerate() {
@@ -242,24 +242,18 @@ impl Datapath {
 
     /// Opens a socket for every queue and hands them to the workers: queue q to worker q modulo their number.
     /// The first of a worker's sockets also transmits.
-    fn open_port(&self, state: &mut PortState) -> Result<(), StartError> {
-        let queues = queues_of(&state.interface)?;
+    fn open_port(&self, PortInterface { port, interface }: &PortInterface) -> Result<(), StartError> {
+        let queues = queues_of(interface)?;
         let workers = self.vitals.len() as u32;
         if queues < workers {
-            tracing::warn!(
-                interface = state.interface,
-                queues,
-                workers,
-                "some workers cannot transmit there"
-            );
+            tracing::warn!(interface, queues, workers, "some workers cannot transmit there");
         }
         let mut halves: Vec<(Vec<Receiver>, Option<Transmitter>)> = Vec::new();
         halves.resize_with(workers as usize, || (Vec::new(), None));
         let mut sockets = Vec::new();
         for queue in 0..queues {
             let (receiver, transmitter) =
-                open(state.port, &state.interface, queue, queue < workers, &self.sockets)
-                    .map_err(StartError::Open)?;
+                open(*port, interface, queue, queue < workers, &self.sockets).map_err(StartError::Open)?;
             let worker = queue % workers;
             sockets.push(OpenSocket { queue, worker, counters: receiver.counters.clone() });
             let (receivers, transmitters) = &mut halves[worker as usize];
@@ -269,53 +263,66 @@ impl Datapath {
             }
         }
         for receiver in halves.iter().flat_map(|(receivers, _)| receivers) {
-            self.registry.insert_socket(state.port, receiver.queue, receiver.as_fd()).map_err(|cause| {
-                StartError::Register { interface: state.interface.clone(), queue: receiver.queue, cause }
+            self.registry.insert_socket(*port, receiver.queue, receiver.as_fd()).map_err(|cause| {
+                StartError::Register { interface: interface.clone(), queue: receiver.queue, cause }
             })?;
         }
-        state.sockets = sockets;
+        self.swap_sockets(*port, sockets);
         for (mailbox, (receivers, transmitter)) in self.shared.mailboxes.iter().zip(halves) {
             mailbox.command(Command::Open(receivers, transmitter.map(Box::new)));
         }
         Ok(())
     }
 
-    fn close_port(&self, state: &mut PortState) -> Result<(), StartError> {
-        for socket in state.sockets.drain(..) {
-            if let Err(error) = self.registry.remove_socket(state.port, socket.queue) {
-                tracing::debug!(interface = state.interface, queue = socket.queue, %error, "socket not removed");
+    /// Replaces the list of a port's sockets; returns the one it had.
+    fn swap_sockets(&self, port: PortId, sockets: Vec<OpenSocket>) -> Vec<OpenSocket> {
+        let mut ports = lock(&self.ports);
+        let state = ports.iter_mut().find(|state| state.interface.port == port);
+        state.map_or_else(Vec::new, |state| std::mem::replace(&mut state.sockets, sockets))
+    }
+
+    fn close_port(&self, PortInterface { port, interface }: &PortInterface) -> Result<(), StartError> {
+        for socket in self.swap_sockets(*port, Vec::new()) {
+            if let Err(error) = self.registry.remove_socket(*port, socket.queue) {
+                tracing::debug!(interface, queue = socket.queue, %error, "socket not removed");
             }
         }
         let (done, closed) = mpsc::channel();
         for mailbox in &self.shared.mailboxes {
-            mailbox.command(Command::Close(state.port, done.clone()));
+            mailbox.command(Command::Close(*port, done.clone()));
         }
         drop(done);
         // Nobody sends: the channel breaks when the last socket is closed.
         match closed.recv_timeout(Duration::from_secs(2)) {
             Ok(()) | Err(RecvTimeoutError::Disconnected) => Ok(()),
-            Err(RecvTimeoutError::Timeout) => Err(StartError::Stuck { interface: state.interface.clone() }),
+            Err(RecvTimeoutError::Timeout) => Err(StartError::Stuck { interface: interface.clone() }),
         }
     }
 
     /// Tells the datapath what happened to an interface. Its sockets are closed, or opened and registered; other
-    /// ports are not disturbed. Blocks for some milliseconds: not for a worker's thread. Call it in the network
-    /// namespace of the interfaces.
+    /// ports are not disturbed, and [`Datapath::report`] does not wait for it. Blocks for some milliseconds, or for
+    /// seconds while another event is under way: not for a worker's thread. Call it in the network namespace of the
+    /// interfaces.
     ///
     /// # Errors
     /// The port stays closed; the same event may be tried again.
     pub fn link_event(&self, port: PortId, event: LinkEvent) -> Result<(), StartError> {
-        let mut ports = lock(&self.ports);
-        let state = ports.iter_mut().find(|state| state.port == port).ok_or(StartError::UnknownPort(port))?;
-        tracing::info!(interface = state.interface, ?event, "link");
-        let open = |socket: &OpenSocket| !socket.counters.closed.load(Ordering::Relaxed);
+        let _one_at_a_time = lock(&self.link_event);
+        let (interface, is_open) = {
+            let ports = lock(&self.ports);
+            let state = ports.iter().find(|state| state.interface.port == port);
+            let PortState { interface, sockets } = state.ok_or(StartError::UnknownPort(port))?;
+            let closed = |socket: &OpenSocket| socket.counters.closed.load(Ordering::Relaxed);
+            (interface.clone(), !sockets.is_empty() && !sockets.iter().any(closed))
+        };
+        tracing::info!(interface = interface.interface, ?event, "link");
         match event {
-            LinkEvent::Up if !state.sockets.is_empty() && state.sockets.iter().all(open) => Ok(()),
+            LinkEvent::Up if is_open => Ok(()),
             LinkEvent::Up | LinkEvent::Appeared { .. } => {
-                self.close_port(state)?;
-                self.open_port(state)
+                self.close_port(&interface)?;
+                self.open_port(&interface)
             }
-            LinkEvent::Down | LinkEvent::Gone => self.close_port(state),
+            LinkEvent::Down | LinkEvent::Gone => self.close_port(&interface),
         }
     }
 
@@ -464,8 +471,8 @@ impl SocketReport {
     fn read(state: &PortState, socket: &OpenSocket) -> Self {
         let counters = &socket.counters;
         Self {
-            port: state.port,
-            interface: state.interface.clone(),
+            port: state.interface.port,
+            interface: state.interface.interface.clone(),
             queue: socket.queue,
             worker: socket.worker,
             zero_copy: counters.zero_copy.load(Ordering::Relaxed),

@@ -1,7 +1,7 @@
 //! Steering: which frames the kernel gives to the engine, and what it may send in clear.
 //!
-//! Two programs of [`adit_xdp_prog`] are loaded for every interface, one on XDP, one on the egress hook of
-//! unprotected interfaces. Their links are pinned under `BPFFS/adit/INSTANCE`, so they outlive this process: after
+//! Two programs of [`adit_xdp_prog`] are loaded for every interface, one on XDP, one on the egress hook. The second
+//! holds what came by an interface without the first: one that is new, or not steered at all. Their links are pinned under `BPFFS/adit/INSTANCE`, so they outlive this process: after
 //! a crash covered packets are dropped and the others pass. Nothing here opens a hook except [`detach`].
 //!
 //! Every start loads new programs with new maps. [`Steering::switch`] puts them behind the existing links in one
@@ -111,8 +111,10 @@ pub struct AttachedPort {
 pub enum Hook {
     /// XDP, on arrival.
     Arrival,
-    /// tc, on departure from an unprotected interface.
+    /// tc, on departure of what the gateway itself sends.
     Departure,
+    /// tc, on departure of what the kernel forwards.
+    Transit,
 }
 
 /// What a program said of a frame.
@@ -129,7 +131,6 @@ pub enum Verdict {
 struct LoadedPort {
     name: String,
     programs: Ebpf,
-    has_guard: bool,
     sockets: XskMap<MapData>,
     counters: PerCpuArray<MapData, u64>,
 }
@@ -188,18 +189,14 @@ impl Steering {
         };
         let mut programs = load_object(&self.directory, side)?;
         find_program_mut::<Xdp>(&mut programs, STEER_PROGRAM)?.load().map_err(SteeringError::Program)?;
-        let has_guard = port.side == Side::Unprotected;
-        if has_guard {
-            find_program_mut::<SchedClassifier>(&mut programs, GUARD_PROGRAM)?
-                .load()
-                .map_err(SteeringError::Program)?;
-        }
+        find_program_mut::<SchedClassifier>(&mut programs, GUARD_PROGRAM)?
+            .load()
+            .map_err(SteeringError::Program)?;
         let loaded = LoadedPort {
             name: port.name.clone(),
             sockets: take_map(&mut programs, maps::XSKS)?,
             counters: take_map(&mut programs, maps::COUNTERS)?,
             programs,
-            has_guard,
         };
         self.ports.insert(port.ifindex, loaded);
         Ok(())
@@ -296,18 +293,16 @@ impl Steering {
         let links = self.directory.join("links");
         let force = self.force;
         let port = self.port(ifindex)?;
-        if port.has_guard {
-            let program = find_program::<SchedClassifier>(&port.programs, GUARD_PROGRAM)?
-                .fd()
-                .map_err(SteeringError::Program)?
-                .as_fd();
-            let path = links.join(format!("{ifindex}-guard"));
-            if !take_over(&path, ifindex, |status| status.is_tcx, program)? {
-                let link = bpf::link_create(program, ifindex, Target::TcxEgress).map_err(|error| {
-                    SteeringError::Attach(port.name.clone(), "the egress hook (tcx, Linux 6.6)", error)
-                })?;
-                pin(link, &path)?;
-            }
+        let program = find_program::<SchedClassifier>(&port.programs, GUARD_PROGRAM)?
+            .fd()
+            .map_err(SteeringError::Program)?
+            .as_fd();
+        let path = links.join(format!("{ifindex}-guard"));
+        if !take_over(&path, ifindex, |status| status.is_tcx, program)? {
+            let link = bpf::link_create(program, ifindex, Target::TcxEgress).map_err(|error| {
+                SteeringError::Attach(port.name.clone(), "the egress hook (tcx, Linux 6.6)", error)
+            })?;
+            pin(link, &path)?;
         }
 
         let program =
@@ -351,13 +346,19 @@ impl Steering {
     /// Frames are at least 14 bytes.
     ///
     /// # Errors
-    /// The port is not loaded, has no such hook, or the kernel refuses the frame.
+    /// The port is not loaded, or the kernel refuses the frame.
     pub fn try_frame(&self, ifindex: u32, hook: Hook, frame: &[u8]) -> Result<Verdict, SteeringError> {
         let port = self.ports.get(&ifindex).ok_or(SteeringError::NotLoaded(ifindex))?;
-        let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() };
+        let mut options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() };
+        // struct __sk_buff up to its `ingress_ifindex`: any but none.
+        let mut forwarded = [0; 40];
+        forwarded[36..].copy_from_slice(&ifindex.to_ne_bytes());
+        if hook == Hook::Transit {
+            options.ctx_in = Some(&forwarded);
+        }
         let answer = match hook {
             Hook::Arrival => find_program::<Xdp>(&port.programs, STEER_PROGRAM)?.test_run(options),
-            Hook::Departure => {
+            Hook::Departure | Hook::Transit => {
                 find_program::<SchedClassifier>(&port.programs, GUARD_PROGRAM)?.test_run(options)
             }
         };
@@ -367,8 +368,8 @@ impl Steering {
         const TCX_NEXT: u32 = u32::MAX;
         const TCX_DROP: u32 = 2;
         match (hook, answer.map_err(SteeringError::Program)?.return_value) {
-            (Hook::Arrival, XDP_PASS) | (Hook::Departure, TCX_NEXT) => Ok(Verdict::Pass),
-            (Hook::Arrival, XDP_DROP) | (Hook::Departure, TCX_DROP) => Ok(Verdict::Drop),
+            (Hook::Arrival, XDP_PASS) | (Hook::Departure | Hook::Transit, TCX_NEXT) => Ok(Verdict::Pass),
+            (Hook::Arrival, XDP_DROP) | (Hook::Departure | Hook::Transit, TCX_DROP) => Ok(Verdict::Drop),
             (Hook::Arrival, XDP_REDIRECT) => Ok(Verdict::Redirect),
             (_, other) => Err(SteeringError::Verdict(other)),
         }

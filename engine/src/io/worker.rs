@@ -366,6 +366,8 @@ impl<P: Process> Worker<P> {
             self.receivers.drain(..).partition(|receiver| receiver.port == port);
         self.receivers = open;
         for receiver in closed {
+            // The kernel takes its time to let go of a socket, and there may be many: this is not standing still.
+            add(&self.vitals.heartbeat, 1);
             receiver.refresh_statistics();
             if receiver.lent() > 0 {
                 self.closing.push((receiver, done.clone()));

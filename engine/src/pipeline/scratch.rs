@@ -100,7 +100,8 @@ pub(super) struct Memo<'g> {
 
 /// What a burst adds to the worker's counters.
 pub(super) struct Tally {
-    dropped: [u16; DropReason::COUNT],
+    /// More than packets: each fragment of one may be dropped by itself.
+    dropped: [u32; DropReason::COUNT],
     any_dropped: bool,
     pub(super) originated: u64,
     pub(super) sealed: u64,
@@ -148,5 +149,21 @@ impl Tally {
 fn add(counter: &AtomicU64, count: u64) {
     if count > 0 {
         counter.store(counter.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_of_the_longest_packets_in_the_smallest_fragments_is_counted() {
+        let counters = WorkerCounters::default();
+        let mut tally = Tally::new();
+        let fragments = BURST * (65_535 - 20) / 8;
+        tally.drop_all(DropReason::SequenceExhausted, fragments);
+        tally.write_down(&counters);
+        let counted = counters.dropped[DropReason::SequenceExhausted as usize].load(Ordering::Relaxed);
+        assert_eq!(counted, fragments as u64);
     }
 }

@@ -5,7 +5,8 @@
 //! - Steering (XDP, on arrival) uses [`Cover::of`]: what lies under it goes to the engine, and policy decides
 //!   there. PROTECT and DISCARD selectors count, whichever direction they speak for; with the fallback DISCARD
 //!   the cover is everything.
-//! - The egress guard (tc, unprotected interfaces) uses [`Cover::of_protect`]: clear text under it is dropped.
+//! - The egress guard (tc, on departure) uses [`Cover::of_protect`]: clear text under it is dropped, on
+//!   unprotected interfaces what leaves, on protected ones what came in past the engine.
 //!   DISCARD does not count there, least of all as a fallback: what the guard sees and steering did not is the
 //!   kernel's own traffic, IKE and SSH among it.
 
@@ -44,8 +45,9 @@ impl std::fmt::Display for Prefix {
     }
 }
 
-/// What the hooks compare addresses with. Longest match suffices: the lists are minimal, disjoint and sorted,
-/// IPv4 first.
+/// What the hooks compare addresses with: lists that are minimal, disjoint and sorted, IPv4 first. Only a selector
+/// for everything does not swallow the others: the whole address space then stands beside them, before the rest of
+/// its version, because the egress guard is stricter with what a selector names.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Cover {
     /// Protected-side addresses of the selectors.
@@ -82,16 +84,14 @@ impl Cover {
         holds(&self.local, local) && holds(&self.remote, remote)
     }
 
-    /// The egress guard's question, asked of [`Cover::of_protect`]: is clear text from `source` to `destination`
+    /// The egress guard's question outside, asked of [`Cover::of_protect`]: is clear text from `source` to `destination`
     /// to be dropped? The source does not matter: addresses behind a peer are reached through its tunnel or not
     /// at all, even by what the kernel sends from an address of its own. Only where the remote cover is the
     /// whole address space (a default route into the tunnel) the source must lie in the local cover, or the
     /// gateway could not reach its peer.
     pub fn forbids_clear_text(&self, source: IpAddr, destination: IpAddr) -> bool {
-        self.remote
-            .iter()
-            .find(|prefix| prefix.contains(destination))
-            .is_some_and(|prefix| prefix.length > 0 || holds(&self.local, source))
+        let mut containing = self.remote.iter().filter(|prefix| prefix.contains(destination));
+        containing.any(|prefix| prefix.length > 0 || holds(&self.local, source))
     }
 }
 
@@ -99,7 +99,8 @@ fn holds(prefixes: &[Prefix], address: IpAddr) -> bool {
     prefixes.iter().any(|prefix| prefix.contains(address))
 }
 
-/// The fewest prefixes that together are exactly the union of `ranges`.
+/// The fewest prefixes that together are exactly the union of `ranges`, and the whole address space, where it is one
+/// of them, beside the union of the others.
 fn prefixes(ranges: impl Iterator<Item = AddressRange>) -> Vec<Prefix> {
     let (mut v4, mut v6) = (Vec::new(), Vec::new());
     for range in ranges {
@@ -107,15 +108,26 @@ fn prefixes(ranges: impl Iterator<Item = AddressRange>) -> Vec<Prefix> {
         if range.first.is_ipv4() { v4.push(bits) } else { v6.push(bits) }
     }
     let mut prefixes = Vec::new();
-    for (first, last) in union(v4) {
-        split(first, last, 32, |bits, length| {
-            prefixes.push(Prefix { network: IpAddr::V4(Ipv4Addr::from_bits(bits as u32)), length });
-        });
-    }
-    for (first, last) in union(v6) {
-        split(first, last, 128, |bits, length| {
-            prefixes.push(Prefix { network: IpAddr::V6(Ipv6Addr::from_bits(bits)), length });
-        });
+    for (mut ranges, width, everything) in [(v4, 32, Prefix::ALL_V4), (v6, 128, Prefix::ALL_V6)] {
+        let is_v4 = width == 32;
+        let all = (0, if is_v4 { u32::MAX.into() } else { u128::MAX });
+        let has_all = ranges.contains(&all);
+        ranges.retain(|range| *range != all);
+        let named = union(ranges);
+        // Halves that make a whole mean everything like the whole itself.
+        if has_all && named != [all] {
+            prefixes.push(everything);
+        }
+        for (first, last) in named {
+            split(first, last, width, |bits, length| {
+                let network = if is_v4 {
+                    IpAddr::V4(Ipv4Addr::from_bits(bits as u32))
+                } else {
+                    IpAddr::V6(Ipv6Addr::from_bits(bits))
+                };
+                prefixes.push(Prefix { network, length });
+            });
+        }
     }
     prefixes
 }

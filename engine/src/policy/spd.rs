@@ -8,7 +8,7 @@ use super::classifier::Classifier;
 use crate::sa::OutboundSa;
 use crate::sa::publish::Published;
 use crate::sa::selector::{Direction, Selector};
-use crate::wire::ip::{Flow, Fragment};
+use crate::wire::ip::{Flow, Fragment, Hidden};
 
 /// Where a PROTECT policy sends: a slot that names its current outbound SA, so that rekeying leaves policies
 /// and flow caches alone.
@@ -78,6 +78,8 @@ pub struct Spd {
     /// Grows with every change; flow caches key on it.
     pub generation: u64,
     pub(super) classifier: Classifier,
+    /// Policies but BYPASS, by their places, that ask for more than addresses.
+    asking: Vec<usize>,
 }
 
 impl Policy {
@@ -93,22 +95,57 @@ impl Policy {
     pub fn matches(&self, direction: Direction, flow: &Flow, fragment: Fragment) -> bool {
         self.speaks_for(direction) && self.selectors.iter().any(|s| s.matches(direction, flow, fragment))
     }
+
+    /// Whether one of its selectors might mean what `flow` is a piece of.
+    fn may_match(&self, direction: Direction, flow: &Flow, fragment: Fragment) -> bool {
+        self.speaks_for(direction) && self.selectors.iter().any(|s| s.may_match(direction, flow, fragment))
+    }
 }
 
 impl Spd {
     /// Compiles `policies`, first match wins. 10,000 policies take some tens of milliseconds.
     pub fn new(policies: Vec<Arc<Policy>>, fallback: Fallback, generation: u64) -> Self {
         let classifier = Classifier::compile(&policies);
-        Self { policies, fallback, generation, classifier }
+        let asks = |policy: &Policy| {
+            !matches!(policy.action, Action::Bypass)
+                && policy.selectors.iter().any(Selector::asks_of_next_layer)
+        };
+        let asking = (0..policies.len()).filter(|&index| asks(&policies[index])).collect();
+        Self { policies, fallback, generation, classifier, asking }
     }
 
-    /// Index of the first policy that means `flow`.
+    /// Index of the first policy that means `flow`. `None`, and so no way through, also for a packet that a BYPASS
+    /// policy means but that might be a piece of what an earlier one protects or discards.
     pub fn classify(&self, direction: Direction, flow: &Flow, fragment: Fragment) -> Option<usize> {
-        self.classifier.classify(direction, flow, fragment)
+        let index = self.classifier.classify(direction, flow, fragment)?;
+        self.unless_hidden(index, direction, flow, fragment)
     }
 
     /// The same by linear search: the definition that [`Spd::classify`] must equal.
     pub fn classify_linear(&self, direction: Direction, flow: &Flow, fragment: Fragment) -> Option<usize> {
-        self.policies.iter().position(|policy| policy.matches(direction, flow, fragment))
+        let index = self.policies.iter().position(|policy| policy.matches(direction, flow, fragment))?;
+        self.unless_hidden(index, direction, flow, fragment)
+    }
+
+    /// RFC 4301 section 7.4: clear text must not undermine what is protected. A later fragment has no ports, so it
+    /// passes by a policy for port 80 that means the datagram it is a piece of. Under PROTECT that costs nothing;
+    /// under BYPASS the rest of the datagram would leave in clear, or come in.
+    fn unless_hidden(
+        &self,
+        index: usize,
+        direction: Direction,
+        flow: &Flow,
+        fragment: Fragment,
+    ) -> Option<usize> {
+        let hides = || {
+            flow.hides(fragment) != Hidden::Nothing
+                && self
+                    .asking
+                    .iter()
+                    .take_while(|&&earlier| earlier < index)
+                    .any(|&earlier| self.policies[earlier].may_match(direction, flow, fragment))
+        };
+        let is_bypass = matches!(self.policies[index].action, Action::Bypass);
+        (!is_bypass || !hides()).then_some(index)
     }
 }

@@ -238,10 +238,15 @@ proptest! {
             let meant = selectors.iter().any(|s| {
                 s.remote.first.is_ipv4() == address.is_ipv4() && s.remote.first <= address && address <= s.remote.last
             });
-            prop_assert_eq!(cover.remote.iter().filter(|p| p.contains(address)).count(), usize::from(meant));
+            // The whole address space stands beside what else contains the address.
+            let holding = || cover.remote.iter().filter(|p| p.contains(address));
+            prop_assert_eq!(holding().count() > 0, meant);
+            prop_assert!(holding().filter(|p| p.length > 0).count() <= 1);
+            prop_assert!(holding().filter(|p| p.length == 0).count() <= 1);
         }
         for list in [&cover.local, &cover.remote] {
-            for prefix in list {
+            let list: Vec<Prefix> = list.iter().copied().filter(|prefix| prefix.length > 0).collect();
+            for prefix in &list {
                 prop_assert!(prefix.length == 0 || prefix.contains(prefix.network));
             }
             for pair in list.windows(2) {
@@ -328,6 +333,15 @@ fn a_default_route_into_the_tunnel_leaves_the_gateway_its_peer() {
     assert!(!other_site.forbids_clear_text(host, peer));
     assert!(other_site.forbids_clear_text(host, behind_peer));
     assert!(other_site.forbids_clear_text(gateway, behind_peer));
+
+    // Beside a policy for everything, what another one names stays named.
+    let selectors = ["10.1.0.0", "0.0.0.0"].into_iter().zip(["10.1.255.255", "255.255.255.255"]);
+    let selectors = selectors.map(|(first, last)| any_upper(site, v4_range(first, last))).collect();
+    let policies = vec![policy(true, true, selectors, Action::Protect(tunnel()))];
+    let both = Cover::of_protect(&Spd::new(policies, Fallback::Kernel, 1));
+    assert_eq!(texts(&both.remote), ["0.0.0.0/0", "10.1.0.0/16"]);
+    assert!(both.forbids_clear_text(gateway, behind_peer), "there, whoever sends");
+    assert!(!both.forbids_clear_text(gateway, peer));
 }
 
 /// Ten thousand sites, with a catch-all in front of the end: lists stay short and the tree small.
@@ -389,5 +403,60 @@ fn hostile_overlaps_stay_within_the_budget() {
             let expected = spd.classify_linear(direction, &flow, Fragment::Whole);
             assert_eq!(spd.classify(direction, &flow, Fragment::Whole), expected);
         }
+    }
+}
+
+/// RFC 4301 section 7.4, with what a fragment cannot show: ports, and behind extension headers the protocol.
+#[test]
+fn a_piece_of_what_is_protected_is_not_bypassed() {
+    let everything = |v4: bool| AddressRange { first: from_bits(v4, 0), last: from_bits(v4, last_bits(v4)) };
+    let web = |v4| Selector {
+        local: everything(v4),
+        remote: everything(v4),
+        protocol: Some(6),
+        upper: UpperSelector::Ports { local: PortRange::ANY, remote: PortRange { first: 80, last: 80 } },
+    };
+    let any = |v4| Selector { protocol: None, upper: UpperSelector::Any, ..web(v4) };
+    let both = |one: &dyn Fn(bool) -> Selector| vec![one(true), one(false)];
+    let flow = |v4, protocol, upper| Flow {
+        source: known_addresses(v4)[1],
+        destination: known_addresses(v4)[2],
+        protocol,
+        upper,
+    };
+    let opaque = |v4, protocol| flow(v4, protocol, Upper::Opaque);
+    let (to_port, later) = (|destination| Upper::Ports { source: 1, destination }, Fragment::Later);
+    for first in [Action::Protect(tunnel()), Action::Discard] {
+        let wide = policy(true, true, both(&any), Action::Bypass);
+        let spd = Spd::new(vec![policy(true, true, both(&web), first), wide], Fallback::Kernel, 1);
+        for v4 in [true, false] {
+            for (expected, flow, fragment) in [
+                (Some(0), flow(v4, 6, to_port(80)), Fragment::First),
+                (Some(1), flow(v4, 6, to_port(81)), Fragment::First),
+                (None, opaque(v4, 6), later),
+                // The header is cut off: the ports are in the next fragment.
+                (None, opaque(v4, 6), Fragment::First),
+                (Some(1), opaque(v4, 17), later),
+                (Some(1), opaque(v4, 47), Fragment::Whole),
+                // Destination options: TCP may follow them in the first fragment. IPv4 has no such headers.
+                (v4.then_some(1), opaque(v4, 60), later),
+                (Some(1), opaque(v4, 60), Fragment::Whole),
+            ] {
+                let found = spd.classify(Direction::Outbound, &flow, fragment);
+                assert_eq!(found, expected, "{flow:?} {fragment:?}");
+            }
+        }
+    }
+    // Behind the wide BYPASS the other policy means nothing, and a protected piece may go along.
+    for (first, second) in [(Action::Bypass, Action::Discard), (Action::Discard, Action::Protect(tunnel()))] {
+        let wide = |action| policy(true, true, both(&any), action);
+        let narrow = |action| policy(true, true, both(&web), action);
+        let policies = match first {
+            Action::Bypass => vec![wide(first), narrow(second)],
+            _ => vec![narrow(first), wide(second)],
+        };
+        let index = usize::from(matches!(policies[1].action, Action::Protect(_)));
+        let spd = Spd::new(policies, Fallback::Kernel, 1);
+        assert_eq!(spd.classify(Direction::Outbound, &opaque(true, 6), later), Some(index));
     }
 }

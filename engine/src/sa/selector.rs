@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use crate::wire::ip::{Flow, Fragment, Upper};
+use crate::wire::ip::{Flow, Fragment, Hidden, Upper};
 
 /// An inclusive range of addresses of one version. A prefix is a range.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,6 +80,24 @@ impl Selector {
             && self.remote.contains(remote)
             && self.protocol.is_none_or(|protocol| protocol == flow.protocol)
             && self.upper.matches(direction, flow.upper, fragment)
+    }
+
+    /// Whether it means more than addresses, so that a packet may hide that it is meant ([`Flow::hides`]).
+    pub fn asks_of_next_layer(&self) -> bool {
+        self.protocol.is_some()
+    }
+
+    /// Whether a packet that hides its ports, or its protocol, might be one that this selector means.
+    pub fn may_match(&self, direction: Direction, flow: &Flow, fragment: Fragment) -> bool {
+        let (local, remote) = match direction {
+            Direction::Outbound => (flow.source, flow.destination),
+            Direction::Inbound => (flow.destination, flow.source),
+        };
+        let hidden = flow.hides(fragment);
+        self.local.contains(local)
+            && self.remote.contains(remote)
+            && (hidden == Hidden::Protocol || self.protocol.is_none_or(|protocol| protocol == flow.protocol))
+            && (hidden != Hidden::Nothing || self.upper.matches(direction, flow.upper, fragment))
     }
 }
 

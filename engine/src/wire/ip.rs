@@ -79,6 +79,37 @@ pub struct Flow {
     pub upper: Upper,
 }
 
+/// What a packet does not show of what selectors may ask for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Hidden {
+    /// It shows all there is.
+    Nothing,
+    /// Ports, or ICMP type and code: they are in the first fragment, or cut off.
+    Upper,
+    /// The protocol as well: of an IPv6 datagram's later fragment only the first extension header is known.
+    Protocol,
+}
+
+impl Flow {
+    /// What this packet does not show.
+    pub fn hides(&self, fragment: Fragment) -> Hidden {
+        match (fragment, self.upper, self.protocol) {
+            (
+                Fragment::Later,
+                _,
+                protocol::HOP_BY_HOP | protocol::ROUTING | protocol::FRAGMENT | protocol::DESTINATION_OPTIONS,
+            ) if self.source.is_ipv6() => Hidden::Protocol,
+            (Fragment::Later, ..)
+            | (
+                _,
+                Upper::Opaque,
+                protocol::TCP | protocol::UDP | protocol::SCTP | protocol::ICMP | protocol::ICMPV6,
+            ) => Hidden::Upper,
+            _ => Hidden::Nothing,
+        }
+    }
+}
+
 /// An IP packet, read and validated once. Offsets count from the first byte of the IP header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct IpPacket {

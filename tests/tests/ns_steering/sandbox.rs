@@ -131,13 +131,20 @@ impl Programs {
         }
     }
 
-    /// What becomes of a frame: the verdict, and the one counter that moved, by one.
-    pub fn outcome(&self, at: Place, frame: &[u8]) -> (Verdict, Outcome) {
-        let (ifindex, hook) = match at {
+    /// Which interface, and which hook of it.
+    pub fn hook(&self, at: Place) -> (u32, Hook) {
+        match at {
             Place::FromInside => (self.inside, Hook::Arrival),
             Place::FromOutside => (self.outside, Hook::Arrival),
             Place::ToOutside => (self.outside, Hook::Departure),
-        };
+            Place::ToInside => (self.inside, Hook::Transit),
+            Place::OwnToInside => (self.inside, Hook::Departure),
+        }
+    }
+
+    /// What becomes of a frame: the verdict, and the one counter that moved, by one.
+    pub fn outcome(&self, at: Place, frame: &[u8]) -> (Verdict, Outcome) {
+        let (ifindex, hook) = self.hook(at);
         let before = self.steering.counters(ifindex).unwrap();
         let verdict = self.steering.try_frame(ifindex, hook, frame).unwrap();
         let after = self.steering.counters(ifindex).unwrap();
@@ -154,7 +161,12 @@ impl Programs {
 pub enum Place {
     FromInside,
     FromOutside,
+    /// Sent by the gateway or forwarded: it makes no difference there.
     ToOutside,
+    /// Forwarded by the kernel.
+    ToInside,
+    /// Sent by the gateway itself.
+    OwnToInside,
 }
 
 /// An AF_XDP socket with a fill ring, not bound to any queue.

@@ -228,7 +228,7 @@ fn processes_come_and_go(mode: &str, seen: u64) {
     process.wait_for_end(Duration::from_secs(5));
     assert_eq!(traffic.covered_meanwhile(50), 0);
 
-    assert_eq!(steering::detach(&sandbox.bpffs(), "test").unwrap(), 3, "two on XDP, one guard");
+    assert_eq!(steering::detach(&sandbox.bpffs(), "test").unwrap(), 4, "two on XDP, two guards");
     assert!(traffic.covered_meanwhile(50) > 0, "detached is open");
     assert_eq!(seen_by_ip(&sandbox, "in0"), None);
     assert_eq!(std::fs::read_dir(sandbox.bpffs().join("adit")).unwrap().count(), 0, "no pin is left");
@@ -262,6 +262,53 @@ fn the_guard_alone_holds_back_the_kernels_own_and_forwarded_traffic() {
     let counters = steering.counters(ports[0].ifindex).unwrap();
     let of = |outcome| counters.iter().find(|(name, _)| *name == outcome).unwrap().1;
     assert!(of(Outcome::GuardDropClearText) >= 150 && of(Outcome::GuardPass) >= 150, "{counters:?}");
+}
+
+/// The outside interface is not steered: in clear, what a peer should have sent protected comes to the kernel, which
+/// forwards it.
+#[test]
+fn the_guard_inside_alone_holds_back_what_the_kernel_forwards_from_outside() {
+    let sandbox = site();
+    let inside = port(&sandbox, "in0");
+    let mut steering = prepare(&sandbox, &sandbox.config(), std::slice::from_ref(&inside));
+    let host = sandbox.inside("h", || UdpSocket::bind("10.1.0.2:7000").unwrap());
+    host.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let (behind, elsewhere) =
+        sandbox.inside("o", || (UdpSocket::bind(COVERED).unwrap(), UdpSocket::bind(CLEAR).unwrap()));
+    // What is received between the first and the last of a round, which are outside the cover.
+    let covered = || {
+        elsewhere.send_to(b"first", "10.1.0.2:7000").unwrap();
+        for _ in 0..20 {
+            behind.send_to(b"secret", "10.1.0.2:7000").unwrap();
+        }
+        elsewhere.send_to(b"last", "10.1.0.2:7000").unwrap();
+        let mut buffer = [0; 16];
+        let mut next = || {
+            let length = host.recv(&mut buffer).expect("uncovered traffic passes");
+            buffer[..length].to_vec()
+        };
+        assert_eq!(next(), b"first");
+        std::iter::from_fn(|| Some(next()).filter(|datagram| datagram != b"last")).count()
+    };
+    assert_eq!(covered(), 20, "before steering the kernel forwards everything");
+    switch(&sandbox, &mut steering, &inside, AttachMode::Auto).unwrap();
+    assert_eq!(covered(), 0);
+    let dropped = |steering: &Steering| {
+        steering.counters(inside.ifindex).unwrap()[Outcome::GuardDropClearText as usize].1
+    };
+    assert_eq!(dropped(&steering), 20);
+    // The gateway itself still speaks with the host, also where a policy means everything.
+    let everything = Prefix { network: [0, 0, 0, 0].into(), length: 0 };
+    let mut tables = cover(&[]);
+    tables.remote.push(CoverPrefix { prefix: everything, protect: true, discard: false });
+    steering.set_cover(&tables).unwrap();
+    let gateway = sandbox.inside("g", || UdpSocket::bind("10.1.0.1:0").unwrap());
+    gateway.send_to(b"answer", "10.1.0.2:7000").unwrap();
+    assert_eq!(host.recv(&mut [0; 16]).unwrap(), 6);
+    elsewhere.send_to(b"not", "10.1.0.2:7000").unwrap();
+    eventually("everything is held", Duration::from_secs(5), || dropped(&steering) == 21);
+    steering.detach().unwrap();
+    assert_eq!(covered(), 20);
 }
 
 #[test]
@@ -324,6 +371,7 @@ fn an_interface_that_returns_is_closed_again() {
         assert!(!attached.taken_over);
         assert!(pin(&new).exists() && seen_by_ip(&sandbox, "in0").is_some());
         traffic.covered_meanwhile(50);
+        assert!(sandbox.bpffs().join(format!("adit/test/links/{}-guard", new.ifindex)).exists());
         let counters = steering.counters(new.ifindex).unwrap();
         assert!(counters[Outcome::DropNoSocket as usize].1 >= 40, "{counters:?}");
     }
@@ -340,7 +388,7 @@ fn an_interface_that_returns_is_closed_again() {
     assert!(!switch(&sandbox, &mut steering, &new, AttachMode::Auto).unwrap().taken_over);
     assert!(switch(&sandbox, &mut steering, &outside, AttachMode::Auto).unwrap().taken_over);
     assert_eq!(traffic.covered_meanwhile(50), 0);
-    assert_eq!(steering.detach().unwrap(), 3);
+    assert_eq!(steering.detach().unwrap(), 4);
     assert!(traffic.covered_meanwhile(50) > 0);
 }
 

@@ -93,7 +93,8 @@ struct Arrival {
 }
 
 fn arrival() -> impl Strategy<Value = Arrival> {
-    let place = prop::sample::select(vec![Place::FromInside, Place::FromOutside, Place::ToOutside]);
+    use Place::*;
+    let place = prop::sample::select(vec![FromInside, FromOutside, ToOutside, ToInside, OwnToInside]);
     let fragment =
         prop::sample::select(vec![None, None, Some((true, 0)), Some((true, 185)), Some((false, 370))]);
     let tags = prop::sample::select(vec![vec![], vec![], vec![0x8100], vec![0x88a8, 0x8100]]);
@@ -155,18 +156,22 @@ fn what_the_linear_policy_protects_or_discards_never_passes() {
             let (source, destination) = (packet.source, packet.destination);
             let to_us = own.contains(&destination);
             let policy = match place {
-                Place::FromOutside => linear(&policies, destination, source, packet.protocol),
+                Place::FromOutside | Place::ToInside | Place::OwnToInside => {
+                    linear(&policies, destination, source, packet.protocol)
+                }
                 Place::FromInside | Place::ToOutside => {
                     linear(&policies, source, destination, packet.protocol)
                 }
             };
 
-            // The property. A neighbour inside who speaks to the gateway crosses no boundary; the guard is for
+            // The property. A neighbour inside who speaks with the gateway crosses no boundary; the guard is for
             // PROTECT.
+            let by_us = *place == Place::OwnToInside && own.contains(&source);
             let matters = match place {
                 Place::FromInside => !to_us && matches!(policy, Some(Action::Protect | Action::Discard)),
                 Place::FromOutside => matches!(policy, Some(Action::Protect | Action::Discard)),
-                Place::ToOutside => policy == Some(Action::Protect),
+                Place::ToOutside | Place::ToInside => policy == Some(Action::Protect),
+                Place::OwnToInside => !by_us && policy == Some(Action::Protect),
             };
             prop_assert!(!matters || verdict != Verdict::Pass, "{place:?} {outcome:?} {packet:?} {policy:?}");
 
@@ -177,6 +182,10 @@ fn what_the_linear_policy_protects_or_discards_never_passes() {
                 Place::FromInside => !holds(&remote, destination, any),
                 Place::FromOutside => !holds(&remote, source, any) || !holds(&local, destination, any),
                 Place::ToOutside => !holds(&remote, destination, |entry| entry.protect),
+                Place::ToInside | Place::OwnToInside => {
+                    let protect = |entry: &CoverPrefix| entry.protect;
+                    by_us || !holds(&remote, source, protect) || !holds(&local, destination, protect)
+                }
             };
             prop_assert!(!uncovered || verdict == Verdict::Pass, "{place:?} {outcome:?} {packet:?}");
         }
