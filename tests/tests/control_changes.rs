@@ -152,6 +152,35 @@ fn a_counter_mode_key_never_sends_again() {
 }
 
 #[test]
+fn a_new_salt_or_another_counter_mode_does_not_make_a_used_key_new() {
+    let daemon = Daemon::start(&config_of(&tunnel("b", 0x1001), POLICY));
+    let aes = key(16);
+    let with = |encryption: &str, salt: &str| {
+        let mut tunnel = tunnel("c", 0x3001);
+        tunnel["remote"] = json!("192.0.2.3");
+        tunnel.as_object_mut().unwrap().remove("profile");
+        tunnel["encryption"] = json!(encryption);
+        let length = if encryption == "aes-128-ccm" { 19 } else { 20 };
+        tunnel["inbound"]["encryption_key"] = json!(key(length));
+        tunnel["outbound"]["encryption_key"] = json!(format!("{aes}{salt}"));
+        json!({ "tunnel": tunnel })
+    };
+    daemon.call("SaAdd", with("aes-128-gcm", "a1b2c3d4")).unwrap();
+    daemon.call("SaDelete", json!({ "tunnel": "c" })).unwrap();
+    for used in [with("aes-128-gcm", "00010203"), with("aes-128-ccm", "a1b2c3")] {
+        let message = daemon.refused("SaAdd", used, "tunnel.outbound.encryption-key");
+        assert!(message.contains("nonces"), "{message}");
+    }
+    // In both directions at once it is one key for two SAs.
+    let mut twice = with("aes-128-gcm", "00010203");
+    let fresh = key(16);
+    for (direction, salt) in [("inbound", "00000001"), ("outbound", "00000002")] {
+        twice["tunnel"][direction]["encryption_key"] = json!(format!("{fresh}{salt}"));
+    }
+    daemon.refused("SaAdd", twice, "tunnel.outbound.encryption-key");
+}
+
+#[test]
 fn a_cbc_key_needs_the_operators_word_after_a_restart() {
     let table = |risk: bool| {
         let mut table = json!({

@@ -91,7 +91,7 @@ impl Process for Rewrite {
         frames: &mut F,
         results: &mut Results<F::Frame>,
     ) {
-        for (i, received) in burst.iter().enumerate() {
+        for (i, received) in burst.iter_mut().enumerate() {
             let wish = received.frame[14];
             if wish == Wish::Hang as u8 {
                 loop {
@@ -103,6 +103,12 @@ impl Process for Rewrite {
                 continue;
             }
             let port = [B, A, C][usize::from(received.port.0)];
+            if let Some(other) = frames.instead(port) {
+                // Its SA is passed on: the other must not hand it back.
+                received.frame[14] = Wish::Forward as u8;
+                results.hand_over.push((i, other));
+                continue;
+            }
             let Some(mut frame) = frames.take(port) else {
                 self.counters.dropped[DropReason::NoFrame as usize].fetch_add(1, Ordering::Relaxed);
                 continue;
@@ -486,6 +492,40 @@ fn a_packet_of_several_buffers_is_dropped_alone() {
     let frames = bench.b.drain(QUIET).expect("receive");
     let expected: Vec<_> = (0..200).filter(|n| [0, 3].contains(&(n % 4))).collect();
     assert_eq!(frames.iter().map(|frame| number(frame)).collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn a_port_that_returns_with_fewer_queues_is_served_by_the_workers_that_have_one() {
+    if !root() {
+        return;
+    }
+    let bench = Bench::new(2, AttachMode::Native);
+    bench.namespace.ip("link del b1");
+    bench.link(B, LinkEvent::Gone);
+    bench.namespace.veth("b0", "b1", 1);
+    bench.namespace.enter(|| bench.registry.attach(B, "b1", AttachMode::Native));
+    bench.link(B, LinkEvent::Appeared { ifindex: 99 });
+    let b = bench.namespace.enter(|| Tap::open("b0")).expect("tap");
+    // Worker 0 hands them to worker 1, which cannot transmit there any more and hands them back.
+    send(&bench.a, Wish::HandOver, 0..1_000);
+    let report = bench.at_rest(1_000);
+    assert_eq!(report.dropped(DropReason::NoFrame), 0);
+    let mut numbers = arrived(&b, Wish::Forward);
+    numbers.sort_unstable();
+    assert_eq!(numbers.len() as u64 + report.dropped(DropReason::HandOverFull), 1_000);
+    assert!(numbers.len() > 500, "{}", numbers.len());
+    assert_eq!(report.workers[0].transmitted, numbers.len() as u64);
+    // With a queue for it again, worker 1 sends for itself.
+    bench.namespace.ip("link del b1");
+    bench.link(B, LinkEvent::Gone);
+    bench.namespace.veth("b0", "b1", 2);
+    bench.namespace.enter(|| bench.registry.attach(B, "b1", AttachMode::Native));
+    bench.link(B, LinkEvent::Appeared { ifindex: 100 });
+    let b = bench.namespace.enter(|| Tap::open("b0")).expect("tap");
+    send(&bench.a, Wish::HandOver, 0..100);
+    let report = bench.at_rest(1_100);
+    assert_eq!(report.workers[1].transmitted, 100);
+    assert_eq!(arrived(&b, Wish::HandOver).len(), 100);
 }
 
 #[test]

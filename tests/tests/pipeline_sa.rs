@@ -5,7 +5,9 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use adit_engine::crypto::IvSource;
 use adit_engine::offline::Engine;
-use adit_engine::pipeline::{DropReason, Received};
+use adit_engine::pipeline::{DropReason, Frames, Pipeline, Received, Results};
+use adit_engine::route::PortId;
+use adit_engine::sa::publish::Reader;
 use adit_engine::sa::spec::Workers;
 use adit_tests::memory::{Gateway, INSIDE, OUTSIDE, Options, Peer, SPI_TO_B, Site};
 use adit_tests::packet::{frame, one_hop_on, udp, unframe};
@@ -143,6 +145,56 @@ fn one_worker_numbers_an_sa_and_the_others_hand_over_untouched() {
     let (sent, handed) = burst(&mut a.engine, &mut rest);
     assert_eq!((sent.len(), handed.len()), (3, 0));
     assert_eq!(a.tunnel.outbound.get().unwrap().last_sequence(), 4);
+}
+
+/// Frames of a worker that has no queue left on any port; worker 0 has.
+struct NoQueue;
+
+impl Frames for NoQueue {
+    type Frame = Box<[u8]>;
+
+    fn take(&mut self, _: PortId) -> Option<Box<[u8]>> {
+        None
+    }
+    fn give_back(&mut self, _: PortId, _: Box<[u8]>) {
+        unreachable!("none was taken")
+    }
+    fn instead(&self, _: PortId) -> Option<u32> {
+        Some(0)
+    }
+}
+
+#[test]
+fn a_worker_that_cannot_transmit_passes_its_sa_on() {
+    for workers in [Workers::One, Workers::Shared] {
+        let options = Options { workers, ..Options::new() };
+        let (mut a, mut b) = Gateway::pair(&options);
+        let mut second = Engine::new(Arc::clone(&a.engine.tables), 1, IvSource::from_seed([1; 32]));
+        let (mut sealed, _) = burst(&mut second, &mut [frame(&inner(1)), frame(&inner(2))]);
+        assert_eq!(sealed.len(), 2, "worker 1 has the SA");
+
+        // Its port came back with fewer queues.
+        let mut pipeline = Pipeline::new(1, Arc::default(), IvSource::from_seed([2; 32]));
+        let mut reader = Reader::register();
+        let mut results = Results::new();
+        let mut packets = [frame(&inner(3)), frame(&inner(4))];
+        let before = packets.clone();
+        let mut received: Vec<_> = packets.iter_mut().map(|frame| Received { port: INSIDE, frame }).collect();
+        let tables = Arc::clone(&a.engine.tables);
+        pipeline.process(&tables, &reader.pin(), 0, &mut received, &mut NoQueue, &mut results);
+        assert_eq!((&results.hand_over[..], results.outputs.len()), (&[(0, 0), (1, 0)][..], 0));
+        assert_eq!(packets, before, "not touched");
+
+        let (sent, handed) = burst(&mut a.engine, &mut packets);
+        assert_eq!((sent.len(), handed.len()), (2, 0), "worker 0 has it now");
+        sealed.extend(sent);
+        if workers == Workers::One {
+            let (sent, handed) = burst(&mut second, &mut [frame(&inner(5))]);
+            assert_eq!((sent.len(), &handed[..]), (0, &[(0, 0)][..]));
+        }
+        assert_eq!(a.tunnel.outbound.get().unwrap().last_sequence(), 4);
+        assert_eq!(b.run(OUTSIDE, &sealed).len(), 4, "no number twice: {:?}", b.drops());
+    }
 }
 
 #[test]

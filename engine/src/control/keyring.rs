@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
@@ -23,7 +23,7 @@ use zeroize::Zeroizing;
 /// Names a key without telling it: see [`crate::crypto::key::fingerprint`].
 pub type Fingerprint = [u8; 16];
 
-const HEADER: &str = "adit burnt keys 1";
+const HEADER: &str = "adit burnt keys 2";
 const SECRET_FILE: &str = "host-secret";
 const RING_FILE: &str = "burnt-keys";
 
@@ -50,6 +50,8 @@ impl Kind {
 pub enum KeyringError {
     /// Another daemon has it.
     Locked(PathBuf),
+    /// Others could change it.
+    Unsafe(PathBuf, String),
     /// A file is not what it was.
     Corrupt(PathBuf, &'static str),
     /// The system refused.
@@ -64,6 +66,9 @@ impl std::fmt::Display for KeyringError {
                 "{}: another aditd uses this state directory; stop it, or give this one its own engine.state-dir",
                 path.display()
             ),
+            Self::Unsafe(path, what) => {
+                write!(f, "{}: {what}; who can write there can make used keys look new", path.display())
+            }
             Self::Corrupt(path, what) => write!(
                 f,
                 "{}: {what}; which keys were used is no longer known, so nothing is sent. Restore the file, or \
@@ -96,6 +101,7 @@ impl Keyring {
             move |error| KeyringError::Io(path, error)
         };
         DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io(directory))?;
+        only_ours(directory)?;
         let lock_path = directory.join("lock");
         let lock = private(&lock_path, false).map_err(io(&lock_path))?;
         rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
@@ -161,6 +167,27 @@ impl Keyring {
         self.recorded = recorded;
         Ok(())
     }
+}
+
+/// Refuses a directory whose files others could replace: an old ring put back is a repeated nonce.
+fn only_ours(directory: &Path) -> Result<(), KeyringError> {
+    let metadata =
+        std::fs::metadata(directory).map_err(|error| KeyringError::Io(directory.to_owned(), error))?;
+    let refused = |what| Err(KeyringError::Unsafe(directory.to_owned(), what));
+    let own = rustix::process::geteuid().as_raw();
+    if metadata.uid() != 0 && metadata.uid() != own {
+        return refused(format!(
+            "expected a directory of root or of uid {own}, found one of uid {}",
+            metadata.uid()
+        ));
+    }
+    if metadata.mode() & 0o022 != 0 {
+        let mode = metadata.mode() & 0o7777;
+        return refused(format!(
+            "expected a directory that only its owner can write (0700), found mode {mode:04o}"
+        ));
+    }
+    Ok(())
 }
 
 fn private(path: &Path, truncate: bool) -> io::Result<File> {
@@ -324,6 +351,29 @@ mod tests {
         std::fs::create_dir(directory.0.join("burnt-keys.new")).unwrap();
         assert!(matches!(keyring.record(&[([1; 16], Kind::Counter)]), Err(KeyringError::Io(..))));
         assert_eq!(keyring.used(&[1; 16]), None);
+    }
+
+    #[test]
+    fn a_directory_that_others_could_write_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = Directory::new("writable");
+        drop(Keyring::open(&directory.0).unwrap());
+        let set = |mode| std::fs::set_permissions(&directory.0, PermissionsExt::from_mode(mode)).unwrap();
+        for mode in [0o720, 0o702, 0o1777] {
+            set(mode);
+            let error = Keyring::open(&directory.0).err().expect("others could write").to_string();
+            assert!(error.contains(&format!("found mode {mode:04o}")), "{error}");
+        }
+        for mode in [0o700, 0o755] {
+            set(mode);
+            assert!(Keyring::open(&directory.0).is_ok());
+        }
+        // Only root can give a directory away.
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&directory.0, Some(12_345), None).unwrap();
+            let error = Keyring::open(&directory.0).err().expect("another's").to_string();
+            assert!(error.contains("found one of uid 12345"), "{error}");
+        }
     }
 
     #[test]

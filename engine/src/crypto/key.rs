@@ -146,15 +146,28 @@ fn is_weak_des(key: &[u8]) -> bool {
 }
 
 /// A keyed fingerprint that names a key without telling it: HMAC-SHA256 under a host's own secret over
-/// algorithm, key and salt, cut to 16 bytes.
+/// algorithm and key, cut to 16 bytes. What a cipher makes no difference of has one name:
 ///
-/// The ICV length takes no part: the same key under another ICV length still repeats its nonces.
+/// - GCM and CCM are one counter mode over one block cipher, and an AES key serves one of them, once. So neither
+///   which of them, nor the salt, nor the ICV length takes part, and a new salt does not make an old key new.
+/// - The parity bits of DES and 3DES keys take no part.
 pub fn fingerprint(host_secret: &[u8; 32], suite: Suite, keys: &KeyMaterial) -> [u8; 16] {
     let mut mac = Hmac::<Sha256>::new_from_slice(host_secret).expect("HMAC takes keys of any length");
+    let encryption = suite.encryption();
+    let mut cipher_key = Zeroizing::new(keys.encryption.expose().to_vec());
+    let mut name = encryption.name();
+    if suite.is_counter_mode() {
+        name = "aes counter mode";
+        let length = cipher_key.len().saturating_sub(encryption.salt_length());
+        cipher_key.truncate(length);
+    }
+    if matches!(encryption, Encryption::Des | Encryption::TripleDes) {
+        cipher_key.iter_mut().for_each(|byte| *byte &= WITHOUT_PARITY as u8);
+    }
     let fields = [
-        b"adit key fingerprint 1".as_slice(),
-        suite.encryption().name().as_bytes(),
-        keys.encryption.expose(),
+        b"adit key fingerprint 2".as_slice(),
+        name.as_bytes(),
+        &cipher_key,
         suite.authentication().name().as_bytes(),
         keys.authentication.expose(),
     ];
@@ -260,19 +273,25 @@ mod tests {
     }
 
     #[test]
-    fn a_fingerprint_names_algorithm_key_and_salt_and_nothing_else() {
+    fn a_fingerprint_names_algorithm_and_key_and_nothing_else() {
         let secret = [3; 32];
         let gcm = suite(Encryption::Aes128Gcm, Authentication::None);
         let name = fingerprint(&secret, gcm, &material(&[1; 20], &[]));
         // From OpenSSL 3.0: `openssl dgst -sha256 -mac HMAC` over the five fields, each behind its 64-bit length.
-        assert_eq!(hex::encode(name), "243d24f8a4c28458a8aea4c1884fded4");
+        assert_eq!(hex::encode(name), "798c9c89a485de0cc58e1cbf0af11f3f");
 
         let short = Suite::new(Encryption::Aes128Gcm, Authentication::None, Some(8)).unwrap();
         assert_eq!(fingerprint(&secret, short, &material(&[1; 20], &[])), name);
 
-        let mut salt = [1; 20];
-        salt[19] = 2;
-        assert_ne!(fingerprint(&secret, gcm, &material(&salt, &[])), name);
+        let mut salted = [1; 20];
+        salted[16..].copy_from_slice(&[2, 3, 4, 5]);
+        assert_eq!(fingerprint(&secret, gcm, &material(&salted, &[])), name, "an old key with a new salt");
+        let ccm = suite(Encryption::Aes128Ccm, Authentication::None);
+        assert_eq!(fingerprint(&secret, ccm, &material(&salted[..19], &[])), name, "the same key under CCM");
+        salted[15] = 2;
+        assert_ne!(fingerprint(&secret, gcm, &material(&salted, &[])), name);
+        let longer = suite(Encryption::Aes192Gcm, Authentication::None);
+        assert_ne!(fingerprint(&secret, longer, &material(&[1; 28], &[])), name);
         assert_ne!(fingerprint(&[4; 32], gcm, &material(&[1; 20], &[])), name);
         // The same bytes cut elsewhere, or under another name.
         let cbc = suite(Encryption::Aes128Cbc, Authentication::Sha256);
@@ -288,6 +307,22 @@ mod tests {
         ];
         for (at, name) in names.iter().enumerate() {
             assert!(!names[at + 1..].contains(name));
+        }
+    }
+
+    #[test]
+    fn des_keys_that_differ_in_parity_have_one_fingerprint() {
+        for (encryption, length) in [(Encryption::Des, 8), (Encryption::TripleDes, 24)] {
+            let suite = suite(encryption, Authentication::Sha1);
+            let key: Vec<u8> = (1..=length).map(|n: u8| n.wrapping_mul(37)).collect();
+            let name = |key: &[u8]| fingerprint(&[3; 32], suite, &material(key, &[5; 20]));
+            for at in 0..key.len() {
+                for bit in 0..8 {
+                    let mut other = key.clone();
+                    other[at] ^= 1 << bit;
+                    assert_eq!(name(&other) == name(&key), bit == 0, "bit {bit} of byte {at}");
+                }
+            }
         }
     }
 }

@@ -269,7 +269,7 @@ impl Datapath {
         }
         self.swap_sockets(*port, sockets);
         for (mailbox, (receivers, transmitter)) in self.shared.mailboxes.iter().zip(halves) {
-            mailbox.command(Command::Open(receivers, transmitter.map(Box::new)));
+            mailbox.command(Command::Open(*port, receivers, transmitter.map(Box::new)));
         }
         Ok(())
     }

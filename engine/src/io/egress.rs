@@ -34,13 +34,15 @@ struct Way {
 /// One transmitter for each port that is up.
 pub struct Egress {
     ways: Vec<Option<Box<Way>>>,
+    /// Ports that are up and have no queue left for this worker.
+    elsewhere: Vec<PortId>,
     counters: Arc<WorkerCounters>,
 }
 
 impl Egress {
     /// No port yet.
     pub fn new(counters: Arc<WorkerCounters>) -> Self {
-        Self { ways: Vec::new(), counters }
+        Self { ways: Vec::new(), elsewhere: Vec::new(), counters }
     }
 
     /// Adds the transmitter of a port that has none.
@@ -56,8 +58,14 @@ impl Egress {
         self.ways[index] = Some(Box::new(Way { transmitter, next_hops: [None; NEXT_HOPS] }));
     }
 
+    /// A port came up on which worker 0 transmits and this one does not.
+    pub fn open_elsewhere(&mut self, port: PortId) {
+        self.elsewhere.push(port);
+    }
+
     /// Gives up a port. Frames the kernel did not complete are dropped for `reason`: it will not bring them back.
     pub fn close(&mut self, port: PortId, reason: DropReason) -> Option<Transmitter> {
+        self.elsewhere.retain(|other| *other != port);
         let mut way = self.ways.get_mut(usize::from(port.0)).and_then(Option::take)?;
         way.transmitter.reap();
         settle(&mut way.transmitter, &self.counters);
@@ -150,5 +158,10 @@ impl Frames for Egress {
     #[inline]
     fn give_back(&mut self, _port: PortId, frame: TxFrame) {
         self.give_home(frame);
+    }
+
+    #[inline]
+    fn instead(&self, port: PortId) -> Option<u32> {
+        self.elsewhere.contains(&port).then_some(0)
     }
 }

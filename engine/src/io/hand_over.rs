@@ -36,8 +36,9 @@ pub struct HandedOver {
 
 /// What the datapath asks of a worker.
 pub enum Command {
-    /// Sockets of a port that came (back) up.
-    Open(Vec<Receiver>, Option<Box<Transmitter>>),
+    /// Sockets of a port that came (back) up. Without a transmitter, when it has fewer queues than there are workers:
+    /// then worker 0, which serves queue 0 of every port, transmits.
+    Open(PortId, Vec<Receiver>, Option<Box<Transmitter>>),
     /// Give up all sockets of a port; whoever asked closes them, and hears by the channel's end that it has them all.
     Close(PortId, Sender<Retired>),
 }

@@ -347,10 +347,11 @@ impl<P: Process> Worker<P> {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Open(receivers, transmitter) => {
+            Command::Open(port, receivers, transmitter) => {
                 self.receivers.extend(receivers);
-                if let Some(transmitter) = transmitter {
-                    self.egress.open(*transmitter);
+                match transmitter {
+                    Some(transmitter) => self.egress.open(*transmitter),
+                    None => self.egress.open_elsewhere(port),
                 }
             }
             Command::Close(port, done) => self.close(port, DropReason::LinkDown, Some(done)),

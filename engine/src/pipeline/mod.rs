@@ -78,6 +78,10 @@ pub trait Frames {
     fn take(&mut self, port: PortId) -> Option<Self::Frame>;
     /// Gives an unused frame back.
     fn give_back(&mut self, port: PortId, frame: Self::Frame);
+    /// The worker that transmits on `port` where this one cannot, busy or not; `None` where it can.
+    fn instead(&self, _port: PortId) -> Option<u32> {
+        None
+    }
 }
 
 /// A finished frame to transmit.

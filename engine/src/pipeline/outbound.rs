@@ -72,6 +72,10 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             Ok(egress) => egress,
             Err(reason) => return self.tally.drop_all(reason, group.count()),
         };
+        if let Some(other) = self.frames.instead(egress.id) {
+            sa.pass_on(self.own.worker, other);
+            return self.results.hand_over.extend(group.map(|index| (index, other)));
+        }
         let inside_mtu = sa.outer.inside_mtu(egress.port.mtu, &sa.layout);
         let shared = Group { sa, egress, inside_mtu, clamp_mss: tunnel.clamp_mss };
 

@@ -71,6 +71,13 @@ impl OutboundSa {
             Workers::Shared => worker,
         }
     }
+
+    /// The owner, `worker`, cannot transmit any more where this SA leaves: `other` is the owner from now on. Packets
+    /// that `worker` numbered have left it, or never will; numbers come from the one counter, so none repeats.
+    pub fn pass_on(&self, worker: u32, other: u32) {
+        // Fails for a shared SA, which has no owner. Relaxed, as `claim`.
+        let _ = self.owner.compare_exchange(worker, other, Ordering::Relaxed, Ordering::Relaxed);
+    }
 }
 
 /// All `count` numbers, or the rest up to `limit`; `None` when there is none.
