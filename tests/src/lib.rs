@@ -1,7 +1,9 @@
 //! What the outside tests share: gateways that run the real programs in namespaces with a wire that can be
 //! listened to, gateways in memory, and the published vectors.
 
+pub mod allocator;
 pub mod control;
+pub mod fuzzing;
 pub mod gateway;
 pub mod memory;
 pub mod netns;

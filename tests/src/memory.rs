@@ -258,6 +258,12 @@ pub struct Gateway {
 impl Gateway {
     /// A gateway with one tunnel, its SAs and its policy.
     pub fn new(site: Site, options: &Options) -> Self {
+        let empty = Tables { sad: Sad::new(), spd: Published::new(None), network: Published::new(None) };
+        Self::over(Arc::new(empty), site, options)
+    }
+
+    /// As [`Gateway::new`], over tables that may have served another gateway with the same SPI, which is gone.
+    pub fn over(tables: Arc<Tables>, site: Site, options: &Options) -> Self {
         let tunnel = Arc::new(Tunnel {
             name: TUNNEL.into(),
             local: site.endpoint(options.outer_ipv6),
@@ -267,14 +273,12 @@ impl Gateway {
         });
         let mut policies = options.policies.clone();
         policies.push(policy("site", networks(site), Action::Protect(Arc::clone(&tunnel))));
-        let sad = Sad::new();
-        sad.insert(Arc::new(options.inbound(site))).unwrap();
-        let tables = Tables {
-            sad,
-            spd: Published::new(Some(Arc::new(Spd::new(policies, Fallback::Kernel, 1)))),
-            network: Published::new(Some(Arc::new(network(site, options)))),
-        };
-        let engine = Engine::new(Arc::new(tables), 0, IvSource::from_seed([7; 32]));
+        let inbound = options.inbound(site);
+        tables.sad.remove(inbound.spec.sa.spi);
+        tables.sad.insert(Arc::new(inbound)).unwrap();
+        tables.spd.replace(Some(Arc::new(Spd::new(policies, Fallback::Kernel, 1))));
+        tables.network.replace(Some(Arc::new(network(site, options))));
+        let engine = Engine::new(tables, 0, IvSource::from_seed([7; 32]));
         Self { engine, tunnel, site, options: options.clone() }
     }
 

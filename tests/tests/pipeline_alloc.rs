@@ -1,40 +1,15 @@
 //! A warmed pipeline allocates nothing: not for packets that pass, not for those that are dropped.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 use adit_engine::crypto::{Authentication, Encryption};
 use adit_engine::pipeline::Received;
 use adit_engine::policy::Action;
 use adit_engine::route::PortId;
 use adit_engine::sa::selector::{AddressRange, Selector, UpperSelector};
+use adit_tests::allocator::{self, Counting};
 use adit_tests::memory::{Gateway, INSIDE, OUTSIDE, Options, Peer, Site, address, policy, suite};
 use adit_tests::packet::{DONT_FRAGMENT, frame, tcp_syn, udp, with_fragment_field, with_ttl};
-
-struct Counting;
-
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-// SAFETY: every call is passed on as it came to the system's allocator, which keeps the contract.
-#[allow(unsafe_code)]
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Relaxed);
-        // SAFETY: the caller's promise, passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise, passed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Relaxed);
-        // SAFETY: the caller's promise, passed on.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -46,7 +21,7 @@ fn allocations(gateway: &mut Gateway, template: &[(PortId, Vec<u8>)], bursts: us
     let mut before = 0;
     for round in 0..bursts + 50 {
         if round == 50 {
-            before = ALLOCATIONS.load(Relaxed);
+            before = allocator::allocations();
         }
         let mut fresh = room.iter_mut().zip(template).map(|((port, frame), (_, original))| {
             frame.copy_from_slice(original);
@@ -56,7 +31,7 @@ fn allocations(gateway: &mut Gateway, template: &[(PortId, Vec<u8>)], bursts: us
         gateway.engine.process(round as u64, &mut burst);
         gateway.engine.transmit(|_| ());
     }
-    ALLOCATIONS.load(Relaxed) - before
+    allocator::allocations() - before
 }
 
 /// Everything a burst can come to, outbound, in 32 packets.

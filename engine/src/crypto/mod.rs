@@ -34,6 +34,7 @@
 //! let verdict = IcvValid { sequence: 7 };
 //! ```
 
+mod gcm;
 pub mod iv;
 pub mod key;
 pub mod primitive;
@@ -51,12 +52,13 @@ pub use suite::{Authentication, Encryption, Suite};
 use std::array;
 use std::mem;
 
+use arrayvec::ArrayVec;
 use zeroize::Zeroizing;
 
 use crate::wire::Spi;
 use crate::wire::esp::HEADER_LENGTH;
 use key::{KeyError, KeyMaterial};
-use primitive::{Aead, CbcDecryptor, CbcEncryptor, CbcLane, LANES, Mac, aead_open, aead_seal, with_aead};
+use primitive::{AEAD_LANES, Aead, AeadOpen, AeadSeal, CbcDecryptor, CbcEncryptor, CbcLane, LANES, Mac};
 use sequence::FreshSequence;
 
 /// One packet to seal. `payload` lies in the received frame, `esp` in a transmit frame: they never overlap.
@@ -159,18 +161,22 @@ impl Sealer {
     pub fn seal(&self, spi: Spi, burst: &mut [Seal<'_>], ivs: &mut IvSource) {
         let format = &self.format;
         match &*self.keys {
-            SealKeys::Aead { aead, salt } => with_aead!(aead, aead => {
-                for packet in burst {
-                    let Seal { esp, payload, next_header, sequence } = packet;
-                    let number = sequence.get();
-                    let clear = format.lay_out(spi, mem::take(esp), payload, *next_header, number);
-                    // The counter is the IV (RFC 4106 section 3.1): unique as long as the counter is.
-                    clear.iv.copy_from_slice(&number.to_be_bytes());
-                    let aad = format.aad(clear.header, number);
-                    let sealed = aead_seal(aead, [salt, clear.iv], aad.as_ref(), clear.text, clear.icv);
+            SealKeys::Aead { aead, salt } => {
+                for group in burst.chunks_mut(AEAD_LANES) {
+                    let mut lanes = ArrayVec::<_, AEAD_LANES>::new();
+                    for Seal { esp, payload, next_header, sequence } in group {
+                        let number = sequence.get();
+                        let Clear { header, iv, text, icv } =
+                            format.lay_out(spi, mem::take(esp), payload, *next_header, number);
+                        // The counter is the IV (RFC 4106 section 3.1): unique as long as the counter is.
+                        iv.copy_from_slice(&number.to_be_bytes());
+                        let aad = format.aad(header, number);
+                        lanes.push(AeadSeal { nonce: [salt, iv], aad, text, icv });
+                    }
+                    let sealed = aead.seal_lanes(&mut lanes);
                     assert!(sealed, "a frame is shorter than any limit of GCM or CCM");
                 }
-            }),
+            }
             SealKeys::Separate { cipher, mac } => {
                 // A group at a time through both passes, while it is in the first-level cache.
                 for group in burst.chunks_mut(LANES) {
@@ -220,14 +226,25 @@ impl Opener {
     pub fn open(&self, burst: &mut [Open<'_>]) {
         let format = &self.format;
         match &*self.keys {
-            OpenKeys::Aead { aead, salt } => with_aead!(aead, aead => {
-                for packet in burst {
-                    let Sealed { header, iv, text, icv, .. } = format.split(packet);
-                    let aad = format.aad(header, packet.sequence);
-                    let is_right = aead_open(aead, [salt, iv], aad.as_ref(), text, icv, packet.plaintext);
-                    packet.conclude(is_right);
+            OpenKeys::Aead { aead, salt } => {
+                for group in burst.chunks_mut(AEAD_LANES) {
+                    let mut lanes = ArrayVec::<_, AEAD_LANES>::new();
+                    for packet in group.iter_mut() {
+                        let Sealed { header, iv, text: ciphertext, icv, .. } = format.split(packet);
+                        let aad = format.aad(header, packet.sequence);
+                        let plaintext = &mut *packet.plaintext;
+                        let nonce = [&**salt, iv];
+                        lanes.push(AeadOpen { nonce, aad, ciphertext, icv, plaintext, is_right: false });
+                    }
+                    aead.open_lanes(&mut lanes);
+                    let mut verdicts = ArrayVec::<bool, AEAD_LANES>::new();
+                    verdicts.extend(lanes.iter().map(|lane| lane.is_right));
+                    drop(lanes);
+                    for (packet, is_right) in group.iter_mut().zip(verdicts) {
+                        packet.conclude(is_right);
+                    }
                 }
-            }),
+            }
             OpenKeys::Separate { cipher, mac } => {
                 let messages = burst.iter_mut().map(|packet| {
                     let Sealed { message, icv, .. } = format.split(packet);

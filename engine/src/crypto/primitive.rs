@@ -12,10 +12,9 @@ use aes::cipher::{
     BlockSizeUser, InOutBuf, InnerIvInit,
 };
 use aes::{Aes128Dec, Aes128Enc, Aes192Dec, Aes192Enc, Aes256Dec, Aes256Enc};
-use aes_gcm::AesGcm;
-use aes_gcm::aead::consts::{U8, U11, U12, U16};
-use aes_gcm::aead::{AeadInOut, Nonce, Tag};
 use ccm::Ccm;
+use ccm::aead::{AeadInOut, Nonce, Tag};
+use ccm::consts::{U8, U11, U12, U16};
 use des::{Des, TdesEde3};
 use hmac::{Hmac, KeyInit};
 use md5::Md5;
@@ -23,6 +22,7 @@ use sha1::Sha1;
 use sha2::{Sha256, Sha384, Sha512};
 use subtle::ConstantTimeEq;
 
+use super::gcm::Gcm;
 use super::{Authentication, Encryption};
 
 /// Packets encrypted side by side. CBC is serial within a packet: one chain leaves an AES unit idle most of
@@ -145,7 +145,7 @@ impl<B: ArraySize> BlockCipherEncClosure for Interleave<'_, '_, B> {
 }
 
 #[inline(always)]
-fn encrypt_blocks<C: BlockCipherEncBackend>(backend: &C, blocks: &mut [Array<u8, C::BlockSize>]) {
+pub(super) fn encrypt_blocks<C: BlockCipherEncBackend>(backend: &C, blocks: &mut [Array<u8, C::BlockSize>]) {
     if C::ParBlocksSize::USIZE > 1 {
         let (chunks, tail) = Array::slice_as_chunks_mut(blocks);
         for chunk in chunks {
@@ -315,63 +315,60 @@ fn verify<'m, M: hmac::Mac + Clone, Owner, Tail: AsRef<[u8]>>(
     }
 }
 
-type Gcm<C, IcvLength> = AesGcm<C, U12, IcvLength>;
 // RFC 4309 section 4: three bytes of salt, eight of IV.
 type Ccm11<C, IcvLength> = Ccm<C, IcvLength, U11>;
+
+/// Packets of one visit to an AEAD.
+pub const AEAD_LANES: usize = 64;
+
+/// One text for [`Aead::seal_lanes`], encrypted in place.
+pub struct AeadSeal<'a, A> {
+    /// Salt and IV.
+    pub nonce: [&'a [u8]; 2],
+    /// What is authenticated only.
+    pub aad: A,
+    /// What is encrypted.
+    pub text: &'a mut [u8],
+    /// Where the tag goes.
+    pub icv: &'a mut [u8],
+}
+
+/// One text for [`Aead::open_lanes`].
+pub struct AeadOpen<'a, A> {
+    /// Salt and IV.
+    pub nonce: [&'a [u8]; 2],
+    /// What is authenticated only.
+    pub aad: A,
+    /// What was encrypted.
+    pub ciphertext: &'a [u8],
+    /// The tag.
+    pub icv: &'a [u8],
+    /// As long as the ciphertext; all zeros when the tag is wrong.
+    pub plaintext: &'a mut [u8],
+    /// Set by [`Aead::open_lanes`]: whether the tag is right.
+    pub is_right: bool,
+}
 
 /// GCM or CCM under one key, for one ICV length (8, 12 or 16 bytes).
 #[allow(clippy::large_enum_variant, reason = "boxed as a whole by its owner")]
 #[allow(missing_docs, reason = "the names say it all")]
 pub enum Aead {
-    Aes128Gcm8(Gcm<Aes128Enc, U8>),
-    Aes128Gcm12(Gcm<Aes128Enc, U12>),
-    Aes128Gcm16(Gcm<Aes128Enc, U16>),
-    Aes192Gcm8(Gcm<Aes192Enc, U8>),
-    Aes192Gcm12(Gcm<Aes192Enc, U12>),
-    Aes192Gcm16(Gcm<Aes192Enc, U16>),
-    Aes256Gcm8(Gcm<Aes256Enc, U8>),
-    Aes256Gcm12(Gcm<Aes256Enc, U12>),
-    Aes256Gcm16(Gcm<Aes256Enc, U16>),
+    Aes128Gcm(Gcm<Aes128Enc>),
+    Aes192Gcm(Gcm<Aes192Enc>),
+    Aes256Gcm(Gcm<Aes256Enc>),
     Aes128Ccm8(Ccm11<Aes128Enc, U8>),
     Aes128Ccm12(Ccm11<Aes128Enc, U12>),
     Aes128Ccm16(Ccm11<Aes128Enc, U16>),
 }
-
-/// Runs `$body` with the algorithm's own type: one dispatch, however many packets `$body` has.
-macro_rules! with_aead {
-    ($aead:expr, $algorithm:ident => $body:expr) => {
-        match $aead {
-            Aead::Aes128Gcm8($algorithm) => $body,
-            Aead::Aes128Gcm12($algorithm) => $body,
-            Aead::Aes128Gcm16($algorithm) => $body,
-            Aead::Aes192Gcm8($algorithm) => $body,
-            Aead::Aes192Gcm12($algorithm) => $body,
-            Aead::Aes192Gcm16($algorithm) => $body,
-            Aead::Aes256Gcm8($algorithm) => $body,
-            Aead::Aes256Gcm12($algorithm) => $body,
-            Aead::Aes256Gcm16($algorithm) => $body,
-            Aead::Aes128Ccm8($algorithm) => $body,
-            Aead::Aes128Ccm12($algorithm) => $body,
-            Aead::Aes128Ccm16($algorithm) => $body,
-        }
-    };
-}
-pub(super) use with_aead;
 
 impl Aead {
     /// Expands `key`, without its salt; `None` for another algorithm, key length or ICV length.
     pub fn new(encryption: Encryption, icv_length: u8, key: &[u8]) -> Option<Self> {
         use Encryption::{Aes128Ccm, Aes128Gcm, Aes192Gcm, Aes256Gcm};
         Some(match (encryption, icv_length) {
-            (Aes128Gcm, 8) => Self::Aes128Gcm8(KeyInit::new_from_slice(key).ok()?),
-            (Aes128Gcm, 12) => Self::Aes128Gcm12(KeyInit::new_from_slice(key).ok()?),
-            (Aes128Gcm, 16) => Self::Aes128Gcm16(KeyInit::new_from_slice(key).ok()?),
-            (Aes192Gcm, 8) => Self::Aes192Gcm8(KeyInit::new_from_slice(key).ok()?),
-            (Aes192Gcm, 12) => Self::Aes192Gcm12(KeyInit::new_from_slice(key).ok()?),
-            (Aes192Gcm, 16) => Self::Aes192Gcm16(KeyInit::new_from_slice(key).ok()?),
-            (Aes256Gcm, 8) => Self::Aes256Gcm8(KeyInit::new_from_slice(key).ok()?),
-            (Aes256Gcm, 12) => Self::Aes256Gcm12(KeyInit::new_from_slice(key).ok()?),
-            (Aes256Gcm, 16) => Self::Aes256Gcm16(KeyInit::new_from_slice(key).ok()?),
+            (Aes128Gcm, 8 | 12 | 16) => Self::Aes128Gcm(Gcm::new(key, icv_length.into())?),
+            (Aes192Gcm, 8 | 12 | 16) => Self::Aes192Gcm(Gcm::new(key, icv_length.into())?),
+            (Aes256Gcm, 8 | 12 | 16) => Self::Aes256Gcm(Gcm::new(key, icv_length.into())?),
             (Aes128Ccm, 8) => Self::Aes128Ccm8(KeyInit::new_from_slice(key).ok()?),
             (Aes128Ccm, 12) => Self::Aes128Ccm12(KeyInit::new_from_slice(key).ok()?),
             (Aes128Ccm, 16) => Self::Aes128Ccm16(KeyInit::new_from_slice(key).ok()?),
@@ -379,13 +376,39 @@ impl Aead {
         })
     }
 
-    /// [`aead_seal`] under this key.
+    /// Encrypts every text and writes its ICV. False when a length is not the algorithm's; that lane is then in
+    /// the clear still.
     #[must_use]
-    pub fn seal(&self, nonce: [&[u8]; 2], aad: &[u8], text: &mut [u8], icv: &mut [u8]) -> bool {
-        with_aead!(self, aead => aead_seal(aead, nonce, aad, text, icv))
+    pub fn seal_lanes<A: AsRef<[u8]>>(&self, lanes: &mut [AeadSeal<'_, A>]) -> bool {
+        match self {
+            Self::Aes128Gcm(gcm) => gcm.seal(lanes),
+            Self::Aes192Gcm(gcm) => gcm.seal(lanes),
+            Self::Aes256Gcm(gcm) => gcm.seal(lanes),
+            Self::Aes128Ccm8(ccm) => seal_one_by_one(ccm, lanes),
+            Self::Aes128Ccm12(ccm) => seal_one_by_one(ccm, lanes),
+            Self::Aes128Ccm16(ccm) => seal_one_by_one(ccm, lanes),
+        }
     }
 
-    /// [`aead_open`] under this key.
+    /// Verifies every text and decrypts those that are right; a length that is not the algorithm's is wrong.
+    pub fn open_lanes<A: AsRef<[u8]>>(&self, lanes: &mut [AeadOpen<'_, A>]) {
+        match self {
+            Self::Aes128Gcm(gcm) => gcm.open(lanes),
+            Self::Aes192Gcm(gcm) => gcm.open(lanes),
+            Self::Aes256Gcm(gcm) => gcm.open(lanes),
+            Self::Aes128Ccm8(ccm) => open_one_by_one(ccm, lanes),
+            Self::Aes128Ccm12(ccm) => open_one_by_one(ccm, lanes),
+            Self::Aes128Ccm16(ccm) => open_one_by_one(ccm, lanes),
+        }
+    }
+
+    /// [`Aead::seal_lanes`] of one text.
+    #[must_use]
+    pub fn seal(&self, nonce: [&[u8]; 2], aad: &[u8], text: &mut [u8], icv: &mut [u8]) -> bool {
+        self.seal_lanes(&mut [AeadSeal { nonce, aad, text, icv }])
+    }
+
+    /// [`Aead::open_lanes`] of one text.
     #[must_use]
     pub fn open(
         &self,
@@ -395,7 +418,23 @@ impl Aead {
         icv: &[u8],
         plaintext: &mut [u8],
     ) -> bool {
-        with_aead!(self, aead => aead_open(aead, nonce, aad, ciphertext, icv, plaintext))
+        let mut lane = [AeadOpen { nonce, aad, ciphertext, icv, plaintext, is_right: false }];
+        self.open_lanes(&mut lane);
+        lane[0].is_right
+    }
+}
+
+fn seal_one_by_one<A: AeadInOut, Aad: AsRef<[u8]>>(aead: &A, lanes: &mut [AeadSeal<'_, Aad>]) -> bool {
+    let mut all = true;
+    for AeadSeal { nonce, aad, text, icv } in lanes {
+        all &= aead_seal(aead, *nonce, aad.as_ref(), text, icv);
+    }
+    all
+}
+
+fn open_one_by_one<A: AeadInOut, Aad: AsRef<[u8]>>(aead: &A, lanes: &mut [AeadOpen<'_, Aad>]) {
+    for AeadOpen { nonce, aad, ciphertext, icv, plaintext, is_right } in lanes {
+        *is_right = aead_open(aead, *nonce, aad.as_ref(), ciphertext, icv, plaintext);
     }
 }
 

@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::hand_over::{Command, Mailbox};
+use super::hand_over::{Command, Mailbox, Retired};
 use super::process::Process;
 use super::queues::queue_counts;
 use super::socket::{OpenError, Receiver, SocketCounters, SocketOptions, open};
@@ -292,10 +292,16 @@ impl Datapath {
             mailbox.command(Command::Close(*port, done.clone()));
         }
         drop(done);
-        // Nobody sends: the channel breaks when the last socket is closed.
-        match closed.recv_timeout(Duration::from_secs(2)) {
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => Ok(()),
-            Err(RecvTimeoutError::Timeout) => Err(StartError::Stuck { interface: interface.clone() }),
+        let deadline = Instant::now() + Duration::from_secs(2);
+        loop {
+            match closed.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(socket) => drop::<Retired>(socket),
+                // Every worker has given up all it had.
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                Err(RecvTimeoutError::Timeout) => {
+                    return Err(StartError::Stuck { interface: interface.clone() });
+                }
+            }
         }
     }
 

@@ -63,14 +63,14 @@ impl Egress {
         self.elsewhere.push(port);
     }
 
-    /// Closes a port. Frames the kernel did not complete are dropped for `reason`: it will not bring them back.
-    pub fn close(&mut self, port: PortId, reason: DropReason) {
+    /// Gives up a port. Frames the kernel did not complete are dropped for `reason`: it will not bring them back.
+    pub fn close(&mut self, port: PortId, reason: DropReason) -> Option<Transmitter> {
         self.elsewhere.retain(|other| *other != port);
-        if let Some(mut way) = self.ways.get_mut(usize::from(port.0)).and_then(Option::take) {
-            way.transmitter.reap();
-            settle(&mut way.transmitter, &self.counters);
-            drop_frames(&self.counters, reason, u64::from(way.transmitter.in_flight()));
-        }
+        let mut way = self.ways.get_mut(usize::from(port.0)).and_then(Option::take)?;
+        way.transmitter.reap();
+        settle(&mut way.transmitter, &self.counters);
+        drop_frames(&self.counters, reason, u64::from(way.transmitter.in_flight()));
+        Some(way.transmitter)
     }
 
     fn way(&mut self, port: PortId) -> Option<&mut Way> {

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::mpsc::Sender;
 
 use crossbeam::queue::ArrayQueue;
 use rustix::event::{EventfdFlags, eventfd};
@@ -38,8 +39,17 @@ pub enum Command {
     /// Sockets of a port that came (back) up. Without a transmitter, when it has fewer queues than there are workers:
     /// then worker 0, which serves queue 0 of every port, transmits.
     Open(PortId, Vec<Receiver>, Option<Box<Transmitter>>),
-    /// Close all sockets of a port; the sender hears when the last is gone.
-    Close(PortId, std::sync::mpsc::Sender<()>),
+    /// Give up all sockets of a port; whoever asked closes them, and hears by the channel's end that it has them all.
+    Close(PortId, Sender<Retired>),
+}
+
+/// A socket that its worker is done with. The kernel takes its time to close one (it waits until nobody looks at
+/// it any more), and a worker has no time: others drop it.
+pub enum Retired {
+    /// A receive half; none of its frames is lent.
+    Receiver(Box<Receiver>),
+    /// A transmit half; what was in flight is accounted for.
+    Transmitter(Box<Transmitter>),
 }
 
 /// One worker's letter box.

@@ -4,13 +4,14 @@
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
 use super::datapath::NeighbourRequests;
 use super::egress::{Egress, add, drop_frames};
-use super::hand_over::{Command, DEPTH, HOPS, HandedOver, Mailbox};
+use super::hand_over::{Command, DEPTH, HOPS, HandedOver, Mailbox, Retired};
 use super::process::Process;
 use super::socket::Receiver;
 use super::umem::TxFrame;
@@ -90,7 +91,7 @@ pub struct Worker<P> {
     process: P,
     receivers: Vec<Receiver>,
     /// Receivers of closed ports whose frames other workers still read, and who waits for that.
-    closing: Vec<(Receiver, Option<std::sync::mpsc::Sender<()>>)>,
+    closing: Vec<(Receiver, Option<Sender<Retired>>)>,
     egress: Egress,
     waiting: Waiting<TxFrame>,
     results: Results<TxFrame>,
@@ -337,7 +338,9 @@ impl<P: Process> Worker<P> {
             }
         }
         if came {
-            self.closing.retain(|(receiver, _)| receiver.lent() > 0);
+            for (receiver, closer) in self.closing.extract_if(.., |(receiver, _)| receiver.lent() == 0) {
+                retire(Retired::Receiver(Box::new(receiver)), closer.as_ref());
+            }
         }
         came
     }
@@ -355,23 +358,22 @@ impl<P: Process> Worker<P> {
         }
     }
 
-    /// Closes a port's sockets. `done` is dropped, which its receiver sees, when the last of them is.
-    fn close(&mut self, port: PortId, reason: DropReason, done: Option<std::sync::mpsc::Sender<()>>) {
+    /// Gives up a port's sockets, those with lent frames when these have come home.
+    fn close(&mut self, port: PortId, reason: DropReason, closer: Option<Sender<Retired>>) {
         let Self { waiting, egress, counters, .. } = self;
         waiting.take_port(port, |frame| {
             drop_frames(counters, reason, 1);
             egress.give_back(port, frame);
         });
-        egress.close(port, reason);
-        let (closed, open): (Vec<_>, Vec<_>) =
-            self.receivers.drain(..).partition(|receiver| receiver.port == port);
-        self.receivers = open;
-        for receiver in closed {
-            // The kernel takes its time to let go of a socket, and there may be many: this is not standing still.
-            add(&self.vitals.heartbeat, 1);
+        if let Some(transmitter) = egress.close(port, reason) {
+            retire(Retired::Transmitter(Box::new(transmitter)), closer.as_ref());
+        }
+        for receiver in self.receivers.extract_if(.., |receiver| receiver.port == port) {
             receiver.refresh_statistics();
             if receiver.lent() > 0 {
-                self.closing.push((receiver, done.clone()));
+                self.closing.push((receiver, closer.clone()));
+            } else {
+                retire(Retired::Receiver(Box::new(receiver)), closer.as_ref());
             }
         }
     }
@@ -427,6 +429,15 @@ impl<P: Process> Worker<P> {
             self.close(port, DropReason::TransmitFailed, None);
         }
         self.vitals.held.store(self.egress.in_flight() + self.waiting.len() as u64, Ordering::Relaxed);
+    }
+}
+
+/// Leaves the closing of a socket to whoever asked for it, or else to a thread of its own.
+fn retire(socket: Retired, closer: Option<&Sender<Retired>>) {
+    match closer {
+        // Nobody waits any more: it is closed here, late.
+        Some(closer) => drop(closer.send(socket)),
+        None => drop(std::thread::Builder::new().name("adit-close".into()).spawn(move || drop(socket))),
     }
 }
 

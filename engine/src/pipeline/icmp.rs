@@ -61,6 +61,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let header = Ethernet { destination: link.source, source: port.mac, ether_type: link.ether_type };
         ethernet::write(&mut frame, &header);
         if port.side == Side::Unprotected && self.must_not_leave_in_clear(&frame[HEADER_LENGTH..]) {
+            // Like everything else that was not let out, what it quotes does not lie about in free frames.
+            frame[..HEADER_LENGTH + length].fill(0);
             return self.frames.give_back(received.port, frame);
         }
         self.tally.originated += 1;

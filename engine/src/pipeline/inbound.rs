@@ -44,6 +44,14 @@ struct Taken<F> {
     frame: F,
 }
 
+/// How an inner packet goes on.
+enum Sent<'g> {
+    /// In the frame it was decrypted into.
+    InPlace { egress: Egress<'g>, version: IpVersion, length: usize },
+    /// In frames of its egress; the one it was decrypted into is free again.
+    Copied,
+}
+
 /// What a group adds to its SA's counters.
 #[derive(Default)]
 struct GroupCount {
@@ -153,15 +161,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         for (Taken { sealed, port, mut frame }, verdict) in taken.drain(..).zip(verdicts.drain(..)) {
             let esp_length = u64::from(sealed.length);
             let plaintext_length = usize::from(sealed.ciphertext_length);
-            let sent = match self.decapsulate(sa, sealed, verdict, &mut frame, &mut admitted) {
-                Ok((egress, packet)) => self.send_inside(&egress, &packet, port, frame, plaintext_length),
-                Err(reason) => {
-                    self.give_back_wiped(port, frame, plaintext_length);
-                    Err(reason)
-                }
-            };
+            let sent = self.decapsulate(sa, sealed, verdict, port, &mut frame, &mut admitted);
             match sent {
-                Ok(()) => {
+                Ok(_) => {
                     count.packets += 1;
                     count.bytes += esp_length;
                 }
@@ -169,6 +171,10 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                     count.refuse(reason);
                     self.tally.drop(reason);
                 }
+            }
+            match sent {
+                Ok(Sent::InPlace { egress, version, length }) => self.emit(&egress, version, frame, length),
+                Ok(Sent::Copied) | Err(_) => self.give_back_wiped(port, frame, plaintext_length),
             }
         }
         self.tally.opened += count.packets;
@@ -192,16 +198,17 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         Err(reason)
     }
 
-    /// One decrypted packet's proofs, in the order of RFC 4303 section 3.4.4 and RFC 4301 section 5.2. What
-    /// comes back is the inner packet, at [`HEADER_LENGTH`] of `frame`, and where it goes.
+    /// One decrypted packet's proofs, in the order of RFC 4303 section 3.4.4 and RFC 4301 section 5.2, and its way
+    /// on. `frame`, a frame of `port`, has the inner packet at [`HEADER_LENGTH`].
     fn decapsulate(
         &mut self,
         sa: &'g InboundSa,
         sealed: Sealed,
         verdict: Option<IcvValid>,
+        port: PortId,
         frame: &mut [u8],
         admitted: &mut Admitted<'g>,
-    ) -> Result<(Egress<'g>, IpPacket), DropReason> {
+    ) -> Result<Sent<'g>, DropReason> {
         let proof = verdict.ok_or(DropReason::IcvFailed)?;
         let number = sealed.candidate.authenticate(proof).ok_or(DropReason::IcvFailed)?;
         sa.replay.commit(number).map_err(replay_reason)?;
@@ -219,7 +226,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             _ => return Err(DropReason::NextHeader),
         };
         // The inner length may be shorter than the payload: traffic-flow confidentiality padding (section 2.7).
-        let mut packet = match ip::parse(&plaintext[..trailer.payload_length]) {
+        let mut parsed = ip::parse(&plaintext[..trailer.payload_length]);
+        // Borrowed where it was written: moving what was just written waits for the stores.
+        let packet = match &mut parsed {
             Ok(packet) if packet.version == version => packet,
             _ => return Err(DropReason::InnerMalformed),
         };
@@ -233,7 +242,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
 
         let protection = match *admitted {
             Some((flow, fragment, known)) if flow == packet.flow && fragment == packet.fragment => known,
-            _ => self.admit(sa, &packet)?,
+            _ => self.admit(sa, packet)?,
         };
         *admitted = Some((packet.flow, packet.fragment, protection));
         self.count_policy(protection.policy);
@@ -255,12 +264,12 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         ip::decrement_ttl(plaintext, version);
         // The peer's SYN announces what we will send into the tunnel.
         if protection.tunnel.clamp_mss
-            && is_tcp_syn(plaintext, &packet)
+            && is_tcp_syn(plaintext, packet)
             && let Some(inside_mtu) = self.inside_mtu(protection.tunnel)
         {
-            mss::clamp(plaintext, &packet, inside_mtu);
+            mss::clamp(plaintext, packet, inside_mtu);
         }
-        Ok((egress, packet))
+        self.send_inside(egress, packet, port, plaintext)
     }
 
     /// Whether a packet out of `sa` is what the SA was agreed for, and what the policy wants from its tunnel.
@@ -282,28 +291,25 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
     }
 
-    /// Sends the inner packet from where it was decrypted, if that is a frame of its egress, else from a copy.
+    /// The inner packet goes from where it was decrypted, if that is a frame of its egress, else from a copy.
     fn send_inside(
         &mut self,
-        egress: &Egress<'g>,
+        egress: Egress<'g>,
         packet: &IpPacket,
         port: PortId,
-        frame: F::Frame,
-        plaintext_length: usize,
-    ) -> Result<(), DropReason> {
+        bytes: &[u8],
+    ) -> Result<Sent<'g>, DropReason> {
         self.own.inside = Some(egress.id);
         if port == egress.id && packet.total_length <= egress.port.mtu {
-            self.emit(egress, packet.version, frame, packet.total_length as usize);
-            return Ok(());
+            let length = packet.total_length as usize;
+            return Ok(Sent::InPlace { egress, version: packet.version, length });
         }
-        let bytes = &frame[HEADER_LENGTH..];
-        let sent = self.send_copy(egress, packet, bytes);
+        let sent = self.send_copy(&egress, packet, bytes);
         if sent == Err(DropReason::TooBig) {
             let mtu = egress.port.mtu;
-            self.originate_error_through_tunnel(egress, bytes, IcmpError::PacketTooBig { mtu });
+            self.originate_error_through_tunnel(&egress, bytes, IcmpError::PacketTooBig { mtu });
         }
-        self.give_back_wiped(port, frame, plaintext_length);
-        sent
+        sent.map(|()| Sent::Copied)
     }
 
     /// Decrypted bytes do not lie about in free frames.

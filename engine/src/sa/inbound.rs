@@ -26,12 +26,12 @@ pub struct SaCounters {
     pub refused: AtomicU64,
 }
 
-/// What a worker needs to open a packet. At most 1 KiB; the window is beside it: 8 bytes for each of
+/// What a worker needs to open a packet. At most 1 KiB with its keys; beside it are its selectors, and the window: 8 bytes for each of
 /// ceil((W + 31) / 32) blocks, rounded up to a power of two (512 bytes for 1024 numbers, 32 KiB for 65536).
 pub struct InboundSa {
-    /// The request it was made from.
+    /// The request it was made from, but for its selectors.
     pub spec: InboundSpec,
-    /// What may travel in it now: at first what the request says. The policies of manual SAs change while the
+    /// What may travel in it now: at first what the request said. The policies of manual SAs change while the
     /// SA, its window and its counters stay.
     pub selectors: Published<Vec<Selector>>,
     /// Lengths.
@@ -49,13 +49,14 @@ impl InboundSa {
     ///
     /// # Errors
     /// A key error names the key.
-    pub fn new(spec: InboundSpec, keys: &KeyMaterial) -> Result<Self, KeyError> {
+    pub fn new(mut spec: InboundSpec, keys: &KeyMaterial) -> Result<Self, KeyError> {
+        let selectors = std::mem::take(&mut spec.sa.selectors);
         Ok(Self {
             layout: Layout::new(&spec.sa.suite),
             opener: Opener::new(spec.sa.suite, keys, spec.sa.esn)?,
             replay: ReplayWindow::new(spec.replay_window, spec.sa.esn, spec.last_sequence),
             counters: SaCounters::default(),
-            selectors: Published::new(Some(Arc::new(spec.sa.selectors.clone()))),
+            selectors: Published::new(Some(Arc::new(selectors))),
             spec,
         })
     }

@@ -7,7 +7,7 @@ pub struct Sum(u64);
 
 impl Sum {
     /// Adds `bytes`; an odd last byte counts as if a zero followed it, so only the last piece may be odd.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn bytes(self, bytes: &[u8]) -> Self {
         // 32-bit halves into a 64-bit accumulator (RFC 1071 section 2 (C)): carries have 2^31 additions of room.
@@ -48,7 +48,7 @@ impl Sum {
     }
 
     /// The 16-bit sum, not complemented.
-    #[inline]
+    #[inline(always)]
     pub fn fold(self) -> u16 {
         let mut sum = self.0;
         sum = (sum & 0xffff_ffff) + (sum >> 32);
@@ -67,7 +67,7 @@ impl Sum {
 }
 
 /// One's complement sum of `bytes`, folded, complemented: the value for a header whose checksum field is 0.
-#[inline]
+#[inline(always)]
 pub fn internet(bytes: &[u8]) -> u16 {
     Sum::default().bytes(bytes).checksum()
 }

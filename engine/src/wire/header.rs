@@ -50,7 +50,7 @@ pub struct Ipv4Header {
 
 impl Ipv4Header {
     /// The header as it goes on the wire, checksum included.
-    #[inline]
+    #[inline(always)]
     pub fn to_bytes(&self) -> [u8; IPV4_LENGTH] {
         let mut out = [0; IPV4_LENGTH];
         out[0] = 0x45;

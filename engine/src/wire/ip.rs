@@ -138,7 +138,7 @@ pub struct IpPacket {
 ///
 /// # Errors
 /// [`Malformed`] with the one reason.
-#[inline]
+#[inline(always)]
 pub fn parse(bytes: &[u8]) -> Result<IpPacket, Malformed> {
     match bytes.first().ok_or(Malformed::TooShort)? >> 4 {
         4 => parse_v4(bytes),
@@ -147,7 +147,7 @@ pub fn parse(bytes: &[u8]) -> Result<IpPacket, Malformed> {
     }
 }
 
-#[inline]
+#[inline(always)]
 fn parse_v4(bytes: &[u8]) -> Result<IpPacket, Malformed> {
     let fixed = bytes.first_chunk::<IPV4_LENGTH>().ok_or(Malformed::TooShort)?;
     let header_length = usize::from(fixed[0] & 0x0f) * 4;
@@ -239,7 +239,7 @@ struct Chain {
 fn extension_headers(packet: &[u8], next_header: u8) -> Result<Chain, Malformed> {
     let mut chain = Chain { protocol: next_header, offset: IPV6_LENGTH, fragment: Fragment::Whole };
     let mut fragmented = false;
-    for _ in 0..=MAX_EXTENSION_HEADERS {
+    for count in 0..=MAX_EXTENSION_HEADERS {
         match chain.protocol {
             // Only directly behind the IPv6 header (RFC 8200 section 4.1).
             protocol::HOP_BY_HOP if chain.offset == IPV6_LENGTH => {}
@@ -248,6 +248,9 @@ fn extension_headers(packet: &[u8], next_header: u8) -> Result<Chain, Malformed>
             protocol::HOP_BY_HOP | protocol::FRAGMENT => return Err(Malformed::HeaderLength),
             protocol::ROUTING | protocol::DESTINATION_OPTIONS => {}
             _ => return Ok(chain),
+        }
+        if count == MAX_EXTENSION_HEADERS {
+            break;
         }
         let rest = packet.get(chain.offset..).unwrap_or_default();
         let header = *rest.first_chunk::<8>().ok_or(Malformed::HeaderLength)?;
@@ -279,7 +282,7 @@ fn extension_headers(packet: &[u8], next_header: u8) -> Result<Chain, Malformed>
 }
 
 /// Ports or type and code, where they are there to be read.
-#[inline]
+#[inline(always)]
 fn upper(protocol: u8, payload: &[u8], fragment: Fragment) -> Upper {
     if fragment == Fragment::Later {
         return Upper::Opaque;

@@ -140,6 +140,11 @@ fn ipv6_chain_limits() {
     assert_eq!(parse(&chain(&longest)).unwrap().flow.upper, ports(1, 2));
     let too_long = vec![destination(0); MAX_EXTENSION_HEADERS + 1];
     assert_eq!(parse(&chain(&too_long)), Err(Malformed::HeaderLength));
+    // The middle of a datagram ends the chain, but not a chain that is too long already.
+    let mut too_long = vec![destination(0); MAX_EXTENSION_HEADERS];
+    too_long.push((protocol::FRAGMENT, vec![0, 0, 0, 8, 0, 0, 0, 0]));
+    assert_eq!(parse(&chain(&too_long)), Err(Malformed::HeaderLength));
+    assert_eq!(parse(&chain(&too_long[1..])).unwrap().fragment, Fragment::Later);
     assert_eq!(parse(&chain(&[hop(), destination(255)])).unwrap().payload_offset, 40 + 8 + 2048);
     // Hop-by-hop only in front, one Fragment header only.
     assert_eq!(parse(&chain(&[destination(0), hop()])), Err(Malformed::HeaderLength));
