@@ -310,6 +310,19 @@ impl<'t> Gateway<'t> {
         format!("{}: {}\n{status:#}\n{stats}\n{links}", self.name, self.adit(&["drops"]))
     }
 
+    /// Frames in SKB mode that an AF_XDP socket had no room for: only the socket counts them. (In native mode the
+    /// interface counts them too, see [`Topology::loss`].)
+    pub fn lost_at_sockets(&self) -> u64 {
+        let status = self.json(&["status"]);
+        let interfaces =
+            status["interfaces"].as_array().unwrap_or_else(|| panic!("no interfaces in {status}"));
+        let skb = interfaces.iter().filter(|interface| interface["mode"] == "skb");
+        let counters = skb.flat_map(|interface| interface["counters"].as_array().expect("counters"));
+        let full =
+            counters.filter(|counter| counter["name"] == "rx_dropped" || counter["name"] == "rx_ring_full");
+        full.map(|counter| counter["value"].as_u64().expect("a count")).sum()
+    }
+
     /// Packets dropped for `reason` so far.
     pub fn dropped(&self, reason: &str) -> u64 {
         let drops = self.json(&["drops"]);

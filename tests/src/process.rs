@@ -51,12 +51,20 @@ pub fn run(command: &mut Command) -> Output {
 }
 
 /// Looks again until `condition` holds; ends the test when `patience` is over.
-pub fn eventually(what: &str, patience: Duration, mut condition: impl FnMut() -> bool) {
+pub fn eventually(what: &str, patience: Duration, condition: impl FnMut() -> bool) {
+    assert!(settles(patience, condition), "{what}: not within {patience:?}");
+}
+
+/// Looks again until `condition` holds; false when `patience` is over.
+pub fn settles(patience: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + patience;
     while !condition() {
-        assert!(Instant::now() < deadline, "{what}: not within {patience:?}");
+        if Instant::now() >= deadline {
+            return false;
+        }
         std::thread::sleep(Duration::from_millis(20));
     }
+    true
 }
 
 /// The checkout.

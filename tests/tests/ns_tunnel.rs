@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use adit_tests::gateway::{Gateway, SPI_AB, SPI_BA, Setup};
-use adit_tests::process::{Running, eventually};
+use adit_tests::gateway::{Gateway, SPI_AB, SPI_BA, Setup, Totals};
+use adit_tests::process::{Running, eventually, settles};
 use adit_tests::topology::Topology;
 use adit_tests::traffic::{Sink, Source};
 use adit_tests::wire::Listener;
@@ -37,7 +37,8 @@ fn everything_passes(setup: &Setup, queues: u32) {
 
     // UDP in numbers. The sinks count what hosts received; the gateways must agree with them.
     let before = (a.assert_conservation(), b.assert_conservation());
-    let lost_before = topology.loss_everywhere();
+    let lost_ever = || topology.loss_everywhere() + a.lost_at_sockets() + b.lost_at_sockets();
+    let lost_before = lost_ever();
     let (at_a, at_b) = (Sink::start(&topology, "ha", 7000), Sink::start(&topology, "hb", 7000));
     let sources = [
         Source::start(&topology, "ha", "10.2.0.2:7000", 200, 4000, 4000),
@@ -45,14 +46,24 @@ fn everything_passes(setup: &Setup, queues: u32) {
         Source::start(&topology, "ha", "[2001:db8:2::2]:7000", 64, 4000, 4000),
     ];
     let sent = sources.map(Source::finish);
-    // A machine too busy to serve the links loses frames in the kernel's queues, which count them.
-    std::thread::sleep(Duration::from_millis(500));
-    let dropped = (a.totals().dropped - before.0.dropped) + (b.totals().dropped - before.1.dropped);
-    let lost = topology.loss_everywhere() - lost_before;
-    let arrived = at_a.received() + at_b.received();
-    let told = || format!("sent {sent:?}, arrived {arrived}, lost {lost}\n{}\n{}", a.explain(), b.explain());
-    assert_eq!(arrived + lost, sent.iter().sum::<u64>(), "{}", told());
-    assert_eq!(dropped, 0, "at this rate nothing has a reason to be dropped: {}", told());
+    // Every datagram arrived, or was dropped by the engine for a reason, or was lost in a queue of the kernel's that
+    // counts it: a machine too busy to serve them overflows queues, and only that is excused.
+    let dropped = || (a.totals().dropped - before.0.dropped) + (b.totals().dropped - before.1.dropped);
+    let lost = || lost_ever() - lost_before;
+    let arrived = || at_a.received() + at_b.received();
+    let accounted = || arrived() + dropped() + lost() == sent.iter().sum::<u64>();
+    if !settles(Duration::from_secs(10), accounted) {
+        let (arrived, dropped, lost) = (arrived(), dropped(), lost());
+        panic!(
+            "sent {sent:?}, arrived {arrived}, dropped {dropped}, lost {lost}\n{}\n{}",
+            a.explain(),
+            b.explain()
+        );
+    }
+    for gateway in [&a, &b] {
+        let overflows = gateway.dropped("hand_over_full") + gateway.dropped("no_frame");
+        assert_eq!(gateway.totals().dropped, overflows, "{}", gateway.explain());
+    }
     assert_eq!(at_a.duplicated() + at_b.duplicated(), 0);
     let (after_a, after_b) = (a.assert_conservation(), b.assert_conservation());
     let (left, right) = (left.stop(), right.stop());
@@ -66,8 +77,11 @@ fn everything_passes(setup: &Setup, queues: u32) {
     assert_eq!(right.esp(SPI_BA) + out_b.transmit, after_b.sealed, "ESP on the wire against what B sealed");
     let into_a = left.esp(SPI_BA) - at_left.transmit - out_a.receive;
     let into_b = right.esp(SPI_AB) - at_right.transmit - out_b.receive;
-    assert_eq!(into_a, after_a.opened, "ESP on the wire against what A opened");
-    assert_eq!(into_b, after_b.opened, "ESP on the wire against what B opened");
+    let at_sockets = a.lost_at_sockets() + b.lost_at_sockets();
+    // An overflow may have come before or behind the decryption.
+    let opened = |gateway: Totals| gateway.opened..=gateway.opened + gateway.dropped + at_sockets;
+    assert!(opened(after_a).contains(&into_a), "ESP on the wire {into_a} against what A opened: {after_a:?}");
+    assert!(opened(after_b).contains(&into_b), "ESP on the wire {into_b} against what B opened: {after_b:?}");
 }
 
 #[test]
