@@ -110,15 +110,16 @@ impl Region {
     fn of(selector: &Selector) -> Self {
         let addresses = |first: IpAddr, last: IpAddr| (address_bits(first), address_bits(last));
         let (first, second) = match selector.upper {
-            UpperSelector::Any => ((0, OPAQUE), (0, OPAQUE)),
-            UpperSelector::Ports { local, remote } => (
+            UpperSelector::Ports { local, remote } if !selector.upper.is_any() => (
                 (u128::from(local.first), u128::from(local.last)),
                 (u128::from(remote.first), u128::from(remote.last)),
             ),
-            UpperSelector::Icmp { kinds, codes } => (
+            UpperSelector::Icmp { kinds, codes } if !selector.upper.is_any() => (
                 (ICMP + u128::from(kinds.0), ICMP + u128::from(kinds.1)),
                 (ICMP + u128::from(codes.0), ICMP + u128::from(codes.1)),
             ),
+            // Any, or written out as all ports or all types: it also means the packet that shows none.
+            _ => ((0, OPAQUE), (0, OPAQUE)),
         };
         Self([
             addresses(selector.local.first, selector.local.last),

@@ -78,8 +78,12 @@ fn upper_selector() -> impl Strategy<Value = (Option<u8>, UpperSelector)> {
     let ports =
         || (select(&PORTS), select(&PORTS)).prop_map(|(a, b)| PortRange { first: a.min(b), last: a.max(b) });
     let bytes = || (0u8..4, 0u8..4).prop_map(|(a, b)| (a.min(b), a.max(b)));
+    let any_ports = UpperSelector::Ports { local: PortRange::ANY, remote: PortRange::ANY };
+    let any_icmp = UpperSelector::Icmp { kinds: (0, u8::MAX), codes: (0, u8::MAX) };
     prop_oneof![
         select(&[None, Some(6), Some(17), Some(47)]).prop_map(|protocol| (protocol, UpperSelector::Any)),
+        select(&[6, 17, 132]).prop_map(move |protocol| (Some(protocol), any_ports)),
+        select(&[1, 58]).prop_map(move |protocol| (Some(protocol), any_icmp)),
         (select(&[6, 17, 132]), ports(), ports())
             .prop_map(|(protocol, local, remote)| (Some(protocol), UpperSelector::Ports { local, remote })),
         (select(&[1, 58]), bytes(), bytes())
@@ -403,6 +407,31 @@ fn hostile_overlaps_stay_within_the_budget() {
             let expected = spd.classify_linear(direction, &flow, Fragment::Whole);
             assert_eq!(spd.classify(direction, &flow, Fragment::Whole), expected);
         }
+    }
+}
+
+/// All ports, written out, mean a packet that shows none (RFC 4301 section 7.1), also where the tree is cut between
+/// ports and ICMP types: here that shortens the list more than any cut between protocols.
+#[test]
+fn all_ports_written_out_mean_a_packet_that_shows_none() {
+    let site = v4_range("10.0.0.0", "10.0.0.255");
+    let all = UpperSelector::Ports { local: PortRange::ANY, remote: PortRange::ANY };
+    let echo = UpperSelector::Icmp { kinds: (8, 8), codes: (0, 0) };
+    let rules = [(6, all, 20), (1, echo, 14), (58, echo, 14)];
+    let policies = rules.into_iter().flat_map(|(protocol, upper, count)| {
+        let selector = Selector { protocol: Some(protocol), upper, ..any_upper(site, site) };
+        (0..count).map(move |_| policy(true, true, vec![selector], Action::Protect(tunnel())))
+    });
+    let spd = Spd::new(policies.collect(), Fallback::Kernel, 1);
+    for (upper, fragment) in [
+        (Upper::Opaque, Fragment::Whole),
+        (Upper::Opaque, Fragment::Later),
+        (Upper::Ports { source: 1, destination: 2 }, Fragment::Whole),
+    ] {
+        let flow =
+            Flow { source: [10, 0, 0, 1].into(), destination: [10, 0, 0, 2].into(), protocol: 6, upper };
+        let found = spd.classify(Direction::Outbound, &flow, fragment);
+        assert_eq!(found, Some(0), "{upper:?} {fragment:?}");
     }
 }
 
