@@ -8,11 +8,11 @@ use zeroize::Zeroize;
 
 use super::scratch::{Egress, Groups, Route};
 use super::{BURST, DropReason, Frames, Pass, Received};
-use crate::crypto::{IcvValid, Open};
+use crate::crypto::Open;
 use crate::policy::{Action, Tunnel};
 use crate::route::{PortId, Side};
 use crate::sa::InboundSa;
-use crate::sa::replay::{Candidate, Refused};
+use crate::sa::replay::{Authenticated, Candidate, Refused};
 use crate::sa::selector::Direction;
 use crate::transform::esp::{self, BadTrailer};
 use crate::transform::{ecn, mss};
@@ -26,20 +26,26 @@ pub(super) type Inbound<'g> = Groups<'g, InboundSa, Sealed>;
 
 /// An ESP packet whose lengths are checked and whose number is not refused yet.
 pub(super) struct Sealed {
-    /// Its place in the burst.
+    place: Place,
+    candidate: Candidate,
+}
+
+/// Where an ESP packet lies, and what else is needed of what is around it.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Its frame's place in the burst.
     index: u8,
+    /// DSCP and ECN of the outer header.
+    traffic_class: u8,
     /// Where ESP begins in the frame, and how long it is.
     start: u32,
     length: u16,
     ciphertext_length: u16,
-    /// DSCP and ECN of the outer header.
-    traffic_class: u8,
-    candidate: Candidate,
 }
 
 /// A packet with the transmit frame its plaintext goes into.
 struct Taken<F> {
-    sealed: Sealed,
+    place: Place,
     port: PortId,
     frame: F,
 }
@@ -107,16 +113,15 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             sa.counters.replayed.fetch_add(1, Ordering::Relaxed);
             replay_reason(refused)
         })?;
-        let sealed = Sealed {
+        let place = Place {
             // A burst is at most 64 packets, and what an IP packet carries at most 65,535 bytes.
             index: index as u8,
+            traffic_class: packet.traffic_class,
             start: start as u32,
             length: esp.len() as u16,
             ciphertext_length: ciphertext_length as u16,
-            traffic_class: packet.traffic_class,
-            candidate,
         };
-        inbound.push(sa, sealed);
+        inbound.push(sa, Sealed { place, candidate });
         Ok(())
     }
 
@@ -129,9 +134,13 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     ) {
         let mut count = GroupCount::default();
         let mut taken = ArrayVec::<Taken<F::Frame>, BURST>::new();
-        for sealed in group {
-            match self.take_inside(HEADER_LENGTH + usize::from(sealed.ciphertext_length)) {
-                Ok((port, frame)) => taken.push(Taken { sealed, port, frame }),
+        let mut candidates = ArrayVec::<Candidate, BURST>::new();
+        for Sealed { place, candidate } in group {
+            match self.take_inside(HEADER_LENGTH + usize::from(place.ciphertext_length)) {
+                Ok((port, frame)) => {
+                    taken.push(Taken { place, port, frame });
+                    candidates.push(candidate);
+                }
                 Err(reason) => {
                     count.refused += 1;
                     self.tally.drop(reason);
@@ -141,31 +150,41 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
 
         // Filled and drained in place: these arrays are kilobytes, too much to move about.
         let mut opens = ArrayVec::<Open<'_>, BURST>::new();
-        for Taken { sealed, frame, .. } in &mut taken {
-            let (start, length) = (sealed.start as usize, usize::from(sealed.length));
+        for (Taken { place, frame, .. }, candidate) in taken.iter_mut().zip(&candidates) {
+            let (start, length) = (place.start as usize, usize::from(place.length));
             opens.push(Open {
-                esp: &burst[usize::from(sealed.index)].frame[start..start + length],
-                plaintext: &mut frame[HEADER_LENGTH..HEADER_LENGTH + usize::from(sealed.ciphertext_length)],
-                sequence: sealed.candidate.sequence(),
+                esp: &burst[usize::from(place.index)].frame[start..start + length],
+                plaintext: &mut frame[HEADER_LENGTH..HEADER_LENGTH + usize::from(place.ciphertext_length)],
+                sequence: candidate.sequence(),
                 verdict: None,
             });
         }
         sa.opener.open(&mut opens);
-        let mut verdicts = ArrayVec::<Option<IcvValid>, BURST>::new();
-        for open in opens.drain(..) {
-            verdicts.push(open.verdict);
+        let mut outcomes = ArrayVec::<Result<(), DropReason>, BURST>::new();
+        let mut numbers = ArrayVec::<Authenticated, BURST>::new();
+        for (open, candidate) in opens.drain(..).zip(candidates) {
+            let number = open.verdict.and_then(|proof| candidate.authenticate(proof));
+            outcomes.push(number.as_ref().map(|_| ()).ok_or(DropReason::IcvFailed));
+            numbers.extend(number);
         }
         drop(opens);
+        // Looks again: copies in one burst, or at two workers, all passed the check.
+        let mut authentic = outcomes.iter_mut().filter(|outcome| outcome.is_ok());
+        sa.replay.commit_group(&numbers, |committed| {
+            if let Some(outcome) = authentic.next() {
+                *outcome = committed.map_err(replay_reason);
+            }
+        });
 
         let mut admitted: Admitted<'g> = None;
-        for (Taken { sealed, port, mut frame }, verdict) in taken.drain(..).zip(verdicts.drain(..)) {
-            let esp_length = u64::from(sealed.length);
-            let plaintext_length = usize::from(sealed.ciphertext_length);
-            let sent = self.decapsulate(sa, sealed, verdict, port, &mut frame, &mut admitted);
+        for (Taken { place, port, mut frame }, outcome) in taken.drain(..).zip(outcomes) {
+            let plaintext_length = usize::from(place.ciphertext_length);
+            let sent =
+                outcome.and_then(|()| self.decapsulate(sa, place, port, &mut frame, &mut admitted));
             match sent {
                 Ok(_) => {
                     count.packets += 1;
-                    count.bytes += esp_length;
+                    count.bytes += u64::from(place.length);
                 }
                 Err(reason) => {
                     count.refuse(reason);
@@ -198,22 +217,17 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         Err(reason)
     }
 
-    /// One decrypted packet's proofs, in the order of RFC 4303 section 3.4.4 and RFC 4301 section 5.2, and its way
+    /// What one authentic packet still has to prove, in the order of RFC 4303 section 3.4.4 and RFC 4301 section 5.2, and its way
     /// on. `frame`, a frame of `port`, has the inner packet at [`HEADER_LENGTH`].
     fn decapsulate(
         &mut self,
         sa: &'g InboundSa,
-        sealed: Sealed,
-        verdict: Option<IcvValid>,
+        place: Place,
         port: PortId,
         frame: &mut [u8],
         admitted: &mut Admitted<'g>,
     ) -> Result<Sent<'g>, DropReason> {
-        let proof = verdict.ok_or(DropReason::IcvFailed)?;
-        let number = sealed.candidate.authenticate(proof).ok_or(DropReason::IcvFailed)?;
-        sa.replay.commit(number).map_err(replay_reason)?;
-
-        let plaintext = &mut frame[HEADER_LENGTH..HEADER_LENGTH + usize::from(sealed.ciphertext_length)];
+        let plaintext = &mut frame[HEADER_LENGTH..HEADER_LENGTH + usize::from(place.ciphertext_length)];
         let trailer = esp::trailer(plaintext).map_err(|bad| match bad {
             BadTrailer::PadLength => DropReason::BadPadLength,
             BadTrailer::Padding => DropReason::BadPadding,
@@ -233,7 +247,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             _ => return Err(DropReason::InnerMalformed),
         };
         const ECN: u8 = 0b11;
-        let ecn = ecn::egress(packet.traffic_class & ECN, sealed.traffic_class & ECN)
+        let ecn = ecn::egress(packet.traffic_class & ECN, place.traffic_class & ECN)
             .ok_or(DropReason::EcnForbidden)?;
         if ecn != packet.traffic_class & ECN {
             packet.traffic_class = packet.traffic_class & !ECN | ecn;
