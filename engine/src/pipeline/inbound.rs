@@ -179,8 +179,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let mut admitted: Admitted<'g> = None;
         for (Taken { place, port, mut frame }, outcome) in taken.drain(..).zip(outcomes) {
             let plaintext_length = usize::from(place.ciphertext_length);
-            let sent =
-                outcome.and_then(|()| self.decapsulate(sa, place, port, &mut frame, &mut admitted));
+            let sent = outcome.and_then(|()| self.decapsulate(sa, place, port, &mut frame, &mut admitted));
             match sent {
                 Ok(_) => {
                     count.packets += 1;
@@ -240,12 +239,12 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             _ => return Err(DropReason::NextHeader),
         };
         // The inner length may be shorter than the payload: traffic-flow confidentiality padding (section 2.7).
-        let mut parsed = ip::parse(&plaintext[..trailer.payload_length]);
-        // Borrowed where it was written: moving what was just written waits for the stores.
-        let packet = match &mut parsed {
-            Ok(packet) if packet.version == version => packet,
+        let mut inner = IpPacket::EMPTY;
+        let packet = &mut inner;
+        match ip::read(&plaintext[..trailer.payload_length], packet) {
+            Ok(()) if packet.version == version => {}
             _ => return Err(DropReason::InnerMalformed),
-        };
+        }
         const ECN: u8 = 0b11;
         let ecn = ecn::egress(packet.traffic_class & ECN, place.traffic_class & ECN)
             .ok_or(DropReason::EcnForbidden)?;

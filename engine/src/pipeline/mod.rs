@@ -187,8 +187,8 @@ impl Pipeline {
     }
 }
 
-/// The packets of a burst, each read once.
-type Packets = ArrayVec<Result<IpPacket, DropReason>, BURST>;
+/// The packets of a burst, each read once; what could not be read is [`IpPacket::EMPTY`], and dropped already.
+type Packets = ArrayVec<IpPacket, BURST>;
 
 /// One burst on its way through the stages.
 struct Pass<'a, 'g, F: Frames> {
@@ -208,16 +208,19 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     fn run(mut self, burst: &mut [Received<'_>]) {
         // All of them first, so that the frames come into the cache side by side rather than one by one.
         let mut packets = Packets::new();
+        let mut readable = ArrayVec::<Result<(), DropReason>, BURST>::new();
         for received in burst.iter() {
-            packets.push(parse_frame(received.frame));
+            packets.push(IpPacket::EMPTY);
+            let Some(packet) = packets.last_mut() else { break };
+            readable.push(read_frame(received.frame, packet));
         }
         let mut inbound = Inbound::new();
         let mut outbound = Outbound::new();
-        for (index, (received, packet)) in burst.iter_mut().zip(&packets).enumerate() {
-            let sorted = match packet {
-                Ok(packet) => self.sort(index, received, packet, &mut inbound, &mut outbound),
-                Err(reason) => Err(*reason),
-            };
+        for (index, ((received, packet), readable)) in
+            burst.iter_mut().zip(&packets).zip(readable).enumerate()
+        {
+            let sorted =
+                readable.and_then(|()| self.sort(index, received, packet, &mut inbound, &mut outbound));
             if let Err(reason) = sorted {
                 self.tally.drop(reason);
             }
@@ -315,7 +318,8 @@ fn is_local(network: &Network, last: &mut Option<(IpAddr, bool)>, address: IpAdd
 }
 
 /// Ethernet and IP headers, each validated once; the IP version must be the one the EtherType says.
-fn parse_frame(frame: &[u8]) -> Result<IpPacket, DropReason> {
+#[inline(always)]
+fn read_frame(frame: &[u8], packet: &mut IpPacket) -> Result<(), DropReason> {
     let ethernet = ethernet::parse(frame).map_err(|_| DropReason::Malformed)?;
     let version = match ethernet.ether_type {
         ether_type::IPV4 => IpVersion::V4,
@@ -323,8 +327,8 @@ fn parse_frame(frame: &[u8]) -> Result<IpPacket, DropReason> {
         ether_type::VLAN | ether_type::QINQ => return Err(DropReason::Vlan),
         _ => return Err(DropReason::NotIp),
     };
-    match ip::parse(&frame[ethernet::HEADER_LENGTH..]) {
-        Ok(packet) if packet.version == version => Ok(packet),
+    match ip::read(&frame[ethernet::HEADER_LENGTH..], packet) {
+        Ok(()) if packet.version == version => Ok(()),
         _ => Err(DropReason::Malformed),
     }
 }

@@ -81,8 +81,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
 
         let mut ready = ArrayVec::new();
         for index in group {
-            let Ok(packet) = &packets[index] else { continue };
-            if let Err(reason) = self.prepare(burst, index, packet, &shared, &mut ready) {
+            if let Err(reason) = self.prepare(burst, index, &packets[index], &shared, &mut ready) {
                 self.tally.drop(reason);
             }
             if ready.is_full() {

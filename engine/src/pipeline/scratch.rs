@@ -36,6 +36,7 @@ impl<'g, K, T> Groups<'g, K, T> {
     }
 
     /// Appends `value` to the group of `key`; the same reference means the same group.
+    #[inline(always)]
     pub(super) fn push(&mut self, key: &'g K, value: T) {
         // At most BURST items, so an index fits.
         let index = self.items.len() as u8;
