@@ -51,9 +51,10 @@ struct Taken<F> {
 }
 
 /// How an inner packet goes on.
-enum Sent<'g> {
-    /// In the frame it was decrypted into.
-    InPlace { egress: Egress<'g>, version: IpVersion, length: usize },
+#[derive(Clone, Copy)]
+enum Sent {
+    /// In the frame it was decrypted into, by the way its flow was admitted to.
+    InPlace { length: u32 },
     /// In frames of its egress; the one it was decrypted into is free again.
     Copied,
 }
@@ -68,14 +69,15 @@ struct GroupCount {
     refused: u64,
 }
 
-/// The last flow of a group that selectors and policy let through: the next packet is mostly the same flow's.
-type Admitted<'g> = Option<(Flow, Fragment, Protection<'g>)>;
-
-/// The policy that wants a packet protected, by its place, and the tunnel it names.
-#[derive(Clone, Copy)]
-struct Protection<'g> {
+/// A flow that selectors and policy let out of an SA, and where it goes. Remembered from packet to packet of a group:
+/// the next one is mostly the same flow's.
+struct Admitted<'g> {
+    flow: Flow,
+    fragment: Fragment,
+    /// The policy that wants it protected, by its place, and the tunnel it names.
     policy: usize,
     tunnel: &'g Tunnel,
+    egress: Egress<'g>,
 }
 
 impl<'g, F: Frames> Pass<'_, 'g, F> {
@@ -176,7 +178,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             }
         });
 
-        let mut admitted: Admitted<'g> = None;
+        let mut admitted: Option<Admitted<'g>> = None;
         for (Taken { place, port, mut frame }, outcome) in taken.drain(..).zip(outcomes) {
             let plaintext_length = usize::from(place.ciphertext_length);
             let sent = outcome.and_then(|()| self.decapsulate(sa, place, port, &mut frame, &mut admitted));
@@ -190,9 +192,11 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                     self.tally.drop(reason);
                 }
             }
-            match sent {
-                Ok(Sent::InPlace { egress, version, length }) => self.emit(&egress, version, frame, length),
-                Ok(Sent::Copied) | Err(_) => self.give_back_wiped(port, frame, plaintext_length),
+            match (sent, &admitted) {
+                (Ok(Sent::InPlace { length }), Some(Admitted { flow, egress, .. })) => {
+                    self.emit(egress, flow.version(), frame, length as usize);
+                }
+                _ => self.give_back_wiped(port, frame, plaintext_length),
             }
         }
         self.tally.opened += count.packets;
@@ -224,8 +228,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         place: Place,
         port: PortId,
         frame: &mut [u8],
-        admitted: &mut Admitted<'g>,
-    ) -> Result<Sent<'g>, DropReason> {
+        admitted: &mut Option<Admitted<'g>>,
+    ) -> Result<Sent, DropReason> {
         let plaintext = &mut frame[HEADER_LENGTH..HEADER_LENGTH + usize::from(place.ciphertext_length)];
         let trailer = esp::trailer(plaintext).map_err(|bad| match bad {
             BadTrailer::PadLength => DropReason::BadPadLength,
@@ -253,15 +257,47 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             ip::set_traffic_class(plaintext, version, packet.traffic_class);
         }
 
-        let protection = match *admitted {
-            Some((flow, fragment, known)) if flow == packet.flow && fragment == packet.fragment => known,
-            _ => self.admit(sa, packet)?,
+        let Admitted { tunnel, egress, .. } = match admitted {
+            Some(known) if known.flow == packet.flow && known.fragment == packet.fragment => {
+                self.count_policy(known.policy);
+                &*known
+            }
+            _ => &*admitted.insert(self.admit(sa, packet)?),
         };
-        *admitted = Some((packet.flow, packet.fragment, protection));
-        self.count_policy(protection.policy);
+        if packet.ttl <= 1 {
+            self.originate_error_through_tunnel(egress, plaintext, IcmpError::TimeExceeded);
+            return Err(DropReason::TtlExceeded);
+        }
+        ip::decrement_ttl(plaintext, version);
+        // The peer's SYN announces what we will send into the tunnel.
+        if tunnel.clamp_mss
+            && is_tcp_syn(plaintext, packet)
+            && let Some(inside_mtu) = self.inside_mtu(tunnel)
+        {
+            mss::clamp(plaintext, packet, inside_mtu);
+        }
+        self.send_inside(egress, packet, port, plaintext)
+    }
 
-        // Decrypted packets never leave an unprotected interface.
-        let egress = match self.route(packet.flow.destination) {
+    /// Whether a packet out of `sa` is what the SA was agreed for, and what the policy wants from its tunnel; and its
+    /// way on, which is never an unprotected interface.
+    fn admit(&mut self, sa: &InboundSa, packet: &IpPacket) -> Result<Admitted<'g>, DropReason> {
+        let (flow, fragment) = (packet.flow, packet.fragment);
+        if self.is_our_source(flow.source) {
+            return Err(DropReason::InnerSource);
+        }
+        let mut selectors = sa.selectors.load(self.guard).into_iter().flatten();
+        if !selectors.any(|selector| selector.matches(Direction::Inbound, &flow, fragment)) {
+            return Err(DropReason::SelectorMismatch);
+        }
+        let policy = self.own.flows.classify(self.spd, Direction::Inbound, &flow, fragment);
+        let policy = policy.and_then(|index| Some((index, &self.spd.policies.get(index)?.action)));
+        let Some((policy, Action::Protect(tunnel))) = policy else { return Err(DropReason::PolicyMismatch) };
+        if tunnel.name != sa.spec.sa.tunnel {
+            return Err(DropReason::PolicyMismatch);
+        }
+        self.count_policy(policy);
+        let egress = match self.route(flow.destination) {
             Route::Local => return Err(DropReason::NoHostPath),
             Route::Port(egress) if egress.port.side == Side::Protected => egress,
             Route::Port(_) | Route::OtherInterface => return Err(DropReason::NoProtectedRoute),
@@ -270,57 +306,26 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if !egress.port.up {
             return Err(DropReason::LinkDown);
         }
-        if packet.ttl <= 1 {
-            self.originate_error_through_tunnel(&egress, plaintext, IcmpError::TimeExceeded);
-            return Err(DropReason::TtlExceeded);
-        }
-        ip::decrement_ttl(plaintext, version);
-        // The peer's SYN announces what we will send into the tunnel.
-        if protection.tunnel.clamp_mss
-            && is_tcp_syn(plaintext, packet)
-            && let Some(inside_mtu) = self.inside_mtu(protection.tunnel)
-        {
-            mss::clamp(plaintext, packet, inside_mtu);
-        }
-        self.send_inside(egress, packet, port, plaintext)
-    }
-
-    /// Whether a packet out of `sa` is what the SA was agreed for, and what the policy wants from its tunnel.
-    fn admit(&mut self, sa: &InboundSa, packet: &IpPacket) -> Result<Protection<'g>, DropReason> {
-        if self.is_our_source(packet.flow.source) {
-            return Err(DropReason::InnerSource);
-        }
-        let mut selectors = sa.selectors.load(self.guard).into_iter().flatten();
-        if !selectors.any(|selector| selector.matches(Direction::Inbound, &packet.flow, packet.fragment)) {
-            return Err(DropReason::SelectorMismatch);
-        }
-        let direction = Direction::Inbound;
-        let policy = self.own.flows.classify(self.spd, direction, &packet.flow, packet.fragment);
-        match policy.and_then(|index| Some((index, &self.spd.policies.get(index)?.action))) {
-            Some((policy, Action::Protect(tunnel))) if tunnel.name == sa.spec.sa.tunnel => {
-                Ok(Protection { policy, tunnel })
-            }
-            _ => Err(DropReason::PolicyMismatch),
-        }
+        Ok(Admitted { flow, fragment, policy, tunnel, egress })
     }
 
     /// The inner packet goes from where it was decrypted, if that is a frame of its egress, else from a copy.
+    #[inline]
     fn send_inside(
         &mut self,
-        egress: Egress<'g>,
+        egress: &Egress<'g>,
         packet: &IpPacket,
         port: PortId,
         bytes: &[u8],
-    ) -> Result<Sent<'g>, DropReason> {
+    ) -> Result<Sent, DropReason> {
         self.own.inside = Some(egress.id);
         if port == egress.id && packet.total_length <= egress.port.mtu {
-            let length = packet.total_length as usize;
-            return Ok(Sent::InPlace { egress, version: packet.version, length });
+            return Ok(Sent::InPlace { length: packet.total_length });
         }
-        let sent = self.send_copy(&egress, packet, bytes);
+        let sent = self.send_copy(egress, packet, bytes);
         if sent == Err(DropReason::TooBig) {
             let mtu = egress.port.mtu;
-            self.originate_error_through_tunnel(&egress, bytes, IcmpError::PacketTooBig { mtu });
+            self.originate_error_through_tunnel(egress, bytes, IcmpError::PacketTooBig { mtu });
         }
         sent.map(|()| Sent::Copied)
     }

@@ -91,6 +91,12 @@ pub enum Hidden {
 }
 
 impl Flow {
+    /// The version of its addresses.
+    #[inline]
+    pub fn version(&self) -> IpVersion {
+        if self.source.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 }
+    }
+
     /// What this packet does not show.
     pub fn hides(&self, fragment: Fragment) -> Hidden {
         match (fragment, self.upper, self.protocol) {
