@@ -164,7 +164,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         sa.opener.open(&mut opens);
         let mut outcomes = ArrayVec::<Result<(), DropReason>, BURST>::new();
         let mut numbers = ArrayVec::<Authenticated, BURST>::new();
-        for (open, candidate) in opens.drain(..).zip(candidates) {
+        for (open, candidate) in opens.drain(..).zip(candidates.drain(..)) {
             let number = open.verdict.and_then(|proof| candidate.authenticate(proof));
             outcomes.push(number.as_ref().map(|_| ()).ok_or(DropReason::IcvFailed));
             numbers.extend(number);
@@ -179,7 +179,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         });
 
         let mut admitted: Option<Admitted<'g>> = None;
-        for (Taken { place, port, mut frame }, outcome) in taken.drain(..).zip(outcomes) {
+        for (Taken { place, port, mut frame }, outcome) in taken.drain(..).zip(&outcomes) {
             let plaintext_length = usize::from(place.ciphertext_length);
             let sent = outcome.and_then(|()| self.decapsulate(sa, place, port, &mut frame, &mut admitted));
             match sent {

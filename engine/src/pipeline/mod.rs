@@ -171,19 +171,29 @@ impl Pipeline {
         results: &mut Results<F::Frame>,
     ) {
         assert!(burst.len() <= BURST, "a burst of {} packets", burst.len());
-        let counters = Arc::clone(&self.counters);
         let mut tally = Tally::new();
         match (tables.spd.load(guard), tables.network.load(guard)) {
             (Some(spd), Some(network)) => {
                 let sad = &tables.sad;
                 let memo = Memo::default();
-                Pass { own: self, sad, guard, spd, network, now, frames, results, tally: &mut tally, memo }
-                    .run(burst);
+                Pass {
+                    own: &mut *self,
+                    sad,
+                    guard,
+                    spd,
+                    network,
+                    now,
+                    frames,
+                    results,
+                    tally: &mut tally,
+                    memo,
+                }
+                .run(burst);
             }
             // No way around the policy: none published yet means that nothing passes.
             _ => tally.drop_all(DropReason::PolicyDiscard, burst.len()),
         }
-        tally.write_down(&counters);
+        tally.write_down(&self.counters);
     }
 }
 
@@ -217,7 +227,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let mut inbound = Inbound::new();
         let mut outbound = Outbound::new();
         for (index, ((received, packet), readable)) in
-            burst.iter_mut().zip(&packets).zip(readable).enumerate()
+            burst.iter_mut().zip(&packets).zip(&readable).enumerate()
         {
             let sorted =
                 readable.and_then(|()| self.sort(index, received, packet, &mut inbound, &mut outbound));
