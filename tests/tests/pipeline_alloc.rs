@@ -85,6 +85,9 @@ fn a_warmed_pipeline_allocates_nothing() {
         suite(Encryption::Aes256Cbc, Authentication::Sha512),
         suite(Encryption::TripleDes, Authentication::Md5),
         suite(Encryption::Null, Authentication::Sha256),
+        suite(Encryption::Aes192Ctr, Authentication::AesCmac),
+        suite(Encryption::ChaCha20Poly1305, Authentication::None),
+        suite(Encryption::Aes256Gmac, Authentication::None),
     ] {
         let options = Options {
             policies: vec![policy("clear", vec![clear], Action::Bypass)],

@@ -322,13 +322,13 @@ fn describe(
     match error {
         SuiteError::NothingProtected => (
             "authentication",
-            "expected md5, sha1, sha256, sha384 or sha512, because null encryption without authentication protects \
-             nothing (RFC 4303 section 3.2), found none"
+            "expected sha256, sha384, sha512, aes-cmac or aes-xcbc, because null encryption without authentication \
+             protects nothing (RFC 4303 section 3.2), found none"
                 .into(),
         ),
         SuiteError::NotAuthenticated => (
             "authentication",
-            format!("expected sha256, sha384 or sha512 beside {encryption}: a cipher without integrity is refused (RFC 8221 section 4), found none"),
+            format!("expected sha256, sha384, sha512, aes-cmac or aes-xcbc beside {encryption}: a cipher without integrity is refused (RFC 8221 section 4), found none"),
         ),
         SuiteError::DoublyAuthenticated => (
             "authentication",
@@ -629,10 +629,19 @@ impl From<EncryptionName> for Encryption {
             EncryptionName::Aes128Cbc => Self::Aes128Cbc,
             EncryptionName::Aes192Cbc => Self::Aes192Cbc,
             EncryptionName::Aes256Cbc => Self::Aes256Cbc,
+            EncryptionName::Aes128Ctr => Self::Aes128Ctr,
+            EncryptionName::Aes192Ctr => Self::Aes192Ctr,
+            EncryptionName::Aes256Ctr => Self::Aes256Ctr,
             EncryptionName::Aes128Ccm => Self::Aes128Ccm,
+            EncryptionName::Aes192Ccm => Self::Aes192Ccm,
+            EncryptionName::Aes256Ccm => Self::Aes256Ccm,
             EncryptionName::Aes128Gcm => Self::Aes128Gcm,
             EncryptionName::Aes192Gcm => Self::Aes192Gcm,
             EncryptionName::Aes256Gcm => Self::Aes256Gcm,
+            EncryptionName::ChaCha20Poly1305 => Self::ChaCha20Poly1305,
+            EncryptionName::Aes128Gmac => Self::Aes128Gmac,
+            EncryptionName::Aes192Gmac => Self::Aes192Gmac,
+            EncryptionName::Aes256Gmac => Self::Aes256Gmac,
         }
     }
 }
@@ -646,6 +655,8 @@ impl From<AuthenticationName> for Authentication {
             AuthenticationName::Sha256 => Self::Sha256,
             AuthenticationName::Sha384 => Self::Sha384,
             AuthenticationName::Sha512 => Self::Sha512,
+            AuthenticationName::AesXcbc => Self::AesXcbc,
+            AuthenticationName::AesCmac => Self::AesCmac,
         }
     }
 }

@@ -147,7 +147,7 @@ struct SaAddArguments {
     /// Encryption algorithm, as aes-256-gcm.
     #[arg(long)]
     encryption: Option<EncryptionName>,
-    /// Authentication algorithm, as sha256; none beside GCM and CCM.
+    /// Authentication algorithm, as sha256; none beside one that authenticates by itself.
     #[arg(long)]
     authentication: Option<AuthenticationName>,
     /// ICV bytes.
@@ -268,7 +268,7 @@ enum KeyCommand {
         /// Encryption algorithm.
         #[arg(long)]
         encryption: EncryptionName,
-        /// Authentication algorithm; none beside GCM and CCM.
+        /// Authentication algorithm; none beside an encryption that authenticates by itself.
         #[arg(long, default_value = "none")]
         authentication: AuthenticationName,
         /// Write the encryption key to this new file (mode 0600), and the authentication key to FILE.authentication.

@@ -228,14 +228,17 @@ names! {
     /// Encryption algorithms.
     EncryptionName {
         Null "null", Des "des", TripleDes "3des", Aes128Cbc "aes-128-cbc", Aes192Cbc "aes-192-cbc",
-        Aes256Cbc "aes-256-cbc", Aes128Ccm "aes-128-ccm", Aes128Gcm "aes-128-gcm", Aes192Gcm "aes-192-gcm",
-        Aes256Gcm "aes-256-gcm",
+        Aes256Cbc "aes-256-cbc", Aes128Ctr "aes-128-ctr", Aes192Ctr "aes-192-ctr", Aes256Ctr "aes-256-ctr",
+        Aes128Ccm "aes-128-ccm", Aes192Ccm "aes-192-ccm", Aes256Ccm "aes-256-ccm", Aes128Gcm "aes-128-gcm",
+        Aes192Gcm "aes-192-gcm", Aes256Gcm "aes-256-gcm", ChaCha20Poly1305 "chacha20-poly1305",
+        Aes128Gmac "aes-128-gmac", Aes192Gmac "aes-192-gmac", Aes256Gmac "aes-256-gmac",
     }
 }
 names! {
     /// Authentication algorithms.
     AuthenticationName {
         None "none", Md5 "md5", Sha1 "sha1", Sha256 "sha256", Sha384 "sha384", Sha512 "sha512",
+        AesXcbc "aes-xcbc", AesCmac "aes-cmac",
     }
 }
 names! {

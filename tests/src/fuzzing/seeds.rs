@@ -213,10 +213,20 @@ fn control() -> Vec<Vec<u8>> {
 /// Every algorithm, in a profile of its own.
 fn tables() -> String {
     let mut text = String::from("[engine]\nallow-legacy = true\nxdp-mode = \"skb\"\nclamp-mss = false\n");
-    for (number, suite) in
-        ["null sha1", "des md5", "3des sha1", "aes-192-cbc sha384", "aes-256-cbc sha512", "aes-256-gcm none"]
-            .iter()
-            .enumerate()
+    for (number, suite) in [
+        "null sha1",
+        "des md5",
+        "3des sha1",
+        "aes-192-cbc sha384",
+        "aes-256-cbc sha512",
+        "aes-256-gcm none",
+        "aes-192-ctr aes-xcbc",
+        "null aes-cmac",
+        "chacha20-poly1305 none",
+        "aes-256-gmac none",
+    ]
+    .iter()
+    .enumerate()
     {
         let (encryption, authentication) = suite.split_once(' ').expect("two names");
         text += &format!(
