@@ -1,5 +1,5 @@
-//! Inbound ESP (RFC 4303 section 3.4, RFC 4301 section 5.2): SA, replay check, verification and decryption of
-//! the group, replay commit, then everything the inner packet must prove before it goes on.
+//! Inbound ESP and AH (RFC 4303 and RFC 4302 section 3.4, RFC 4301 section 5.2): SA, replay check, verification and
+//! decryption of the group, replay commit, then everything the packet inside must prove before it goes on.
 
 use std::sync::atomic::Ordering;
 
@@ -7,34 +7,74 @@ use arrayvec::ArrayVec;
 use zeroize::Zeroize;
 
 use super::scratch::{Egress, Groups, Route};
-use super::{BURST, DropReason, Frames, Pass, Received};
-use crate::crypto::{IcvValid, Open};
+use super::{BURST, COVERED_HEADERS, DropReason, Frames, Pass, Received};
+use crate::crypto::{IcvValid, Open, Opener, Verifier, Verify};
 use crate::policy::{Action, Tunnel};
 use crate::route::{PortId, Side};
 use crate::sa::InboundSa;
+use crate::sa::inbound::InboundKeys;
 use crate::sa::replay::{Candidate, Refused};
 use crate::sa::selector::Direction;
+use crate::sa::spec::Mode;
+use crate::transform::ah::{self, Role};
 use crate::transform::esp::{self, BadTrailer};
-use crate::transform::{ecn, mss};
+use crate::transform::transport::{self, Split};
+use crate::transform::{Layout, ecn, mss};
 use crate::wire::ethernet::HEADER_LENGTH;
 use crate::wire::icmp::IcmpError;
 use crate::wire::ip::{self, Flow, Fragment, IpPacket, IpVersion};
-use crate::wire::{self, protocol};
+use crate::wire::{self, Spi, protocol};
 
-/// ESP packets of a burst by SA.
+/// ESP and AH packets of a burst by SA.
 pub(super) type Inbound<'g> = Groups<'g, InboundSa, Sealed>;
 
-/// An ESP packet whose lengths are checked and whose number is not refused yet.
+/// An ESP or AH packet whose lengths are checked and whose number is not refused yet.
 pub(super) struct Sealed {
     /// Its place in the burst.
     index: u8,
-    /// Where ESP begins in the frame, and how long it is.
+    /// Where ESP or AH begins in the frame, and how long it is with all that follows.
     start: u32,
     length: u16,
-    ciphertext_length: u16,
+    /// Bytes that opening it gives: ESP's payload, padding and trailer, or what AH covers behind itself.
+    opened_length: u16,
+    /// What AH says follows it. ESP says so inside.
+    next_header: u8,
+    /// Transport mode: where it is to be joined.
+    joint: Option<Split>,
     /// DSCP and ECN of the outer header.
     traffic_class: u8,
     candidate: Candidate,
+}
+
+impl Sealed {
+    /// Bytes of the packet's own headers that stay in front of what is opened.
+    fn kept(&self) -> usize {
+        self.joint.map_or(0, |joint| usize::from(joint.at))
+    }
+
+    /// Where in the frame it is opened into that begins and ends.
+    fn opened(&self) -> std::ops::Range<usize> {
+        let start = HEADER_LENGTH + self.kept();
+        start..start + usize::from(self.opened_length)
+    }
+
+    /// ESP or AH, and all that follows, in the frame it came in.
+    fn of<'b>(&self, burst: &'b [Received<'_>]) -> &'b [u8] {
+        let start = self.start as usize;
+        &burst[usize::from(self.index)].frame[start..start + usize::from(self.length)]
+    }
+
+    /// The IP headers in front of that.
+    fn headers<'b>(&self, burst: &'b [Received<'_>]) -> &'b [u8] {
+        &burst[usize::from(self.index)].frame[HEADER_LENGTH..self.start as usize]
+    }
+}
+
+/// What an ESP or AH header says before its SA is known.
+struct Outside {
+    spi: Spi,
+    sequence_low: u32,
+    ah: Option<wire::ah::AhHeader>,
 }
 
 /// A packet with the transmit frame its plaintext goes into.
@@ -43,6 +83,9 @@ struct Taken<F> {
     port: PortId,
     frame: F,
 }
+
+/// What the ICVs of a group say, in its order.
+type Verdicts = ArrayVec<Option<IcvValid>, BURST>;
 
 /// How an inner packet goes on.
 enum Sent<'g> {
@@ -73,37 +116,56 @@ struct Protection<'g> {
 }
 
 impl<'g, F: Frames> Pass<'_, 'g, F> {
-    /// ESP to one of our addresses: finds the SA, checks lengths and number, and joins the SA's group.
-    pub(super) fn sort_esp(
+    /// ESP or AH to one of our addresses: finds the SA, checks lengths and number, and joins the SA's group.
+    pub(super) fn sort_sealed(
         &mut self,
         index: usize,
         frame: &[u8],
         packet: &IpPacket,
         inbound: &mut Inbound<'g>,
     ) -> Result<(), DropReason> {
-        // RFC 4303 section 3.4.1: a fragment that reaches ESP is discarded.
+        // RFC 4303 and RFC 4302 section 3.4.1: a fragment is discarded.
         if packet.fragment != Fragment::Whole {
             return Err(DropReason::EspFragment);
         }
         let start = HEADER_LENGTH + usize::from(packet.payload_offset);
-        let esp = &frame[start..HEADER_LENGTH + packet.total_length as usize];
-        let header = wire::esp::parse(esp).map_err(|_| DropReason::EspTooShort)?;
+        let sealed = &frame[start..HEADER_LENGTH + packet.total_length as usize];
+        let outside = read_outside(packet.flow.protocol, sealed)?;
         let sa = match self.memo.sa {
-            Some((spi, sa)) if spi == header.spi => sa,
+            Some((spi, sa)) if spi == outside.spi => sa,
             _ => {
-                let sa = self.sad.lookup(header.spi, self.guard).ok_or(DropReason::NoState)?;
-                self.memo.sa = Some((header.spi, sa));
+                let sa = self.sad.lookup(outside.spi, self.guard).ok_or(DropReason::NoState)?;
+                self.memo.sa = Some((outside.spi, sa));
                 sa
             }
         };
-        if packet.flow.destination != sa.spec.sa.local || packet.flow.source != sa.spec.sa.remote {
+        let spec = &sa.spec.sa;
+        if packet.flow.destination != spec.local
+            || packet.flow.source != spec.remote
+            || packet.flow.protocol != spec.protocol.number()
+        {
             return Err(DropReason::NoState);
         }
-        let Some(ciphertext_length) = sa.layout.ciphertext_length(esp.len()) else {
+        let refuse = |reason| {
             sa.counters.refused.fetch_add(1, Ordering::Relaxed);
-            return Err(DropReason::EspTooShort);
+            reason
         };
-        let candidate = sa.replay.check(header.sequence_low).map_err(|refused| {
+        let opened_length = match (&sa.layout, &outside.ah) {
+            (Layout::Esp(layout), _) => layout.ciphertext_length(sealed.len()).ok_or(DropReason::EspTooShort),
+            (Layout::Ah(layout), Some(header)) => {
+                layout.payload_length(header, sealed.len()).ok_or(DropReason::AhLength)
+            }
+            (Layout::Ah(_), None) => Err(DropReason::NoState),
+        }
+        .map_err(refuse)?;
+        let joint = match spec.mode {
+            Mode::Tunnel => None,
+            Mode::Transport(_) => {
+                let joint = transport::joint(&frame[HEADER_LENGTH..], packet);
+                Some(joint.ok_or(DropReason::Malformed).map_err(refuse)?)
+            }
+        };
+        let candidate = sa.replay.check(outside.sequence_low).map_err(|refused| {
             sa.counters.replayed.fetch_add(1, Ordering::Relaxed);
             replay_reason(refused)
         })?;
@@ -111,8 +173,10 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             // A burst is at most 64 packets, and what an IP packet carries at most 65,535 bytes.
             index: index as u8,
             start: start as u32,
-            length: esp.len() as u16,
-            ciphertext_length: ciphertext_length as u16,
+            length: sealed.len() as u16,
+            opened_length: opened_length as u16,
+            next_header: outside.ah.map_or(protocol::NO_NEXT_HEADER, |header| header.next_header),
+            joint,
             traffic_class: packet.traffic_class,
             candidate,
         };
@@ -129,8 +193,14 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     ) {
         let mut count = GroupCount::default();
         let mut taken = ArrayVec::<Taken<F::Frame>, BURST>::new();
+        // Filled and drained in place: these arrays are kilobytes, too much to move about.
+        let mut verdicts = Verdicts::new();
+        let tail = match &sa.keys {
+            InboundKeys::Esp(_) => 0,
+            InboundKeys::Ah(verifier) => verifier.tail_length(),
+        };
         for sealed in group {
-            match self.take_inside(HEADER_LENGTH + usize::from(sealed.ciphertext_length)) {
+            match self.take_inside(sealed.opened().end + tail) {
                 Ok((port, frame)) => taken.push(Taken { sealed, port, frame }),
                 Err(reason) => {
                     count.refused += 1;
@@ -138,34 +208,24 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 }
             }
         }
-
-        // Filled and drained in place: these arrays are kilobytes, too much to move about.
-        let mut opens = ArrayVec::<Open<'_>, BURST>::new();
-        for Taken { sealed, frame, .. } in &mut taken {
-            let (start, length) = (sealed.start as usize, usize::from(sealed.length));
-            opens.push(Open {
-                esp: &burst[usize::from(sealed.index)].frame[start..start + length],
-                plaintext: &mut frame[HEADER_LENGTH..HEADER_LENGTH + usize::from(sealed.ciphertext_length)],
-                sequence: sealed.candidate.sequence(),
-                verdict: None,
-            });
+        match &sa.keys {
+            InboundKeys::Esp(opener) => open(burst, opener, &mut taken, &mut verdicts),
+            InboundKeys::Ah(verifier) => self.verify(burst, verifier, &mut taken, &mut verdicts, &mut count),
         }
-        sa.opener.open(&mut opens);
-        let mut verdicts = ArrayVec::<Option<IcvValid>, BURST>::new();
-        for open in opens.drain(..) {
-            verdicts.push(open.verdict);
-        }
-        drop(opens);
 
         let mut admitted: Admitted<'g> = None;
         for (Taken { sealed, port, mut frame }, verdict) in taken.drain(..).zip(verdicts.drain(..)) {
-            let esp_length = u64::from(sealed.length);
-            let plaintext_length = usize::from(sealed.ciphertext_length);
+            let length = u64::from(sealed.length);
+            let written = sealed.opened().end + tail;
+            if let Some(joint) = &sealed.joint {
+                let headers = &sealed.headers(burst)[..usize::from(joint.at)];
+                frame[HEADER_LENGTH..][..headers.len()].copy_from_slice(headers);
+            }
             let sent = self.decapsulate(sa, sealed, verdict, port, &mut frame, &mut admitted);
             match sent {
                 Ok(_) => {
                     count.packets += 1;
-                    count.bytes += esp_length;
+                    count.bytes += length;
                 }
                 Err(reason) => {
                     count.refuse(reason);
@@ -174,11 +234,57 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             }
             match sent {
                 Ok(Sent::InPlace { egress, version, length }) => self.emit(&egress, version, frame, length),
-                Ok(Sent::Copied) | Err(_) => self.give_back_wiped(port, frame, plaintext_length),
+                Ok(Sent::Copied) | Err(_) => self.give_back_wiped(port, frame, written),
             }
         }
         self.tally.opened += count.packets;
         count.write_down(sa);
+    }
+
+    /// Verifies a group under AH. What its ICVs cover of the headers is put together beside the frames, and what they
+    /// cover of the payload is the copy that goes on. What cannot be covered is dropped here and leaves the group.
+    fn verify(
+        &mut self,
+        burst: &[Received<'_>],
+        verifier: &Verifier,
+        taken: &mut ArrayVec<Taken<F::Frame>, BURST>,
+        verdicts: &mut Verdicts,
+        count: &mut GroupCount,
+    ) {
+        let mut room = &mut self.own.covered[..];
+        let mut verifies = ArrayVec::<Verify<'_>, BURST>::new();
+        let mut uncovered = ArrayVec::<usize, BURST>::new();
+        for (position, Taken { sealed, frame, .. }) in taken.iter_mut().enumerate() {
+            let (headers, carried) = (sealed.headers(burst), sealed.of(burst));
+            let (ah, payload) = carried.split_at(carried.len() - usize::from(sealed.opened_length));
+            // The packet was parsed: its version is right.
+            let version = if headers[0] >> 4 == 4 { IpVersion::V4 } else { IpVersion::V6 };
+            if headers.len() > COVERED_HEADERS
+                || !ah::cover(&mut room[..headers.len()], headers, version, Role::Receiver)
+            {
+                uncovered.push(position);
+                continue;
+            }
+            let (covered, rest) = std::mem::take(&mut room).split_at_mut(headers.len() + ah.len());
+            room = rest;
+            let opened = sealed.opened();
+            let copy = &mut frame[opened.start..opened.end + verifier.tail_length()];
+            copy[..payload.len()].copy_from_slice(payload);
+            let sequence = sealed.candidate.sequence();
+            verifies.push(Verify { covered, ah, payload: copy, sequence, verdict: None });
+        }
+        verifier.verify(&mut verifies);
+        for verify in verifies.drain(..) {
+            verdicts.push(verify.verdict);
+        }
+        drop(verifies);
+        // From the back, so that the places in front of it stay.
+        for position in uncovered.into_iter().rev() {
+            let Taken { port, frame, .. } = taken.remove(position);
+            self.frames.give_back(port, frame);
+            count.refuse(DropReason::AhHeaders);
+            self.tally.drop(DropReason::AhHeaders);
+        }
     }
 
     /// A transmit frame of at least `length` bytes for plaintext whose egress is not known yet: of the port that
@@ -198,8 +304,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         Err(reason)
     }
 
-    /// One decrypted packet's proofs, in the order of RFC 4303 section 3.4.4 and RFC 4301 section 5.2, and its way
-    /// on. `frame`, a frame of `port`, has the inner packet at [`HEADER_LENGTH`].
+    /// One opened packet's proofs, in the order of RFC 4303 section 3.4.4 and RFC 4301 section 5.2, and its way on.
+    /// `frame`, a frame of `port`, has it at [`HEADER_LENGTH`], in transport mode with its headers as they came.
     fn decapsulate(
         &mut self,
         sa: &'g InboundSa,
@@ -209,35 +315,55 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         frame: &mut [u8],
         admitted: &mut Admitted<'g>,
     ) -> Result<Sent<'g>, DropReason> {
+        let (opened, kept) = (sealed.opened(), sealed.kept());
         let proof = verdict.ok_or(DropReason::IcvFailed)?;
         let number = sealed.candidate.authenticate(proof).ok_or(DropReason::IcvFailed)?;
         sa.replay.commit(number).map_err(replay_reason)?;
 
-        let plaintext = &mut frame[HEADER_LENGTH..HEADER_LENGTH + usize::from(sealed.ciphertext_length)];
-        let trailer = esp::trailer(plaintext).map_err(|bad| match bad {
-            BadTrailer::PadLength => DropReason::BadPadLength,
-            BadTrailer::Padding => DropReason::BadPadding,
-        })?;
-        let version = match trailer.next_header {
-            protocol::IPV4 => IpVersion::V4,
-            protocol::IPV6 => IpVersion::V6,
-            // RFC 4303 section 2.6: a dummy packet is discarded without prejudice.
-            protocol::NO_NEXT_HEADER => return Err(DropReason::Dummy),
-            _ => return Err(DropReason::NextHeader),
+        let (payload_length, next_header) = match &sa.keys {
+            InboundKeys::Esp(_) => {
+                let trailer = esp::trailer(&frame[opened]).map_err(|bad| match bad {
+                    BadTrailer::PadLength => DropReason::BadPadLength,
+                    BadTrailer::Padding => DropReason::BadPadding,
+                })?;
+                (trailer.payload_length, trailer.next_header)
+            }
+            InboundKeys::Ah(_) => (usize::from(sealed.opened_length), sealed.next_header),
         };
+        let version = match (next_header, sealed.joint) {
+            // RFC 4303 section 2.6: a dummy packet is discarded without prejudice.
+            (protocol::NO_NEXT_HEADER, _) => return Err(DropReason::Dummy),
+            (protocol::IPV4, None) => IpVersion::V4,
+            (protocol::IPV6, None) => IpVersion::V6,
+            // The wrong mode: nobody would ask the packet inside what it proves in a tunnel.
+            (protocol::IPV4 | protocol::IPV6, Some(_)) | (_, None) => return Err(DropReason::NextHeader),
+            (_, Some(joint)) => {
+                let version = if sa.spec.sa.local.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };
+                let headers = &mut frame[HEADER_LENGTH..HEADER_LENGTH + kept];
+                transport::rewrite(headers, version, joint.named_at, next_header, payload_length);
+                version
+            }
+        };
+        let plaintext = &mut frame[HEADER_LENGTH..HEADER_LENGTH + kept + payload_length];
         // The inner length may be shorter than the payload: traffic-flow confidentiality padding (section 2.7).
-        let mut parsed = ip::parse(&plaintext[..trailer.payload_length]);
+        let mut parsed = ip::parse(plaintext);
         // Borrowed where it was written: moving what was just written waits for the stores.
         let packet = match &mut parsed {
+            // Transport mode is for whole datagrams (RFC 4303 section 3.3.4).
+            Ok(packet) if packet.fragment != Fragment::Whole && sealed.joint.is_some() => {
+                return Err(DropReason::InnerMalformed);
+            }
             Ok(packet) if packet.version == version => packet,
             _ => return Err(DropReason::InnerMalformed),
         };
-        const ECN: u8 = 0b11;
-        let ecn = ecn::egress(packet.traffic_class & ECN, sealed.traffic_class & ECN)
-            .ok_or(DropReason::EcnForbidden)?;
-        if ecn != packet.traffic_class & ECN {
-            packet.traffic_class = packet.traffic_class & !ECN | ecn;
-            ip::set_traffic_class(plaintext, version, packet.traffic_class);
+        if sealed.joint.is_none() {
+            const ECN: u8 = 0b11;
+            let ecn = ecn::egress(packet.traffic_class & ECN, sealed.traffic_class & ECN)
+                .ok_or(DropReason::EcnForbidden)?;
+            if ecn != packet.traffic_class & ECN {
+                packet.traffic_class = packet.traffic_class & !ECN | ecn;
+                ip::set_traffic_class(plaintext, version, packet.traffic_class);
+            }
         }
 
         let protection = match *admitted {
@@ -313,8 +439,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     }
 
     /// Decrypted bytes do not lie about in free frames.
-    fn give_back_wiped(&mut self, port: PortId, mut frame: F::Frame, plaintext_length: usize) {
-        frame[HEADER_LENGTH..HEADER_LENGTH + plaintext_length].zeroize();
+    fn give_back_wiped(&mut self, port: PortId, mut frame: F::Frame, written: usize) {
+        frame[HEADER_LENGTH..written].zeroize();
         self.frames.give_back(port, frame);
     }
 }
@@ -342,6 +468,38 @@ impl GroupCount {
                 counter.fetch_add(count, Ordering::Relaxed);
             }
         }
+    }
+}
+
+/// SPI and number, where each protocol has them.
+fn read_outside(protocol: u8, sealed: &[u8]) -> Result<Outside, DropReason> {
+    if protocol == protocol::AH {
+        let header = wire::ah::parse(sealed).map_err(|_| DropReason::AhLength)?;
+        return Ok(Outside { spi: header.spi, sequence_low: header.sequence_low, ah: Some(header) });
+    }
+    let header = wire::esp::parse(sealed).map_err(|_| DropReason::EspTooShort)?;
+    Ok(Outside { spi: header.spi, sequence_low: header.sequence_low, ah: None })
+}
+
+/// Verifies and decrypts a group under ESP.
+fn open<F: std::ops::DerefMut<Target = [u8]>>(
+    burst: &[Received<'_>],
+    opener: &Opener,
+    taken: &mut ArrayVec<Taken<F>, BURST>,
+    verdicts: &mut Verdicts,
+) {
+    let mut opens = ArrayVec::<Open<'_>, BURST>::new();
+    for Taken { sealed, frame, .. } in taken {
+        opens.push(Open {
+            esp: sealed.of(burst),
+            plaintext: &mut frame[sealed.opened()],
+            sequence: sealed.candidate.sequence(),
+            verdict: None,
+        });
+    }
+    opener.open(&mut opens);
+    for open in opens.drain(..) {
+        verdicts.push(open.verdict);
     }
 }
 

@@ -6,7 +6,7 @@ use adit_engine::crypto::Suite;
 use adit_engine::transform::esp::{Layout, trailer};
 use adit_engine::transform::fragment::{fragment_ipv4, write_fragment};
 use adit_engine::transform::tunnel::{DontFragment, Dscp, OuterHeader};
-use adit_engine::transform::{ecn, mss};
+use adit_engine::transform::{self, ecn, mss};
 use adit_engine::wire::icmp::{IcmpError, write_error};
 use adit_engine::wire::ip::{self, Fragment, IpPacket, IpVersion, Upper};
 use adit_engine::wire::{esp, ethernet, protocol};
@@ -313,8 +313,9 @@ fn outer(inner: &IpPacket, layout: &Layout, outside_mtu: u32, choice: u8) {
     };
     for (source, destination) in [("192.0.2.1", "198.51.100.9"), ("2001:db8:f::1", "2001:db8:e::9")] {
         let (source, destination) = (source.parse().unwrap(), destination.parse().unwrap());
-        let header = OuterHeader { source, destination, ttl: choice.max(1), dscp, dont_fragment };
-        let inside = header.inside_mtu(outside_mtu, layout);
+        let ttl = choice.max(1);
+        let header = OuterHeader { source, destination, protocol: protocol::ESP, ttl, dscp, dont_fragment };
+        let inside = header.inside_mtu(outside_mtu, &transform::Layout::Esp(*layout));
         let sealed = |inner: u32| header.length() + layout.esp_length(inner as usize);
         assert!(inside == 0 || sealed(inside) <= outside_mtu as usize);
         assert!(sealed(inside + 1) > outside_mtu as usize || inside + 1 > 65_000);
