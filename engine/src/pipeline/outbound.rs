@@ -325,7 +325,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     }
 
     /// Transmits a sealed packet; in transport mode it may be larger than the egress carries, and is fragmented now.
-    fn send_sealed(&mut self, egress: &Egress<'g>, version: IpVersion, frame: F::Frame, length: usize) {
+    fn send_sealed(&mut self, egress: &Egress<'g>, version: IpVersion, mut frame: F::Frame, length: usize) {
         if length <= egress.port.mtu as usize {
             return self.emit(egress, version, frame, length);
         }
@@ -334,6 +334,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             Ok(packet) => self.send_copy(egress, &packet, bytes),
             Err(_) => Err(DropReason::TooBig),
         };
+        // AH is in clear: it does not lie about in free frames.
+        frame[HEADER_LENGTH..HEADER_LENGTH + length].fill(0);
         self.frames.give_back(egress.id, frame);
         if let Err(reason) = sent {
             self.tally.drop(reason);

@@ -96,7 +96,7 @@ fn cover_v4(out: &mut [u8], headers: &[u8], role: Role) -> bool {
         if let &[LOOSE_SOURCE_ROUTE | STRICT_SOURCE_ROUTE, _, ref route @ ..] = option {
             // Section 3.3.3.1.1.1: the destination is the last one. RFC 791: a pointer from 4 on, then addresses;
             // one behind the end says that the route is done.
-            let Some((&pointer, [addresses @ ..])) = route.split_first() else { return false };
+            let Some((&pointer, addresses)) = route.split_first() else { return false };
             let Some(&last) = addresses.last_chunk::<4>() else { return false };
             if role == Role::Sender && usize::from(pointer) <= option.len() {
                 fixed[16..20].copy_from_slice(&last);
