@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 
 /// One suite, as adit and as scapy call it.
 struct Suite {
+    protocol: &'static str,
     encryption: &'static str,
     authentication: &'static str,
     icv: u8,
@@ -49,8 +50,11 @@ fn suites() -> Vec<Suite> {
     let mut suites = Vec::new();
     for (encryption, cipher) in ciphers {
         for (authentication, hash, icv) in hashes {
-            suites.push(Suite { encryption, authentication, icv, scapy: (cipher, hash) });
+            suites.push(Suite { protocol: "esp", encryption, authentication, icv, scapy: (cipher, hash) });
         }
+    }
+    for (authentication, hash, icv) in hashes {
+        suites.push(Suite { protocol: "ah", encryption: "null", authentication, icv, scapy: ("NULL", hash) });
     }
     // scapy writes 16-byte ICVs for GCM whatever it is told; 8 and 12 are proven by OpenSSL's answers instead.
     for (encryption, cipher, icvs) in [
@@ -66,7 +70,13 @@ fn suites() -> Vec<Suite> {
         ("aes-256-gmac", "AES-NULL-GMAC", &[16]),
     ] {
         for &icv in icvs {
-            suites.push(Suite { encryption, authentication: "none", icv, scapy: (cipher, "NULL") });
+            suites.push(Suite {
+                protocol: "esp",
+                encryption,
+                authentication: "none",
+                icv,
+                scapy: (cipher, "NULL"),
+            });
         }
     }
     suites
@@ -110,10 +120,11 @@ fn every_suite(outer_v6: bool, esn: bool) {
         };
         let _ = write!(
             configuration,
-            "\n[[tunnel]]\nname = \"t{n}\"\nlocal = \"{local}\"\nremote = \"{remote}\"\nencryption = \"{}\"\n\
+            "\n[[tunnel]]\nname = \"t{n}\"\nlocal = \"{local}\"\nremote = \"{remote}\"\nprotocol = \"{}\"\nencryption = \"{}\"\n\
              authentication = \"{}\"\nicv-length = {}\nesn = {esn}\n{}{}\n\
              [[policy]]\nname = \"p{n}v4\"\naction = \"protect\"\ntunnel = \"t{n}\"\nlocal = [\"10.1.0.0/24\"]\nremote = [\"10.2.{n}.0/24\"]\n\
              [[policy]]\nname = \"p{n}v6\"\naction = \"protect\"\ntunnel = \"t{n}\"\nlocal = [\"2001:db8:1::/64\"]\nremote = [\"2001:db8:2:{n:x}::/64\"]\n",
+            suite.protocol,
             suite.encryption,
             suite.authentication,
             suite.icv,
@@ -121,7 +132,7 @@ fn every_suite(outer_v6: bool, esn: bool) {
             side("outbound", spi_ab, &ab),
         );
         peer.push(json!({
-            "spi_in": spi_ab, "spi_out": spi_ba,
+            "protocol": suite.protocol, "spi_in": spi_ab, "spi_out": spi_ba,
             "crypt": suite.scapy.0, "auth": suite.scapy.1,
             "icv": suite.scapy.1.starts_with("NULL").then_some(suite.icv),
             "crypt_key_in": ab.0, "auth_key_in": ab.1, "crypt_key_out": ba.0, "auth_key_out": ba.1,
@@ -150,8 +161,9 @@ fn every_suite(outer_v6: bool, esn: bool) {
 
     let gateway = Gateway::start_with(&topology, "ga", &configuration);
     for (n, suite) in suites().iter().enumerate() {
-        let Suite { encryption, authentication, icv, .. } = suite;
-        let what = format!("{encryption} {authentication} icv {icv} esn {esn} outer v6 {outer_v6}");
+        let Suite { protocol, encryption, authentication, icv, .. } = suite;
+        let what =
+            format!("{protocol} {encryption} {authentication} icv {icv} esn {esn} outer v6 {outer_v6}");
         for target in [format!("10.2.{n}.1"), format!("2001:db8:2:{n:x}::1")] {
             // Sizes around the padding's corners.
             for size in ["1", "14", "15", "1200"] {
@@ -170,8 +182,8 @@ fn every_suite(outer_v6: bool, esn: bool) {
     let heard = listener.stop();
     heard.assert_no_clear_text(|_, _| false);
     heard.assert_sequence_numbers_unique();
-    assert_eq!(heard.esp_from(local.parse().unwrap()), sent, "ESP packets the engine put on the wire");
-    assert_eq!(heard.esp_from(remote.parse().unwrap()), sent, "ESP packets scapy put on the wire");
+    assert_eq!(heard.esp_from(local.parse().unwrap()), sent, "packets the engine put on the wire");
+    assert_eq!(heard.esp_from(remote.parse().unwrap()), sent, "packets scapy put on the wire");
     eventually("all counted", Duration::from_secs(2), || gateway.totals().in_flight == 0);
     let totals = gateway.totals();
     assert_eq!((totals.sealed, totals.opened, totals.dropped), (sent, sent, 0), "{totals:?}");

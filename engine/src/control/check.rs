@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::config::{
-    ActionName, AuthenticationName, DfName, DirectionName, Document, EncryptionName, EngineTable,
-    FallbackName, File, InterfaceTable, PolicyTable, ProfileTable, SaTable, Scalar, Secret, SideName,
-    TunnelTable, WorkersName, XdpMode,
+    ActionName, AhPaddingName, AuthenticationName, DestinationOptionsName, DfName, DirectionName, Document,
+    EncryptionName, EngineTable, FallbackName, File, InterfaceTable, ModeName, PolicyTable, ProfileTable,
+    ProtocolName, SaTable, Scalar, Secret, SideName, TunnelTable, WorkersName, XdpMode,
 };
 use super::consistent::{Outline, consistent};
 use super::problem::Problems;
@@ -21,7 +21,9 @@ use crate::crypto::{Authentication, Encryption, Opener, Suite};
 use crate::policy::spd::Fallback;
 use crate::route::Side;
 use crate::sa::selector::{PortRange, Selector, UpperSelector};
-use crate::sa::spec::Workers;
+use crate::sa::spec::{Mode, Protocol, Workers};
+use crate::transform::ah::Padding;
+use crate::transform::transport::DestinationOptions;
 use crate::transform::tunnel::{DontFragment, Dscp};
 use crate::wire::protocol;
 
@@ -258,6 +260,31 @@ impl Written {
     }
 }
 
+impl Written {
+    /// AH has no cipher, so none is expected; its hash is.
+    fn of_ah(self, path: &str, problems: &mut Problems) -> Option<Self> {
+        let before = problems.0.len();
+        if let Some(encryption) = self.encryption
+            && encryption != EncryptionName::Null
+        {
+            problems.push(
+                format!("{path}.encryption"),
+                format!(
+                    "expected nothing, or null, with protocol = \"ah\", which does not encrypt, found {}",
+                    encryption.name()
+                ),
+            );
+        }
+        if matches!(self.authentication, None | Some(AuthenticationName::None)) {
+            problems.push(
+                format!("{path}.authentication"),
+                "expected sha256, sha384 or sha512 with protocol = \"ah\", which does nothing else, found none",
+            );
+        }
+        (problems.0.len() == before).then_some(Self { encryption: Some(EncryptionName::Null), ..self })
+    }
+}
+
 /// A suite, ESN and the anti-replay window.
 fn crypto(
     path: &str,
@@ -395,10 +422,14 @@ pub fn tunnel(
         known
     });
     let unknown_profile = table.profile.is_some() && profile.is_none();
-    let crypto = if unknown_profile {
-        None
-    } else {
-        crypto(&path, Written::of_tunnel(table, profile), rules.allow_legacy, problems)
+    let (protocol, mode) = (protocol(table, &path, problems), mode(table, &path, problems));
+    let written = Written::of_tunnel(table, profile);
+    let crypto = match protocol {
+        _ if unknown_profile => None,
+        Protocol::Esp => crypto(&path, written, rules.allow_legacy, problems),
+        Protocol::Ah(_) => written
+            .of_ah(&path, problems)
+            .and_then(|written| crypto(&path, written, rules.allow_legacy, problems)),
     };
     let dscp = table
         .dscp
@@ -435,6 +466,8 @@ pub fn tunnel(
             name,
             local: local?,
             remote: remote?,
+            protocol,
+            mode,
             suite,
             esn,
             replay_window,
@@ -455,6 +488,55 @@ pub fn tunnel(
         field: path,
         inbound,
         outbound,
+    })
+}
+
+/// ESP, or AH and its padding.
+fn protocol(table: &TunnelTable, path: &str, problems: &mut Problems) -> Protocol {
+    if table.protocol == Some(ProtocolName::Ah) {
+        return Protocol::Ah(match table.ah_padding {
+            Some(AhPaddingName::Linux) => Padding::Linux,
+            Some(AhPaddingName::Rfc4302) | None => Padding::Rfc4302,
+        });
+    }
+    if let Some(padding) = table.ah_padding {
+        problems.push(
+            format!("{path}.ah-padding"),
+            format!("expected nothing here without protocol = \"ah\", found {}", padding.name()),
+        );
+    }
+    Protocol::Esp
+}
+
+/// Tunnel or transport mode; each refuses the fields that mean nothing in it.
+fn mode(table: &TunnelTable, path: &str, problems: &mut Problems) -> Mode {
+    if table.mode != Some(ModeName::Transport) {
+        if let Some(rule) = table.destination_options {
+            problems.push(
+                format!("{path}.destination-options"),
+                format!("expected nothing here without mode = \"transport\", found {}", rule.name()),
+            );
+        }
+        return Mode::Tunnel;
+    }
+    let outer = [
+        ("dscp", table.dscp.as_ref().map(|dscp| value::found(&dscp.0))),
+        ("df", table.df.map(|df| df.name().into())),
+        ("ttl", table.ttl.map(|ttl| ttl.to_string())),
+    ];
+    for (field, found) in outer {
+        if let Some(found) = found {
+            problems.push(
+                format!("{path}.{field}"),
+                format!(
+                    "expected nothing here with mode = \"transport\", where packets keep their own header, found {found}"
+                ),
+            );
+        }
+    }
+    Mode::Transport(match table.destination_options {
+        Some(DestinationOptionsName::Before) => DestinationOptions::Before,
+        Some(DestinationOptionsName::After) | None => DestinationOptions::After,
     })
 }
 

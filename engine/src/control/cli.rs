@@ -13,8 +13,8 @@ use zeroize::Zeroizing;
 use super::check;
 use super::client::{CallError, Client};
 use super::config::{
-    ActionName, AuthenticationName, DfName, DirectionName, Document, EncryptionName, PolicyTable, SaTable,
-    Scalar, Secret, TunnelTable, WorkersName,
+    ActionName, AhPaddingName, AuthenticationName, DestinationOptionsName, DfName, DirectionName, Document,
+    EncryptionName, ModeName, PolicyTable, ProtocolName, SaTable, Scalar, Secret, TunnelTable, WorkersName,
 };
 use super::problem::Problems;
 use super::protocol::{PolicyAdd, SaAdd};
@@ -141,6 +141,18 @@ struct SaAddArguments {
     /// The peer's endpoint.
     #[arg(long, required_unless_present = "file")]
     remote: Option<String>,
+    /// esp, or ah.
+    #[arg(long)]
+    protocol: Option<ProtocolName>,
+    /// tunnel, or transport.
+    #[arg(long)]
+    mode: Option<ModeName>,
+    /// Padding of AH over IPv4: rfc4302 or linux.
+    #[arg(long)]
+    ah_padding: Option<AhPaddingName>,
+    /// Destination options in transport mode: after or before.
+    #[arg(long)]
+    destination_options: Option<DestinationOptionsName>,
     /// A profile of the configuration.
     #[arg(long)]
     profile: Option<String>,
@@ -505,6 +517,10 @@ impl SaAddArguments {
             name: self.name.clone().unwrap_or_default(),
             local: self.local.clone().unwrap_or_default(),
             remote: self.remote.clone().unwrap_or_default(),
+            protocol: self.protocol,
+            mode: self.mode,
+            ah_padding: self.ah_padding,
+            destination_options: self.destination_options,
             profile: self.profile.clone(),
             encryption: self.encryption,
             authentication: self.authentication,

@@ -104,6 +104,18 @@ pub struct TunnelTable {
     pub local: String,
     /// The peer's endpoint, of the same IP version.
     pub remote: String,
+    /// "esp" (default), or "ah", which authenticates and does not encrypt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<ProtocolName>,
+    /// "tunnel" (default), or "transport" between the endpoints themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<ModeName>,
+    /// Padding of AH over IPv4: "rfc4302" (default) or "linux", whose states pad to 8 bytes without `align4`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ah_padding: Option<AhPaddingName>,
+    /// Transport mode over IPv6: destination options "after" ESP or AH (default) or "before" it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination_options: Option<DestinationOptionsName>,
     /// A profile; algorithms written here override its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub profile: Option<String>,
@@ -252,6 +264,22 @@ names! {
 names! {
     /// Inside or outside (RFC 4301 section 3.1).
     SideName { Protected "protected", Unprotected "unprotected", }
+}
+names! {
+    /// What a tunnel's SAs protect with.
+    ProtocolName { Esp "esp", Ah "ah", }
+}
+names! {
+    /// What they protect (RFC 4301 section 3.3).
+    ModeName { Tunnel "tunnel", Transport "transport", }
+}
+names! {
+    /// How AH is padded over IPv4.
+    AhPaddingName { Rfc4302 "rfc4302", Linux "linux", }
+}
+names! {
+    /// Where destination options go in transport mode.
+    DestinationOptionsName { After "after", Before "before", }
 }
 names! {
     /// The outer DF bit (RFC 4301 section 8.1).

@@ -532,6 +532,8 @@ impl TunnelSettings {
             tunnel: self.name.to_string(),
             direction: direction.into(),
             spi: spi.to_string(),
+            protocol: self.protocol.name().into(),
+            mode: self.mode.name().into(),
             local: self.local.to_string(),
             remote: self.remote.to_string(),
             encryption: check::encryption_name(self.suite.encryption()).into(),

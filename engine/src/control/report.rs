@@ -68,9 +68,9 @@ pub struct WorkerReport {
     pub dropped: u64,
     /// Frames in rings and queues.
     pub in_flight: u64,
-    /// ESP packets sealed.
+    /// Packets sealed in ESP or AH.
     pub sealed: u64,
-    /// ESP packets opened.
+    /// Packets out of ESP or AH, verified and delivered.
     pub opened: u64,
     /// Forwarded in clear under a BYPASS policy.
     pub bypassed: u64,
@@ -162,6 +162,10 @@ pub struct SaReport {
     pub direction: String,
     /// SPI, as 0x00001001.
     pub spi: String,
+    /// "esp" or "ah".
+    pub protocol: String,
+    /// "tunnel" or "transport".
+    pub mode: String,
     /// Our endpoint.
     pub local: String,
     /// The peer's endpoint.
@@ -181,7 +185,7 @@ pub struct SaReport {
     pub sequence: u64,
     /// Packets opened or sealed.
     pub packets: u64,
-    /// Bytes of ESP.
+    /// Bytes of ESP or AH.
     pub bytes: u64,
     /// Dropped as replayed.
     pub replayed: u64,

@@ -11,7 +11,7 @@ use crate::crypto::key::KeyMaterial;
 use crate::policy::spd::Fallback;
 use crate::route::Side;
 use crate::sa::selector::Selector;
-use crate::sa::spec::{InboundSpec, OutboundSpec, SaSpec, Workers};
+use crate::sa::spec::{InboundSpec, Mode, OutboundSpec, Protocol, SaSpec, Workers};
 use crate::transform::tunnel::{DontFragment, Dscp};
 use crate::wire::Spi;
 
@@ -76,6 +76,10 @@ pub struct TunnelSettings {
     pub local: IpAddr,
     /// The peer's endpoint.
     pub remote: IpAddr,
+    /// ESP or AH.
+    pub protocol: Protocol,
+    /// Tunnel or transport.
+    pub mode: Mode,
     /// Algorithms.
     pub suite: Suite,
     /// Extended sequence numbers.
@@ -151,21 +155,32 @@ impl PolicySettings {
 }
 
 impl TunnelSettings {
+    /// The field of the key that an SA is known by: its cipher's, or its hash's where nothing is encrypted.
+    pub(super) fn key_field(&self) -> &'static str {
+        if self.suite.encryption_key_length() == 0 { "authentication-key" } else { "encryption-key" }
+    }
+
+    /// What both SAs depend on.
+    fn wire_part(&self) -> impl PartialEq + use<> {
+        (self.local, self.remote, self.protocol, self.mode, self.suite, self.esn)
+    }
+
     /// What an inbound SA depends on.
     pub(super) fn inbound_part(&self) -> impl PartialEq + use<> {
-        (self.local, self.remote, self.suite, self.esn, self.replay_window)
+        (self.wire_part(), self.replay_window)
     }
 
     /// What an outbound SA depends on.
     pub(super) fn outbound_part(&self) -> impl PartialEq + use<> {
-        let wire = (self.local, self.remote, self.suite, self.esn, self.workers);
-        (wire, self.ttl, self.dscp, self.dont_fragment)
+        (self.wire_part(), self.workers, self.ttl, self.dscp, self.dont_fragment)
     }
 
     fn sa(&self, spi: Spi, selectors: Vec<Selector>) -> SaSpec {
         SaSpec {
             tunnel: self.name.clone(),
             spi,
+            protocol: self.protocol,
+            mode: self.mode,
             suite: self.suite,
             local: self.local,
             remote: self.remote,

@@ -34,6 +34,7 @@
 //! let verdict = IcvValid { sequence: 7 };
 //! ```
 
+mod authenticity;
 pub mod iv;
 pub mod key;
 pub mod primitive;
@@ -43,6 +44,7 @@ pub mod suite;
 #[cfg(test)]
 mod tests;
 
+pub use authenticity::{Sign, Signer, Verifier, Verify};
 pub use iv::IvSource;
 pub use key::Key;
 pub use self_test::self_test;
@@ -88,7 +90,8 @@ pub struct Open<'a> {
     pub verdict: Option<IcvValid>,
 }
 
-/// Proof that the packet with this 64-bit sequence number carried a right ICV. Made only by [`Opener::open`].
+/// Proof that the packet with this 64-bit sequence number carried a right ICV. Made only by [`Opener::open`]
+/// and [`Verifier::verify`].
 #[derive(Debug, PartialEq, Eq)]
 pub struct IcvValid {
     sequence: u64,

@@ -1,5 +1,5 @@
-//! Inbound ESP (RFC 4303 section 3.4, RFC 4301 section 5.2): SA, replay check, verification and decryption of
-//! the group, replay commit, then everything the inner packet must prove before it goes on.
+//! Inbound ESP and AH (RFC 4303 and RFC 4302 section 3.4, RFC 4301 section 5.2): SA, replay check, verification and
+//! decryption of the group, replay commit, then everything the packet inside must prove before it goes on.
 
 use std::sync::atomic::Ordering;
 
@@ -7,40 +7,80 @@ use arrayvec::ArrayVec;
 use zeroize::Zeroize;
 
 use super::scratch::{Egress, Groups, Route};
-use super::{BURST, DropReason, Frames, Pass, Received};
-use crate::crypto::Open;
+use super::{BURST, COVERED_HEADERS, DropReason, Frames, Pass, Received};
+use crate::crypto::{IcvValid, Open, Opener, Verifier, Verify};
 use crate::policy::{Action, Tunnel};
 use crate::route::{PortId, Side};
 use crate::sa::InboundSa;
+use crate::sa::inbound::InboundKeys;
 use crate::sa::replay::{Authenticated, Candidate, Refused};
 use crate::sa::selector::Direction;
+use crate::sa::spec::Mode;
+use crate::transform::ah::{self, Role};
 use crate::transform::esp::{self, BadTrailer};
-use crate::transform::{ecn, mss};
+use crate::transform::transport::{self, Split};
+use crate::transform::{Layout, ecn, mss};
 use crate::wire::ethernet::HEADER_LENGTH;
 use crate::wire::icmp::IcmpError;
 use crate::wire::ip::{self, Flow, Fragment, IpPacket, IpVersion};
-use crate::wire::{self, protocol};
+use crate::wire::{self, Spi, protocol};
 
-/// ESP packets of a burst by SA.
+/// ESP and AH packets of a burst by SA.
 pub(super) type Inbound<'g> = Groups<'g, InboundSa, Sealed>;
 
-/// An ESP packet whose lengths are checked and whose number is not refused yet.
+/// An ESP or AH packet whose lengths are checked and whose number is not refused yet.
 pub(super) struct Sealed {
     place: Place,
     candidate: Candidate,
 }
 
-/// Where an ESP packet lies, and what else is needed of what is around it.
+/// Where an ESP or AH packet lies, and what else is needed of what is around it.
 #[derive(Clone, Copy)]
 struct Place {
     /// Its frame's place in the burst.
     index: u8,
     /// DSCP and ECN of the outer header.
     traffic_class: u8,
-    /// Where ESP begins in the frame, and how long it is.
+    /// What AH says follows it. ESP says so inside.
+    next_header: u8,
+    /// Where ESP or AH begins in the frame, and how long it is with all that follows.
     start: u32,
     length: u16,
-    ciphertext_length: u16,
+    /// Bytes that opening it gives: ESP's payload, padding and trailer, or what AH covers behind itself.
+    opened_length: u16,
+    /// Transport mode: where it is to be joined.
+    joint: Option<Split>,
+}
+
+impl Place {
+    /// Bytes of the packet's own headers that stay in front of what is opened.
+    fn kept(&self) -> usize {
+        self.joint.map_or(0, |joint| usize::from(joint.at))
+    }
+
+    /// Where in the frame it is opened into that begins and ends.
+    fn opened(&self) -> std::ops::Range<usize> {
+        let start = HEADER_LENGTH + self.kept();
+        start..start + usize::from(self.opened_length)
+    }
+
+    /// ESP or AH, and all that follows, in the frame it came in.
+    fn of<'b>(&self, burst: &'b [Received<'_>]) -> &'b [u8] {
+        let start = self.start as usize;
+        &burst[usize::from(self.index)].frame[start..start + usize::from(self.length)]
+    }
+
+    /// The IP headers in front of that.
+    fn headers<'b>(&self, burst: &'b [Received<'_>]) -> &'b [u8] {
+        &burst[usize::from(self.index)].frame[HEADER_LENGTH..self.start as usize]
+    }
+}
+
+/// What an ESP or AH header says before its SA is known.
+struct Outside {
+    spi: Spi,
+    sequence_low: u32,
+    ah: Option<wire::ah::AhHeader>,
 }
 
 /// A packet with the transmit frame its plaintext goes into.
@@ -49,6 +89,9 @@ struct Taken<F> {
     port: PortId,
     frame: F,
 }
+
+/// What the ICVs of a group say, in its order.
+type Verdicts = ArrayVec<Option<IcvValid>, BURST>;
 
 /// How an inner packet goes on.
 #[derive(Clone, Copy)]
@@ -81,37 +124,56 @@ struct Admitted<'g> {
 }
 
 impl<'g, F: Frames> Pass<'_, 'g, F> {
-    /// ESP to one of our addresses: finds the SA, checks lengths and number, and joins the SA's group.
-    pub(super) fn sort_esp(
+    /// ESP or AH to one of our addresses: finds the SA, checks lengths and number, and joins the SA's group.
+    pub(super) fn sort_sealed(
         &mut self,
         index: usize,
         frame: &[u8],
         packet: &IpPacket,
         inbound: &mut Inbound<'g>,
     ) -> Result<(), DropReason> {
-        // RFC 4303 section 3.4.1: a fragment that reaches ESP is discarded.
+        // RFC 4303 and RFC 4302 section 3.4.1: a fragment is discarded.
         if packet.fragment != Fragment::Whole {
             return Err(DropReason::EspFragment);
         }
         let start = HEADER_LENGTH + usize::from(packet.payload_offset);
-        let esp = &frame[start..HEADER_LENGTH + packet.total_length as usize];
-        let header = wire::esp::parse(esp).map_err(|_| DropReason::EspTooShort)?;
+        let sealed = &frame[start..HEADER_LENGTH + packet.total_length as usize];
+        let outside = read_outside(packet.flow.protocol, sealed)?;
         let sa = match self.memo.sa {
-            Some((spi, sa)) if spi == header.spi => sa,
+            Some((spi, sa)) if spi == outside.spi => sa,
             _ => {
-                let sa = self.sad.lookup(header.spi, self.guard).ok_or(DropReason::NoState)?;
-                self.memo.sa = Some((header.spi, sa));
+                let sa = self.sad.lookup(outside.spi, self.guard).ok_or(DropReason::NoState)?;
+                self.memo.sa = Some((outside.spi, sa));
                 sa
             }
         };
-        if packet.flow.destination != sa.spec.sa.local || packet.flow.source != sa.spec.sa.remote {
+        let spec = &sa.spec.sa;
+        if packet.flow.destination != spec.local
+            || packet.flow.source != spec.remote
+            || packet.flow.protocol != spec.protocol.number()
+        {
             return Err(DropReason::NoState);
         }
-        let Some(ciphertext_length) = sa.layout.ciphertext_length(esp.len()) else {
+        let refuse = |reason| {
             sa.counters.refused.fetch_add(1, Ordering::Relaxed);
-            return Err(DropReason::EspTooShort);
+            reason
         };
-        let candidate = sa.replay.check(header.sequence_low).map_err(|refused| {
+        let opened_length = match (&sa.layout, &outside.ah) {
+            (Layout::Esp(layout), _) => layout.ciphertext_length(sealed.len()).ok_or(DropReason::EspTooShort),
+            (Layout::Ah(layout), Some(header)) => {
+                layout.payload_length(header, sealed.len()).ok_or(DropReason::AhLength)
+            }
+            (Layout::Ah(_), None) => Err(DropReason::NoState),
+        }
+        .map_err(refuse)?;
+        let joint = match spec.mode {
+            Mode::Tunnel => None,
+            Mode::Transport(_) => {
+                let joint = transport::joint(&frame[HEADER_LENGTH..], packet);
+                Some(joint.ok_or(DropReason::Malformed).map_err(refuse)?)
+            }
+        };
+        let candidate = sa.replay.check(outside.sequence_low).map_err(|refused| {
             sa.counters.replayed.fetch_add(1, Ordering::Relaxed);
             replay_reason(refused)
         })?;
@@ -119,9 +181,11 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             // A burst is at most 64 packets, and what an IP packet carries at most 65,535 bytes.
             index: index as u8,
             traffic_class: packet.traffic_class,
+            next_header: outside.ah.map_or(protocol::NO_NEXT_HEADER, |header| header.next_header),
             start: start as u32,
-            length: esp.len() as u16,
-            ciphertext_length: ciphertext_length as u16,
+            length: sealed.len() as u16,
+            opened_length: opened_length as u16,
+            joint,
         };
         inbound.push(sa, Sealed { place, candidate });
         Ok(())
@@ -135,10 +199,16 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         group: impl Iterator<Item = Sealed>,
     ) {
         let mut count = GroupCount::default();
+        // Filled and drained in place: these arrays are kilobytes, too much to move about.
         let mut taken = ArrayVec::<Taken<F::Frame>, BURST>::new();
         let mut candidates = ArrayVec::<Candidate, BURST>::new();
+        let mut verdicts = Verdicts::new();
+        let tail = match &sa.keys {
+            InboundKeys::Esp(_) => 0,
+            InboundKeys::Ah(verifier) => verifier.tail_length(),
+        };
         for Sealed { place, candidate } in group {
-            match self.take_inside(HEADER_LENGTH + usize::from(place.ciphertext_length)) {
+            match self.take_inside(place.opened().end + tail) {
                 Ok((port, frame)) => {
                     taken.push(Taken { place, port, frame });
                     candidates.push(candidate);
@@ -149,27 +219,20 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 }
             }
         }
-
-        // Filled and drained in place: these arrays are kilobytes, too much to move about.
-        let mut opens = ArrayVec::<Open<'_>, BURST>::new();
-        for (Taken { place, frame, .. }, candidate) in taken.iter_mut().zip(&candidates) {
-            let (start, length) = (place.start as usize, usize::from(place.length));
-            opens.push(Open {
-                esp: &burst[usize::from(place.index)].frame[start..start + length],
-                plaintext: &mut frame[HEADER_LENGTH..HEADER_LENGTH + usize::from(place.ciphertext_length)],
-                sequence: candidate.sequence(),
-                verdict: None,
-            });
+        match &sa.keys {
+            InboundKeys::Esp(opener) => open(burst, opener, &mut taken, &candidates, &mut verdicts),
+            InboundKeys::Ah(verifier) => {
+                self.verify(burst, verifier, &mut taken, &mut candidates, &mut verdicts, &mut count);
+            }
         }
-        sa.opener.open(&mut opens);
+
         let mut outcomes = ArrayVec::<Result<(), DropReason>, BURST>::new();
         let mut numbers = ArrayVec::<Authenticated, BURST>::new();
-        for (open, candidate) in opens.drain(..).zip(candidates.drain(..)) {
-            let number = open.verdict.and_then(|proof| candidate.authenticate(proof));
+        for (verdict, candidate) in verdicts.drain(..).zip(candidates.drain(..)) {
+            let number = verdict.and_then(|proof| candidate.authenticate(proof));
             outcomes.push(number.as_ref().map(|_| ()).ok_or(DropReason::IcvFailed));
             numbers.extend(number);
         }
-        drop(opens);
         // Looks again: copies in one burst, or at two workers, all passed the check.
         let mut authentic = outcomes.iter_mut().filter(|outcome| outcome.is_ok());
         sa.replay.commit_group(&numbers, |committed| {
@@ -180,7 +243,10 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
 
         let mut admitted: Option<Admitted<'g>> = None;
         for (Taken { place, port, mut frame }, outcome) in taken.drain(..).zip(&outcomes) {
-            let plaintext_length = usize::from(place.ciphertext_length);
+            if let Some(joint) = &place.joint {
+                let headers = &place.headers(burst)[..usize::from(joint.at)];
+                frame[HEADER_LENGTH..][..headers.len()].copy_from_slice(headers);
+            }
             let sent = outcome.and_then(|()| self.decapsulate(sa, place, port, &mut frame, &mut admitted));
             match sent {
                 Ok(_) => {
@@ -196,11 +262,61 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 (Ok(Sent::InPlace { length }), Some(Admitted { flow, egress, .. })) => {
                     self.emit(egress, flow.version(), frame, length as usize);
                 }
-                _ => self.give_back_wiped(port, frame, plaintext_length),
+                _ => self.give_back_wiped(port, frame, place.opened().end + tail),
             }
         }
         self.tally.opened += count.packets;
         count.write_down(sa);
+    }
+
+    /// Verifies a group under AH. What its ICVs cover of the headers is put together beside the frames, and what they
+    /// cover of the payload is the copy that goes on. What cannot be covered is dropped here and leaves the group.
+    fn verify(
+        &mut self,
+        burst: &[Received<'_>],
+        verifier: &Verifier,
+        taken: &mut ArrayVec<Taken<F::Frame>, BURST>,
+        candidates: &mut ArrayVec<Candidate, BURST>,
+        verdicts: &mut Verdicts,
+        count: &mut GroupCount,
+    ) {
+        let mut room = &mut self.own.covered[..];
+        let mut verifies = ArrayVec::<Verify<'_>, BURST>::new();
+        let mut uncovered = ArrayVec::<usize, BURST>::new();
+        for (position, (Taken { place, frame, .. }, candidate)) in
+            taken.iter_mut().zip(&*candidates).enumerate()
+        {
+            let (headers, carried) = (place.headers(burst), place.of(burst));
+            let (ah, payload) = carried.split_at(carried.len() - usize::from(place.opened_length));
+            // The packet was parsed: its version is right.
+            let version = if headers[0] >> 4 == 4 { IpVersion::V4 } else { IpVersion::V6 };
+            if headers.len() > COVERED_HEADERS
+                || !ah::cover(&mut room[..headers.len()], headers, version, Role::Receiver)
+            {
+                uncovered.push(position);
+                continue;
+            }
+            let (covered, rest) = std::mem::take(&mut room).split_at_mut(headers.len() + ah.len());
+            room = rest;
+            let opened = place.opened();
+            let copy = &mut frame[opened.start..opened.end + verifier.tail_length()];
+            copy[..payload.len()].copy_from_slice(payload);
+            let sequence = candidate.sequence();
+            verifies.push(Verify { covered, ah, payload: copy, sequence, verdict: None });
+        }
+        verifier.verify(&mut verifies);
+        for verify in verifies.drain(..) {
+            verdicts.push(verify.verdict);
+        }
+        drop(verifies);
+        // From the back, so that the places in front of it stay.
+        for position in uncovered.into_iter().rev() {
+            let Taken { port, frame, .. } = taken.remove(position);
+            candidates.remove(position);
+            self.frames.give_back(port, frame);
+            count.refuse(DropReason::AhHeaders);
+            self.tally.drop(DropReason::AhHeaders);
+        }
     }
 
     /// A transmit frame of at least `length` bytes for plaintext whose egress is not known yet: of the port that
@@ -220,8 +336,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         Err(reason)
     }
 
-    /// What one authentic packet still has to prove, in the order of RFC 4303 section 3.4.4 and RFC 4301 section 5.2, and its way
-    /// on. `frame`, a frame of `port`, has the inner packet at [`HEADER_LENGTH`].
+    /// What one authentic packet still has to prove, in the order of RFC 4303 section 3.4.4 and RFC 4301 section 5.2, and its way on.
+    /// `frame`, a frame of `port`, has it at [`HEADER_LENGTH`], in transport mode with its headers as they came.
     fn decapsulate(
         &mut self,
         sa: &'g InboundSa,
@@ -230,31 +346,51 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         frame: &mut [u8],
         admitted: &mut Option<Admitted<'g>>,
     ) -> Result<Sent, DropReason> {
-        let plaintext = &mut frame[HEADER_LENGTH..HEADER_LENGTH + usize::from(place.ciphertext_length)];
-        let trailer = esp::trailer(plaintext).map_err(|bad| match bad {
-            BadTrailer::PadLength => DropReason::BadPadLength,
-            BadTrailer::Padding => DropReason::BadPadding,
-        })?;
-        let version = match trailer.next_header {
-            protocol::IPV4 => IpVersion::V4,
-            protocol::IPV6 => IpVersion::V6,
-            // RFC 4303 section 2.6: a dummy packet is discarded without prejudice.
-            protocol::NO_NEXT_HEADER => return Err(DropReason::Dummy),
-            _ => return Err(DropReason::NextHeader),
+        let (opened, kept) = (place.opened(), place.kept());
+        let (payload_length, next_header) = match &sa.keys {
+            InboundKeys::Esp(_) => {
+                let trailer = esp::trailer(&frame[opened]).map_err(|bad| match bad {
+                    BadTrailer::PadLength => DropReason::BadPadLength,
+                    BadTrailer::Padding => DropReason::BadPadding,
+                })?;
+                (trailer.payload_length, trailer.next_header)
+            }
+            InboundKeys::Ah(_) => (usize::from(place.opened_length), place.next_header),
         };
+        let version = match (next_header, place.joint) {
+            // RFC 4303 section 2.6: a dummy packet is discarded without prejudice.
+            (protocol::NO_NEXT_HEADER, _) => return Err(DropReason::Dummy),
+            (protocol::IPV4, None) => IpVersion::V4,
+            (protocol::IPV6, None) => IpVersion::V6,
+            // The wrong mode: nobody would ask the packet inside what it proves in a tunnel.
+            (protocol::IPV4 | protocol::IPV6, Some(_)) | (_, None) => return Err(DropReason::NextHeader),
+            (_, Some(joint)) => {
+                let version = if sa.spec.sa.local.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };
+                let headers = &mut frame[HEADER_LENGTH..HEADER_LENGTH + kept];
+                transport::rewrite(headers, version, joint.named_at, next_header, payload_length);
+                version
+            }
+        };
+        let plaintext = &mut frame[HEADER_LENGTH..HEADER_LENGTH + kept + payload_length];
         // The inner length may be shorter than the payload: traffic-flow confidentiality padding (section 2.7).
         let mut inner = IpPacket::EMPTY;
         let packet = &mut inner;
-        match ip::read(&plaintext[..trailer.payload_length], packet) {
+        match ip::read(plaintext, packet) {
+            // Transport mode is for whole datagrams (RFC 4303 section 3.3.4).
+            Ok(()) if packet.fragment != Fragment::Whole && place.joint.is_some() => {
+                return Err(DropReason::InnerMalformed);
+            }
             Ok(()) if packet.version == version => {}
             _ => return Err(DropReason::InnerMalformed),
         }
-        const ECN: u8 = 0b11;
-        let ecn = ecn::egress(packet.traffic_class & ECN, place.traffic_class & ECN)
-            .ok_or(DropReason::EcnForbidden)?;
-        if ecn != packet.traffic_class & ECN {
-            packet.traffic_class = packet.traffic_class & !ECN | ecn;
-            ip::set_traffic_class(plaintext, version, packet.traffic_class);
+        if place.joint.is_none() {
+            const ECN: u8 = 0b11;
+            let ecn = ecn::egress(packet.traffic_class & ECN, place.traffic_class & ECN)
+                .ok_or(DropReason::EcnForbidden)?;
+            if ecn != packet.traffic_class & ECN {
+                packet.traffic_class = packet.traffic_class & !ECN | ecn;
+                ip::set_traffic_class(plaintext, version, packet.traffic_class);
+            }
         }
 
         let Admitted { tunnel, egress, .. } = match admitted {
@@ -331,8 +467,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     }
 
     /// Decrypted bytes do not lie about in free frames.
-    fn give_back_wiped(&mut self, port: PortId, mut frame: F::Frame, plaintext_length: usize) {
-        frame[HEADER_LENGTH..HEADER_LENGTH + plaintext_length].zeroize();
+    fn give_back_wiped(&mut self, port: PortId, mut frame: F::Frame, written: usize) {
+        frame[HEADER_LENGTH..written].zeroize();
         self.frames.give_back(port, frame);
     }
 }
@@ -360,6 +496,39 @@ impl GroupCount {
                 counter.fetch_add(count, Ordering::Relaxed);
             }
         }
+    }
+}
+
+/// SPI and number, where each protocol has them.
+fn read_outside(protocol: u8, sealed: &[u8]) -> Result<Outside, DropReason> {
+    if protocol == protocol::AH {
+        let header = wire::ah::parse(sealed).map_err(|_| DropReason::AhLength)?;
+        return Ok(Outside { spi: header.spi, sequence_low: header.sequence_low, ah: Some(header) });
+    }
+    let header = wire::esp::parse(sealed).map_err(|_| DropReason::EspTooShort)?;
+    Ok(Outside { spi: header.spi, sequence_low: header.sequence_low, ah: None })
+}
+
+/// Verifies and decrypts a group under ESP.
+fn open<F: std::ops::DerefMut<Target = [u8]>>(
+    burst: &[Received<'_>],
+    opener: &Opener,
+    taken: &mut ArrayVec<Taken<F>, BURST>,
+    candidates: &[Candidate],
+    verdicts: &mut Verdicts,
+) {
+    let mut opens = ArrayVec::<Open<'_>, BURST>::new();
+    for (Taken { place, frame, .. }, candidate) in taken.iter_mut().zip(candidates) {
+        opens.push(Open {
+            esp: place.of(burst),
+            plaintext: &mut frame[place.opened()],
+            sequence: candidate.sequence(),
+            verdict: None,
+        });
+    }
+    opener.open(&mut opens);
+    for open in opens.drain(..) {
+        verdicts.push(open.verdict);
     }
 }
 

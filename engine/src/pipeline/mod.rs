@@ -5,13 +5,13 @@
 //! ```text
 //! parse     every frame once                                            this file
 //! sort      whose is it?
-//!   ESP to one of our addresses -> SA by SPI, replay check, group       inbound
+//!   ESP or AH to one of our addresses -> SA by SPI, replay check, group inbound
 //!     open_group    verify and decrypt the group
-//!     decapsulate   replay commit, trailer, inner packet, selectors, policy, route
+//!     decapsulate   replay commit, trailer, packet inside, selectors, policy, route
 //!   from a protected port -> policy                                     outbound
 //!     PROTECT       group by tunnel
 //!       prepare     TTL, size (ICMP error or fragments), MSS, transmit frame
-//!       seal_ready  numbers, outer headers, encrypt and authenticate the group
+//!       seal_ready  numbers, headers, encrypt and authenticate the group
 //!     BYPASS        forward                                             forward
 //!   clear text from outside -> policy reversed: BYPASS -> forward, else drop
 //! ```
@@ -130,6 +130,8 @@ pub struct Pipeline {
     inside: Option<PortId>,
     /// Where packets are fragmented before encryption.
     fragments: Box<[u8]>,
+    /// Where the headers that AH covers are put together, for a burst of them.
+    covered: Box<[u8]>,
 }
 
 /// Flows a worker remembers the policy of: 64 bytes each.
@@ -137,6 +139,11 @@ const FLOWS: usize = 8192;
 
 /// Room for the fragments of a few packets of any size a receive frame holds.
 const FRAGMENTS_LENGTH: usize = 64 * 1024;
+
+/// Most bytes of IP header, options and extension headers in front of AH. Nobody needs more than a few dozen.
+const COVERED_HEADERS: usize = 1024;
+/// Most bytes of AH itself: RFC 4302 section 2.2 has its length in one byte, but ours have at most 32 bytes of ICV.
+const LONGEST_AH: usize = 48;
 
 impl Pipeline {
     /// For worker number `worker`.
@@ -152,6 +159,7 @@ impl Pipeline {
             errors: icmp::Budget::new(),
             inside: None,
             fragments: vec![0; FRAGMENTS_LENGTH].into_boxed_slice(),
+            covered: vec![0; BURST * (COVERED_HEADERS + LONGEST_AH)].into_boxed_slice(),
         }
     }
 
@@ -258,8 +266,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let port = self.network.ports.get(usize::from(received.port.0)).ok_or(DropReason::PolicyDiscard)?;
         let to_us = self.is_our_destination(packet.flow.destination);
         // RFC 4301 section 5.2 step 2: only what is addressed to us is for us to decrypt.
-        if to_us && packet.flow.protocol == protocol::ESP {
-            return self.sort_esp(index, received.frame, packet, inbound);
+        if to_us && matches!(packet.flow.protocol, protocol::ESP | protocol::AH) {
+            return self.sort_sealed(index, received.frame, packet, inbound);
         }
         match port.side {
             Side::Protected if to_us => Err(DropReason::NoHostPath),

@@ -3,15 +3,23 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::inbound::SaCounters;
-use super::spec::{OutboundSpec, Workers};
-use crate::crypto::Sealer;
+use super::spec::{OutboundSpec, Protocol, Workers};
 use crate::crypto::key::{KeyError, KeyMaterial};
 use crate::crypto::sequence::{FreshRange, SequenceCounter};
-use crate::transform::esp::Layout;
+use crate::crypto::{Sealer, Signer};
+use crate::transform::Layout;
 use crate::transform::tunnel::OuterHeader;
 
 /// The owner of an SA that no worker has used yet.
 const NO_OWNER: u32 = u32::MAX;
+
+/// The expanded keys of an outbound SA, by its protocol.
+pub enum OutboundKeys {
+    /// Encrypt and authenticate.
+    Esp(Sealer),
+    /// Authenticate.
+    Ah(Signer),
+}
 
 /// What a worker needs to seal a packet. At most 1 KiB.
 pub struct OutboundSa {
@@ -20,8 +28,8 @@ pub struct OutboundSa {
     /// Lengths.
     pub layout: Layout,
     /// Keys.
-    pub sealer: Sealer,
-    /// Outer header template.
+    pub keys: OutboundKeys,
+    /// Outer header template; transport mode only has its addresses.
     pub outer: OuterHeader,
     /// Counters.
     pub counters: SaCounters,
@@ -35,12 +43,17 @@ impl OutboundSa {
     /// # Errors
     /// A key error names the key.
     pub fn new(spec: OutboundSpec, keys: &KeyMaterial) -> Result<Self, KeyError> {
+        let (suite, esn) = (spec.sa.suite, spec.sa.esn);
         Ok(Self {
-            layout: Layout::new(&spec.sa.suite),
-            sealer: Sealer::new(spec.sa.suite, keys, spec.sa.esn)?,
+            layout: spec.sa.layout(),
+            keys: match spec.sa.protocol {
+                Protocol::Esp => OutboundKeys::Esp(Sealer::new(suite, keys, esn)?),
+                Protocol::Ah(_) => OutboundKeys::Ah(Signer::new(suite, keys, esn)?),
+            },
             outer: OuterHeader {
                 source: spec.sa.local,
                 destination: spec.sa.remote,
+                protocol: spec.sa.protocol.number(),
                 ttl: spec.ttl,
                 dscp: spec.dscp,
                 dont_fragment: spec.dont_fragment,

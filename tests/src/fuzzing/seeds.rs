@@ -70,6 +70,7 @@ fn wire() -> Vec<Vec<u8>> {
             [bytes(packet, "outer_packet"), bytes(packet, "inner_packet"), bytes(packet, "esp")]
         })
         .chain(packets("negative_packets.json").iter().map(|packet| bytes(packet, "ip_packet")))
+        .chain(packets("oracle_ah_packets.json").iter().map(|packet| bytes(packet, "packet")))
         .flatten()
         .collect();
     packets.extend(hosts(Site::A, Site::B));
@@ -89,7 +90,7 @@ fn step(kind: u8, bytes: &[u8], packet: &[u8]) -> Vec<u8> {
 
 fn inbound() -> Vec<Vec<u8>> {
     /// Settings: suites, families, ESN, MTUs, selectors, scarce frames.
-    const SETTINGS: [[u8; 4]; 10] = [
+    const SETTINGS: [[u8; 4]; 13] = [
         [0x10, 0, 0, 0],
         [0x11, 0, 0, 0],
         [0x36, 0x09, 0, 0],
@@ -100,6 +101,9 @@ fn inbound() -> Vec<Vec<u8>> {
         [0x30, 0x0a, 0x35, 0x81],
         [0x84, 0x01, 0x12, 0x83],
         [0x37, 0x08, 0x3f, 0],
+        [0x11, 0x20, 0, 0],
+        [0x37, 0x20, 0x24, 0],
+        [0x93, 0x2c, 0x05, 0x83],
     ];
     let mut seeds = Vec::new();
     let mut seed = |index: usize, steps: Vec<u8>| {
