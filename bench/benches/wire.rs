@@ -109,6 +109,7 @@ fn tunnel(c: &mut Criterion) {
         let header = OuterHeader {
             source: source.parse().unwrap(),
             destination: destination.parse().unwrap(),
+            protocol: protocol::ESP,
             ttl: 64,
             dscp: Dscp::Copy,
             dont_fragment: DontFragment::Copy,
