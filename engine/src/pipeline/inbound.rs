@@ -48,6 +48,8 @@ struct Taken<F> {
 enum Sent<'g> {
     /// In the frame it was decrypted into.
     InPlace { egress: Egress<'g>, version: IpVersion, length: usize },
+    /// To the gateway itself, from the frame it was decrypted into.
+    Delivered { length: usize },
     /// In frames of its egress; the one it was decrypted into is free again.
     Copied,
 }
@@ -174,6 +176,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             }
             match sent {
                 Ok(Sent::InPlace { egress, version, length }) => self.emit(&egress, version, frame, length),
+                Ok(Sent::Delivered { length }) => self.deliver(port, frame, length),
                 Ok(Sent::Copied) | Err(_) => self.give_back_wiped(port, frame, plaintext_length),
             }
         }
@@ -249,6 +252,10 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
 
         // Decrypted packets never leave an unprotected interface.
         let egress = match self.route(packet.flow.destination) {
+            Route::Local if self.frames.host().is_some() => {
+                self.clamp_syn(protection.tunnel, plaintext, packet);
+                return Ok(Sent::Delivered { length: packet.total_length as usize });
+            }
             Route::Local => return Err(DropReason::NoHostPath),
             Route::Port(egress) if egress.port.side == Side::Protected => egress,
             Route::Port(_) | Route::OtherInterface => return Err(DropReason::NoProtectedRoute),
@@ -262,14 +269,18 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             return Err(DropReason::TtlExceeded);
         }
         ip::decrement_ttl(plaintext, version);
-        // The peer's SYN announces what we will send into the tunnel.
-        if protection.tunnel.clamp_mss
+        self.clamp_syn(protection.tunnel, plaintext, packet);
+        self.send_inside(egress, packet, port, plaintext)
+    }
+
+    /// The peer's SYN announces what we will send into the tunnel.
+    fn clamp_syn(&mut self, tunnel: &'g Tunnel, plaintext: &mut [u8], packet: &IpPacket) {
+        if tunnel.clamp_mss
             && is_tcp_syn(plaintext, packet)
-            && let Some(inside_mtu) = self.inside_mtu(protection.tunnel)
+            && let Some(inside_mtu) = self.inside_mtu(tunnel)
         {
             mss::clamp(plaintext, packet, inside_mtu);
         }
-        self.send_inside(egress, packet, port, plaintext)
     }
 
     /// Whether a packet out of `sa` is what the SA was agreed for, and what the policy wants from its tunnel.

@@ -1,0 +1,117 @@
+//! The host path: a TUN device through which the gateway's own stack reaches the tunnels, and they reach it.
+//!
+//! ```text
+//!  gateway's own sockets ──rules, routes──> TUN queue ──HostFrame──> worker ──PROTECT──> ESP
+//!  gateway's own sockets <──────────────── TUN device <──write(2)── worker <──decrypted─ ESP
+//! ```
+//!
+//! A queue of the device for each worker. [`device`] makes it, [`plan`] says which of the gateway's own packets are
+//! to go into it, [`routes`] makes the kernel do so, and [`keeper`] keeps all of that up with policies and addresses.
+//! The device is persistent: when the process dies, what is routed into it is lost there, and not sent in clear.
+
+pub mod device;
+pub mod keeper;
+pub mod plan;
+pub mod routes;
+
+use std::io;
+use std::ops::{Deref, DerefMut};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use rustix::io::Errno;
+
+pub use keeper::{Host, HostReport, remove};
+
+use crate::pipeline::{BURST, HostEnd};
+use crate::wire::ethernet::{self, HEADER_LENGTH};
+
+/// MTU of the device: what a packet of an MTU of 1500 outside may have been before it was fragmented. Tunnels carry
+/// less, and say so (ICMP).
+pub const MTU: u32 = 1500;
+
+/// Frames of a queue, with a worker or lent to another.
+const FRAMES: usize = 4 * BURST;
+
+/// A packet of the gateway itself, behind room for an Ethernet header that says its version.
+pub struct HostFrame {
+    bytes: Box<[u8; HEADER_LENGTH + MTU as usize]>,
+    length: usize,
+}
+
+impl HostFrame {
+    fn new() -> Self {
+        Self { bytes: Box::new([0; HEADER_LENGTH + MTU as usize]), length: 0 }
+    }
+}
+
+impl Deref for HostFrame {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+impl DerefMut for HostFrame {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[..self.length]
+    }
+}
+
+/// One worker's queue of the device.
+pub struct HostQueue {
+    device: OwnedFd,
+    /// Where errors about the gateway's own packets come from.
+    pub(super) end: HostEnd,
+    free: Vec<HostFrame>,
+}
+
+impl HostQueue {
+    /// Around a queue of the device, nonblocking.
+    pub fn new(device: OwnedFd, end: HostEnd) -> Self {
+        Self { device, end, free: (0..FRAMES).map(|_| HostFrame::new()).collect() }
+    }
+
+    /// To poll it.
+    pub(super) fn fd(&self) -> RawFd {
+        self.device.as_raw_fd()
+    }
+
+    /// Appends what is there to `burst`, which holds [`BURST`] at most; less when too many frames are lent.
+    ///
+    /// # Errors
+    /// The device is gone.
+    pub(super) fn read(&mut self, burst: &mut Vec<HostFrame>) -> io::Result<()> {
+        while burst.len() < BURST {
+            let Some(mut frame) = self.free.pop() else { break };
+            match rustix::io::read(&self.device, &mut frame.bytes[HEADER_LENGTH..]) {
+                Ok(length) if length > 0 => {
+                    frame.length = HEADER_LENGTH + length;
+                    ethernet::write_without_addresses(&mut frame);
+                    burst.push(frame);
+                }
+                outcome => {
+                    self.free.push(frame);
+                    return match outcome {
+                        Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
+                        Err(error) => Err(error.into()),
+                    };
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a frame back that was read here, or from the queue before this one.
+    pub(super) fn give_back(&mut self, frame: HostFrame) {
+        if self.free.len() < FRAMES {
+            self.free.push(frame);
+        }
+    }
+
+    /// Gives a packet to the gateway's own stack, which works on it at once. False when it does not take it: the
+    /// device is down or gone.
+    pub(super) fn write(&self, packet: &[u8]) -> bool {
+        rustix::io::write(&self.device, packet) == Ok(packet.len())
+    }
+}
