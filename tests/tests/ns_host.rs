@@ -90,7 +90,10 @@ fn everything_passes(setup: &Setup, queues: u32) {
         let totals = gateway.assert_conservation();
         assert!(totals.delivered > 12, "{totals:?}");
         let overflows = gateway.dropped("hand_over_full") + gateway.dropped("no_frame");
-        assert_eq!(totals.dropped, overflows, "{}", gateway.explain());
+        // Multicast reports (MLD): the kernel joins its groups on the device.
+        let reports = gateway.dropped("host_unprotected");
+        assert!(reports <= 4, "{}", gateway.explain());
+        assert_eq!(totals.dropped, overflows + reports, "{}", gateway.explain());
         assert!(gateway.adit(&["status"]).contains("host path "), "{}", gateway.adit(&["status"]));
     }
     let (left, right) = (left.stop(), right.stop());

@@ -276,16 +276,16 @@ const CASES: &[(DropReason, fn())] = &[
     }),
     (DropReason::HostSource, || {
         // Forwarded by the kernel into the device: whatever the policy says of it.
-        for source in [Site::B.host(false), Site::A.host(false), address("203.0.113.5")] {
-            let forwarded = udp(source, Site::A.host(false), 10);
-            gateway().assert_drops(PortId::HOST, &forwarded, DropReason::HostSource);
-        }
+        let forwarded = udp(Site::B.host(false), Site::A.host(false), 10);
+        gateway().assert_drops(PortId::HOST, &forwarded, DropReason::HostSource);
         let v6 = udp(Site::B.host(true), Site::A.host(true), 10);
         gateway().assert_drops(PortId::HOST, &v6, DropReason::HostSource);
     }),
     (DropReason::HostUnprotected, || {
         let unmeant = udp(Site::B.inside(false), address("203.0.113.5"), 10);
         gateway().assert_drops(PortId::HOST, &unmeant, DropReason::HostUnprotected);
+        let strange = udp(address("203.0.113.5"), Site::A.host(false), 10);
+        gateway().assert_drops(PortId::HOST, &strange, DropReason::HostUnprotected);
         let from_outside_address = udp(Site::B.endpoint(false), Site::A.host(false), 10);
         gateway().assert_drops(PortId::HOST, &from_outside_address, DropReason::HostUnprotected);
         // What may go in clear, the kernel can send by itself.
@@ -330,7 +330,7 @@ const ELSEWHERE: &[(DropReason, &str)] = &[
     (DropReason::NoNeighbour, "io: the pipeline hands such a frame out as unresolved"),
     (DropReason::HandOverFull, "io: the queue between workers"),
     (DropReason::TransmitFailed, "io: the kernel's answer"),
-    (DropReason::HostRefused, "ns_host: the kernel's answer"),
+    (DropReason::HostRefused, "io: the kernel's answer"),
 ];
 
 #[test]

@@ -40,11 +40,11 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         packet: &IpPacket,
         outbound: &mut Outbound<'g>,
     ) -> Result<(), DropReason> {
-        // Whoever gets the kernel to forward something into the device must not get it into a tunnel.
-        if !self.is_our_source(packet.flow.source) {
-            return Err(DropReason::HostSource);
-        }
         match self.policy(Direction::Outbound, packet) {
+            // Whoever gets the kernel to forward something into the device must not get it into a tunnel.
+            Some(Action::Protect(_)) if !self.is_our_source(packet.flow.source) => {
+                Err(DropReason::HostSource)
+            }
             Some(Action::Protect(tunnel)) => {
                 outbound.push(tunnel, index);
                 Ok(())

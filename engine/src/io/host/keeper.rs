@@ -215,7 +215,9 @@ impl Keeper {
             || link.map(|link| link.ifindex) != self.seen.link.map(|link| link.ifindex)
         {
             link = Some(self.bring_up().await?);
+            // A device takes its routes with it, also when it only goes down.
             self.installed.distrust_routes();
+            self.seen.addresses.clear();
         }
         let seen = Seen { policies: spd.generation, addresses: network.own_addresses().to_vec(), link };
         if seen == self.seen {

@@ -115,3 +115,83 @@ impl HostQueue {
         rustix::io::write(&self.device, packet) == Ok(packet.len())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv6Addr;
+
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    use super::*;
+
+    const END: HostEnd = HostEnd { v4: std::net::Ipv4Addr::LOCALHOST, v6: Ipv6Addr::LOCALHOST };
+
+    /// A queue, and the kernel's side of it: datagrams, like the device's.
+    fn queue() -> (HostQueue, OwnedFd) {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let (ours, kernels) = socketpair(AddressFamily::UNIX, SocketType::DGRAM, flags, None).unwrap();
+        (HostQueue::new(ours, END), kernels)
+    }
+
+    fn read(queue: &mut HostQueue) -> Vec<HostFrame> {
+        let mut burst = Vec::new();
+        queue.read(&mut burst).unwrap();
+        burst
+    }
+
+    #[test]
+    fn packets_come_as_frames_without_addresses() {
+        let (mut queue, kernels) = queue();
+        assert!(read(&mut queue).is_empty());
+        for (packet, ether_type) in
+            [(&[0x45, 1, 2][..], [8, 0]), (&[0x60; 1500], [0x86, 0xdd]), (&[0], [0, 0])]
+        {
+            rustix::io::write(&kernels, packet).unwrap();
+            let burst = read(&mut queue);
+            assert_eq!(burst.len(), 1);
+            assert_eq!(burst[0][..HEADER_LENGTH], [&[0; 12][..], &ether_type].concat());
+            assert_eq!(&burst[0][HEADER_LENGTH..], packet);
+            burst.into_iter().for_each(|frame| queue.give_back(frame));
+        }
+    }
+
+    #[test]
+    fn a_burst_is_bounded_and_so_is_what_is_lent() {
+        let (mut queue, kernels) = queue();
+        let mut lent = Vec::new();
+        let mut sent = 0u32;
+        while lent.len() < FRAMES {
+            while rustix::io::write(&kernels, &sent.to_be_bytes()).is_ok() {
+                sent += 1;
+            }
+            let burst = read(&mut queue);
+            assert!((1..=BURST).contains(&burst.len()));
+            lent.extend(burst);
+        }
+        assert_eq!(lent.len(), FRAMES);
+        assert!(read(&mut queue).is_empty(), "no frame is free");
+        let numbers = lent.iter().map(|frame| u32::from_be_bytes(frame[HEADER_LENGTH..].try_into().unwrap()));
+        assert!(numbers.eq(0..FRAMES as u32), "in order, none lost");
+        lent.into_iter().for_each(|frame| queue.give_back(frame));
+        queue.give_back(HostFrame::new());
+        assert_eq!(queue.free.len(), FRAMES, "a queue replaced while frames were lent does not grow");
+    }
+
+    #[test]
+    fn what_the_kernel_does_not_take_is_said() {
+        let (queue, kernels) = queue();
+        assert!(queue.write(&[0x45; 60]));
+        let mut packet = [0; 100];
+        assert_eq!(rustix::io::read(&kernels, &mut packet), Ok(60));
+        drop(kernels);
+        assert!(!queue.write(&[0x45; 60]));
+    }
+
+    #[test]
+    fn a_device_that_is_gone_is_an_error() {
+        let write_only = rustix::fs::open("/dev/null", rustix::fs::OFlags::WRONLY, rustix::fs::Mode::empty());
+        let mut queue = HostQueue::new(write_only.unwrap(), END);
+        assert!(queue.read(&mut Vec::new()).is_err());
+        assert_eq!(queue.free.len(), FRAMES);
+    }
+}
