@@ -5,6 +5,7 @@
 //! 2. the kernel's routes and neighbours mirrored
 //! 3. steering programs loaded, own addresses filled in                    nothing attached yet
 //! 4. sockets bound to every queue and inserted; workers run               nothing arrives yet
+//!    the host device made, if there is to be one                          nothing is routed into it yet
 //! 5. policies and SAs applied: covers and SPIs filled in
 //! 6. the hooks switched to the new programs                               from here on packets arrive
 //! 7. the control socket opened
@@ -22,15 +23,18 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
+
 use crate::control::check;
 use crate::control::config::XdpMode;
 use crate::control::keyring::Keyring;
-use crate::control::report::{Counter, DatapathReport, InterfaceReport, WorkerReport};
+use crate::control::report::{Counter, DatapathReport, HostReport, InterfaceReport, WorkerReport};
 use crate::control::server::Server;
-use crate::control::settings::{Interface, Settings};
+use crate::control::settings::{Engine, Interface, Settings};
 use crate::control::{self, Control};
 use crate::crypto::{self, IvSource};
 use crate::io::datapath::{PortInterface, Report};
+use crate::io::host::{self, Host};
 use crate::io::socket::{SocketOptions, XDP_STATISTICS};
 use crate::io::steering::{
     AttachMode, AttachedPort, CoverPrefix, PortSpec, Steering, SteeringConfig, SteeringError, SteeringTables,
@@ -218,6 +222,9 @@ struct Daemon {
     tables: Arc<Tables>,
     hooks: Arc<Hooks>,
     workers: Arc<packet_io::Datapath>,
+    host: Option<Arc<Host>>,
+    /// Policies or addresses are others now.
+    changed: Arc<Notify>,
     cores: Vec<usize>,
     link_events: Mutex<Option<mpsc::Receiver<LinkEvent>>>,
     _mirror: Mirror,
@@ -251,8 +258,9 @@ impl Daemon {
         });
 
         let (links, link_events) = mpsc::channel();
+        let changed = Arc::new(Notify::new());
         let mirror = {
-            let (tables, hooks) = (tables.clone(), hooks.clone());
+            let (tables, hooks, changed) = (tables.clone(), hooks.clone(), changed.clone());
             let names =
                 settings.interfaces.iter().map(|interface| (interface.name.as_str().into(), interface.side));
             let publish = move |network: Arc<Network>| {
@@ -260,6 +268,7 @@ impl Daemon {
                 hooks.lock().own_addresses(&network);
                 tables.network.replace(Some(network));
                 publish::reclaim();
+                changed.notify_one();
             };
             let on_link = move |event| {
                 // Nobody listens only when the daemon ends.
@@ -303,14 +312,17 @@ impl Daemon {
         };
         let workers = packet_io::Datapath::start(&config, process, hooks.clone(), neighbours);
         let workers = Arc::new(workers.map_err(|error| error.to_string())?);
+        let host = host_path(engine, &tables, &workers, &changed)?.map(Arc::new);
         let link_events = Mutex::new(Some(link_events));
-        Ok(Self { tables, hooks, workers, cores: config.cores, link_events, _mirror: mirror })
+        Ok(Self { tables, hooks, workers, host, changed, cores: config.cores, link_events, _mirror: mirror })
     }
 
     fn control(&self, settings: &Settings, keyring: Keyring, config: &Path) -> Arc<Control> {
         let datapath = Seam {
             hooks: self.hooks.clone(),
             workers: self.workers.clone(),
+            host: self.host.clone(),
+            changed: self.changed.clone(),
             tables: self.tables.clone(),
             cores: self.cores.clone(),
         };
@@ -343,6 +355,26 @@ impl Daemon {
             .spawn(move || follow_links(&links, &events));
         thread.map(drop).map_err(|error| format!("a thread: {error}"))
     }
+}
+
+/// The host path, or the end of what an earlier life left of one.
+fn host_path(
+    engine: &Engine,
+    tables: &Arc<Tables>,
+    workers: &Arc<packet_io::Datapath>,
+    changed: &Arc<Notify>,
+) -> Result<Option<Host>, String> {
+    let instance = &engine.instance;
+    if engine.host_path {
+        let host = Host::start(instance, tables.clone(), workers.clone(), changed.clone());
+        return host
+            .map(Some)
+            .map_err(|error| format!("engine.host-path: the device of instance {instance}: {error}"));
+    }
+    if let Err(error) = host::remove(instance) {
+        tracing::warn!(%error, "what may be left of a host path");
+    }
+    Ok(None)
 }
 
 /// What has to follow a port's interface.
@@ -464,6 +496,8 @@ impl Backlog {
 struct Seam {
     hooks: Arc<Hooks>,
     workers: Arc<packet_io::Datapath>,
+    host: Option<Arc<Host>>,
+    changed: Arc<Notify>,
     tables: Arc<Tables>,
     cores: Vec<usize>,
 }
@@ -489,6 +523,10 @@ impl control::Datapath for Seam {
 
     fn remove_spi(&self, spi: Spi) -> Result<(), String> {
         self.hooks.lock().steering.remove_spi(spi).map_err(|error| error.to_string())
+    }
+
+    fn policies_changed(&self) {
+        self.changed.notify_one();
     }
 
     fn report(&self) -> DatapathReport {
@@ -532,7 +570,12 @@ impl control::Datapath for Seam {
                 "packets with unfinished checksums arrive: ethtool -K DEV tx off on the sending host".into(),
             );
         }
-        DatapathReport { interfaces, workers: self.worker_reports(&report), steering, warnings }
+        let host = self.host.as_ref().map(|host| host.report());
+        if let Some(problem) = host.as_ref().and_then(|host| host.problem.as_ref()) {
+            warnings.push(format!("the host path is not complete: {problem}"));
+        }
+        let host = host.map(|host| HostReport { device: host.device, up: host.up, routes: host.routes });
+        DatapathReport { interfaces, host, workers: self.worker_reports(&report), steering, warnings }
     }
 }
 

@@ -80,6 +80,8 @@ impl Datapath for Remembering {
         })
     }
 
+    fn policies_changed(&self) {}
+
     fn report(&self) -> DatapathReport {
         DatapathReport::default()
     }

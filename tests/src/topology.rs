@@ -18,7 +18,8 @@ impl Topology {
     /// Makes the namespaces, with `queues` queues on every link.
     pub fn new(queues: u32) -> Self {
         assert!(rustix::process::geteuid().is_root(), "namespace tests need root: run scripts/test");
-        let prefix = format!("adt{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        // Short: a gateway's instance is named after it, and the gateway's host device after that.
+        let prefix = format!("ad{:x}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
         let directory = PathBuf::from(format!("/run/{prefix}"));
         std::fs::create_dir_all(directory.join("bpf")).expect("/run is writable");
         let this = Self { prefix, directory };

@@ -12,7 +12,7 @@ fn good() -> Value {
         "engine": {
             "instance": "a", "cores": [0, 1], "bpffs": "/sys/fs/bpf", "state-dir": "/var/lib/adit",
             "socket": "/run/adit/adit.sock", "socket-group": "root", "default": "kernel", "allow-legacy": false,
-            "xdp-mode": "auto", "clamp-mss": true,
+            "xdp-mode": "auto", "clamp-mss": true, "host-path": true,
         },
         "interface": [
             { "name": "inside", "side": "protected", "mode": "skb" },
@@ -77,14 +77,26 @@ fn wrong(path: &str) -> Option<Vec<Value>> {
     ];
     Some(match path {
         "engine.instance" => {
-            vec![json!(""), json!("a/b"), json!("../x"), json!("a b"), json!("x".repeat(65))]
+            vec![
+                json!(""),
+                json!("a/b"),
+                json!("../x"),
+                json!("a b"),
+                json!("x".repeat(65)),
+                json!("x".repeat(15)),
+            ]
         }
         "engine.cores" => vec![json!([]), json!([0, 0]), json!([-1]), json!([4096]), json!([4294967296u64])],
         "engine.bpffs" | "engine.state-dir" | "engine.socket" => vec![json!(""), json!("relative")],
         "engine.socket-group" => vec![json!(""), json!("no such group")],
         "engine.default" => vec![json!("allow")],
         "engine.xdp-mode" | "interface.mode" => vec![json!("fast")],
-        "engine.allow-legacy" | "engine.clamp-mss" | "tunnel.clamp-mss" | "profile.esn" | "tunnel.esn" => {
+        "engine.allow-legacy"
+        | "engine.clamp-mss"
+        | "engine.host-path"
+        | "tunnel.clamp-mss"
+        | "profile.esn"
+        | "tunnel.esn" => {
             vec![]
         }
         "interface.name" => {

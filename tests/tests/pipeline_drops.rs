@@ -4,7 +4,7 @@
 use adit_engine::offline::HeapFrames;
 use adit_engine::pipeline::DropReason;
 use adit_engine::policy::Action;
-use adit_engine::route::Side;
+use adit_engine::route::{PortId, Side};
 use adit_engine::sa::selector::{AddressRange, PortRange, Selector, UpperSelector};
 use adit_tests::memory::{Gateway, INSIDE, OUTSIDE, Options, Peer, Site, address, networks, policy};
 use adit_tests::packet::{
@@ -274,6 +274,25 @@ const CASES: &[(DropReason, fn())] = &[
         let from_outside = udp(address("203.0.113.5"), Site::B.endpoint(false), 10);
         gateway().assert_drops(OUTSIDE, &from_outside, DropReason::NoHostPath);
     }),
+    (DropReason::HostSource, || {
+        // Forwarded by the kernel into the device: whatever the policy says of it.
+        let forwarded = udp(Site::B.host(false), Site::A.host(false), 10);
+        gateway().assert_drops(PortId::HOST, &forwarded, DropReason::HostSource);
+        let v6 = udp(Site::B.host(true), Site::A.host(true), 10);
+        gateway().assert_drops(PortId::HOST, &v6, DropReason::HostSource);
+    }),
+    (DropReason::HostUnprotected, || {
+        let unmeant = udp(Site::B.inside(false), address("203.0.113.5"), 10);
+        gateway().assert_drops(PortId::HOST, &unmeant, DropReason::HostUnprotected);
+        let strange = udp(address("203.0.113.5"), Site::A.host(false), 10);
+        gateway().assert_drops(PortId::HOST, &strange, DropReason::HostUnprotected);
+        let from_outside_address = udp(Site::B.endpoint(false), Site::A.host(false), 10);
+        gateway().assert_drops(PortId::HOST, &from_outside_address, DropReason::HostUnprotected);
+        // What may go in clear, the kernel can send by itself.
+        let meant = udp(Site::B.inside(false), Site::A.host(false), 10);
+        with_policy(Action::Bypass).assert_drops(PortId::HOST, &meant, DropReason::HostUnprotected);
+        with_policy(Action::Discard).assert_drops(PortId::HOST, &meant, DropReason::PolicyDiscard);
+    }),
     (DropReason::PartialChecksum, || {
         let (source, destination) = (Site::B.host(false), Site::A.host(false));
         let mut packet = outbound();
@@ -314,6 +333,7 @@ const ELSEWHERE: &[(DropReason, &str)] = &[
     (DropReason::NoNeighbour, "io: the pipeline hands such a frame out as unresolved"),
     (DropReason::HandOverFull, "io: the queue between workers"),
     (DropReason::TransmitFailed, "io: the kernel's answer"),
+    (DropReason::HostRefused, "io: the kernel's answer"),
 ];
 
 #[test]

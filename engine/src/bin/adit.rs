@@ -3,11 +3,14 @@
 use std::process::ExitCode;
 
 use adit_engine::control::cli::{self, Hooks};
-use adit_engine::{io::steering, offline};
+use adit_engine::io::{host, steering};
+use adit_engine::offline;
 
 fn main() -> ExitCode {
     let detach = |bpffs: &std::path::Path, instance: &str| {
-        steering::detach(bpffs, instance).map(drop).map_err(|error| error.to_string())
+        // First what fails while the daemon runs.
+        steering::detach(bpffs, instance).map_err(|error| error.to_string())?;
+        host::remove(instance).map_err(|error| format!("the host path: {error}"))
     };
     cli::main(&Hooks { offline: Some(offline::main), detach: Some(detach) })
 }

@@ -55,6 +55,9 @@ pub trait Datapath: Send + Sync {
     /// A sentence; such packets then reach the engine and are dropped there.
     fn remove_spi(&self, spi: Spi) -> Result<(), String>;
 
+    /// Other policies are in use now: for whoever follows them by itself.
+    fn policies_changed(&self);
+
     /// Counters and states, from atomics: never waits for a worker.
     fn report(&self) -> DatapathReport;
 }
@@ -343,6 +346,7 @@ impl Control {
         same("engine.socket", old.socket == new.socket);
         same("engine.socket-group", old.socket_group == new.socket_group);
         same("engine.xdp-mode", old.xdp_mode == new.xdp_mode);
+        same("engine.host-path", old.host_path == new.host_path);
         same("interface", self.interfaces == settings.interfaces);
     }
 
@@ -400,6 +404,7 @@ impl Control {
             sa.selectors.replace(Some(selectors));
         }
         self.tables.spd.replace(Some(spd));
+        self.datapath.policies_changed();
         let covers = new.covers.clone();
         let old = std::mem::replace(&mut *self.live.write().unwrap_or_else(PoisonError::into_inner), new);
         if covers != covers_during {

@@ -30,6 +30,9 @@ use crate::wire::protocol;
 /// The anti-replay window when none is written.
 pub const DEFAULT_REPLAY_WINDOW: u32 = 1024;
 
+/// The host device is the instance and a digit; an interface's name has at most 15 characters (IFNAMSIZ).
+const HOST_INSTANCE_LENGTH_MAX: usize = 14;
+
 /// What else decides whether a table stands.
 pub struct Rules<'a> {
     /// Profiles that tunnels may name.
@@ -129,6 +132,16 @@ fn engine(table: &EngineTable, problems: &mut Problems) -> Engine {
     };
     let instance = table.instance.clone().unwrap_or_else(|| "adit".into());
     plain_name("engine.instance", &instance, problems);
+    let host_path = table.host_path.unwrap_or(false);
+    if host_path && instance.len() > HOST_INSTANCE_LENGTH_MAX {
+        problems.push(
+            "engine.instance",
+            format!(
+                "expected at most {HOST_INSTANCE_LENGTH_MAX} characters beside host-path = true, because its device is named after the instance, found {}",
+                value::found(&instance)
+            ),
+        );
+    }
     if let Some(cores) = &table.cores {
         let mut sorted = cores.clone();
         sorted.sort_unstable();
@@ -162,6 +175,7 @@ fn engine(table: &EngineTable, problems: &mut Problems) -> Engine {
         allow_legacy: table.allow_legacy.unwrap_or(false),
         xdp_mode: table.xdp_mode.unwrap_or(XdpMode::Auto),
         clamp_mss: table.clamp_mss.unwrap_or(true),
+        host_path,
         instance,
     }
 }

@@ -56,6 +56,8 @@ pub struct EngineTable {
     pub xdp_mode: Option<XdpMode>,
     /// Lower TCP MSS to what a tunnel carries; default true.
     pub clamp_mss: Option<bool>,
+    /// The gateway itself speaks through its tunnels, by a device named after the instance ("adit0"); default false.
+    pub host_path: Option<bool>,
 }
 
 /// `[[interface]]`

@@ -473,6 +473,7 @@ fn status(control: &Control) -> Status {
         outbound_sas: live.tunnels.iter().filter(|tunnel| tunnel.outbound.is_some()).count() as u64,
         policies: live.policies.len() as u64,
         interfaces: datapath.interfaces,
+        host: datapath.host,
         warnings,
     }
 }

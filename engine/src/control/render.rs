@@ -66,6 +66,11 @@ pub(super) fn status(status: &Status) -> String {
         right(&mut table, 4..6);
         text.push_str(&finish(&table));
     }
+    if let Some(host) = &status.host {
+        let link = if host.up { "up" } else { "down" };
+        let routes = if host.routes.is_empty() { "nothing yet".into() } else { host.routes.join(", ") };
+        text.push_str(&format!("host path {}, {link}, to {routes}\n", host.device));
+    }
     text + &warnings(&status.warnings)
 }
 

@@ -49,6 +49,17 @@ pub struct InterfaceReport {
     pub counters: Vec<Counter>,
 }
 
+/// The gateway's own way into its tunnels.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HostReport {
+    /// The device.
+    pub device: String,
+    /// Up, as the kernel sees it.
+    pub up: bool,
+    /// Prefixes that the gateway itself reaches through it.
+    pub routes: Vec<String>,
+}
+
 /// A worker.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct WorkerReport {
@@ -105,6 +116,8 @@ impl WorkerReport {
 pub struct DatapathReport {
     /// Interfaces, in the order of the configuration.
     pub interfaces: Vec<InterfaceReport>,
+    /// The host path, if there is one.
+    pub host: Option<HostReport>,
     /// Workers, by number.
     pub workers: Vec<WorkerReport>,
     /// Outcomes counted by the kernel hooks.
@@ -138,6 +151,9 @@ pub struct Status {
     pub policies: u64,
     /// Interfaces.
     pub interfaces: Vec<InterfaceReport>,
+    /// The host path, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostReport>,
     /// What works but should not be, and what the operator has to do.
     pub warnings: Vec<String>,
 }

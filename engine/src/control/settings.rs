@@ -54,6 +54,8 @@ pub struct Engine {
     pub xdp_mode: XdpMode,
     /// The default of `Tunnel::clamp_mss`.
     pub clamp_mss: bool,
+    /// The gateway itself speaks through its tunnels.
+    pub host_path: bool,
 }
 
 /// An interface to steer.

@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::hand_over::{Command, Mailbox, Retired};
+use super::host::HostQueue;
 use super::process::Process;
 use super::queues::queue_counts;
 use super::socket::{OpenError, Receiver, SocketCounters, SocketOptions, open};
@@ -329,6 +330,13 @@ impl Datapath {
                 self.open_port(&interface)
             }
             LinkEvent::Down | LinkEvent::Gone => self.close_port(&interface),
+        }
+    }
+
+    /// Gives each worker its queue of the host device, instead of the one before.
+    pub fn open_host(&self, queues: impl IntoIterator<Item = HostQueue>) {
+        for (mailbox, queue) in self.shared.mailboxes.iter().zip(queues) {
+            mailbox.command(Command::OpenHost(Box::new(queue)));
         }
     }
 

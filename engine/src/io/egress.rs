@@ -1,14 +1,17 @@
-//! A worker's way out: one transmitter for each port, and the next hops it used lately.
+//! A worker's way out: one transmitter for each port, the next hops it used lately, and the gateway itself.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use zeroize::Zeroize;
+
 use super::datapath::NeighbourRequests;
+use super::host::HostQueue;
 use super::transmit::{Gone, Transmitter};
 use super::umem::TxFrame;
-use crate::pipeline::{DropReason, Frames, WorkerCounters};
+use crate::pipeline::{Delivery, DropReason, Frames, HostEnd, WorkerCounters};
 use crate::route::PortId;
-use crate::wire::ethernet::MacAddress;
+use crate::wire::ethernet::{HEADER_LENGTH, MacAddress};
 
 /// Next hops remembered per port; one is enough for most, and one forgotten is remembered with its next frame.
 const NEXT_HOPS: usize = 64;
@@ -36,13 +39,15 @@ pub struct Egress {
     ways: Vec<Option<Box<Way>>>,
     /// Ports that are up and have no queue left for this worker.
     elsewhere: Vec<PortId>,
+    /// The gateway's own stack; packets come from there too.
+    pub(super) host: Option<Box<HostQueue>>,
     counters: Arc<WorkerCounters>,
 }
 
 impl Egress {
     /// No port yet.
     pub fn new(counters: Arc<WorkerCounters>) -> Self {
-        Self { ways: Vec::new(), elsewhere: Vec::new(), counters }
+        Self { ways: Vec::new(), elsewhere: Vec::new(), host: None, counters }
     }
 
     /// Adds the transmitter of a port that has none.
@@ -93,6 +98,18 @@ impl Egress {
                 self.give_home(frame);
             }
         }
+    }
+
+    /// Gives a packet to the gateway's own stack, and the frame it lies in, wiped, to its transmitter.
+    pub fn deliver(&mut self, delivery: Delivery<TxFrame>) {
+        let Delivery { mut frame, length, .. } = delivery;
+        let packet = &mut frame[HEADER_LENGTH..HEADER_LENGTH + length];
+        match &self.host {
+            Some(host) if host.write(packet) => add(&self.counters.delivered, 1),
+            _ => drop_frames(&self.counters, DropReason::HostRefused, 1),
+        }
+        packet.zeroize();
+        self.give_home(frame);
     }
 
     /// Gives a frame to the transmitter that owns it, if it still exists.
@@ -163,5 +180,10 @@ impl Frames for Egress {
     #[inline]
     fn instead(&self, port: PortId) -> Option<u32> {
         self.elsewhere.contains(&port).then_some(0)
+    }
+
+    #[inline]
+    fn host(&self) -> Option<HostEnd> {
+        self.host.as_ref().map(|host| host.end)
     }
 }

@@ -1,9 +1,10 @@
 //! Between workers: packets whose outbound SA another worker numbers, and the frames that come home after it.
 //!
 //! A frame is lent, never copied: the owner of the SA reads it where it was received, writes its own transmit
-//! frame, and sends the received frame home to the fill ring it came from.
+//! frame, and sends the received frame home to where it came from: a fill ring, or the host path.
 
 use std::io;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
@@ -12,6 +13,7 @@ use std::sync::mpsc::Sender;
 use crossbeam::queue::ArrayQueue;
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::host::{HostFrame, HostQueue};
 use super::socket::{Receiver, RxFrame};
 use super::transmit::Transmitter;
 use crate::route::PortId;
@@ -31,7 +33,36 @@ pub struct HandedOver {
     /// How often it was handed over.
     pub hops: u8,
     /// The frame.
-    pub frame: RxFrame,
+    pub frame: Lent,
+}
+
+/// A frame that another worker may have for a while.
+#[must_use = "a lent frame that is dropped never comes home"]
+pub enum Lent {
+    /// Of a receive ring.
+    Ring(RxFrame),
+    /// Of the host path.
+    Host(HostFrame),
+}
+
+impl Deref for Lent {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Ring(frame) => frame,
+            Self::Host(frame) => frame,
+        }
+    }
+}
+
+impl DerefMut for Lent {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Ring(frame) => frame,
+            Self::Host(frame) => frame,
+        }
+    }
 }
 
 /// What the datapath asks of a worker.
@@ -41,6 +72,8 @@ pub enum Command {
     Open(PortId, Vec<Receiver>, Option<Box<Transmitter>>),
     /// Give up all sockets of a port; whoever asked closes them, and hears by the channel's end that it has them all.
     Close(PortId, Sender<Retired>),
+    /// A queue of the host device, instead of the one before.
+    OpenHost(Box<HostQueue>),
 }
 
 /// A socket that its worker is done with. The kernel takes its time to close one (it waits until nobody looks at
@@ -50,12 +83,14 @@ pub enum Retired {
     Receiver(Box<Receiver>),
     /// A transmit half; what was in flight is accounted for.
     Transmitter(Box<Transmitter>),
+    /// A queue of the host device.
+    Host(Box<HostQueue>),
 }
 
 /// One worker's letter box.
 pub struct Mailbox {
     inbox: ArrayQueue<HandedOver>,
-    homecoming: ArrayQueue<RxFrame>,
+    homecoming: ArrayQueue<Lent>,
     commands: Mutex<Vec<Command>>,
     commanded: AtomicBool,
     sleeping: AtomicBool,
@@ -102,12 +137,12 @@ impl Mailbox {
     ///
     /// # Panics
     /// When it did.
-    pub fn send_home(&self, frame: RxFrame) {
+    pub fn send_home(&self, frame: Lent) {
         assert!(self.homecoming.push(frame).is_ok(), "more frames come home than were lent");
     }
 
     /// The next frame that came home.
-    pub fn came_home(&self) -> Option<RxFrame> {
+    pub fn came_home(&self) -> Option<Lent> {
         self.homecoming.pop()
     }
 

@@ -6,12 +6,15 @@
 //!                                       └──another worker's SA──> Mailbox │
 //! ```
 //!
+//! The gateway's own stack is another source of bursts and another way out: [`host`], a TUN device.
+//!
 //! [`umem`] says who owns a frame, [`socket`] moves frames to and from the kernel, [`worker`] is the loop,
 //! [`datapath`] starts and stops workers and rebuilds the sockets of an interface that went away.
 
 pub mod datapath;
 pub mod egress;
 pub mod hand_over;
+pub mod host;
 pub mod process;
 pub mod queues;
 pub mod socket;

@@ -11,7 +11,8 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::datapath::NeighbourRequests;
 use super::egress::{Egress, add, drop_frames};
-use super::hand_over::{Command, DEPTH, HOPS, HandedOver, Mailbox, Retired};
+use super::hand_over::{Command, DEPTH, HOPS, HandedOver, Lent, Mailbox, Retired};
+use super::host::HostFrame;
 use super::process::Process;
 use super::socket::Receiver;
 use super::umem::TxFrame;
@@ -30,6 +31,9 @@ const SLEEP_WITH_FRAMES_OUT_MS: i32 = 64;
 
 /// How long a stopping worker waits for completions and for lent frames.
 const FAREWELL_MS: u64 = 500;
+
+/// Turns with work between two looks at the host device, each a system call. (A turn without work always looks.)
+const HOST_EVERY: u64 = 8;
 
 /// Between two rounds of statistics and next hops.
 const HOUSEKEEPING_MS: u64 = 1_000;
@@ -97,6 +101,10 @@ pub struct Worker<P> {
     results: Results<TxFrame>,
     handed: Vec<HandedOver>,
     gone: Vec<PortId>,
+    /// Packets of the gateway itself, as long as it takes to process them.
+    host_burst: Vec<HostFrame>,
+    /// Frames of the host path that other workers have.
+    host_lent: usize,
     generation: u64,
     housekeeping_at: u64,
     poll: Vec<libc::pollfd>,
@@ -116,9 +124,11 @@ impl<P: Process> Worker<P> {
             receivers: Vec::new(),
             closing: Vec::new(),
             waiting: Waiting::default(),
-            results: Results { outputs: Vec::with_capacity(2 * BURST), hand_over: Vec::with_capacity(BURST) },
+            results: Results::new(),
             handed: Vec::with_capacity(BURST),
             gone: Vec::new(),
+            host_burst: Vec::with_capacity(BURST),
+            host_lent: 0,
             generation: 0,
             housekeeping_at: 0,
             poll: Vec::new(),
@@ -160,6 +170,9 @@ impl<P: Process> Worker<P> {
         if receive {
             for i in 0..self.receivers.len() {
                 worked |= self.receive(i, now);
+            }
+            if !worked || self.vitals.heartbeat.load(Ordering::Relaxed).is_multiple_of(HOST_EVERY) {
+                worked |= self.receive_from_host(now);
             }
         }
         worked |= self.take_handed_over(now);
@@ -213,25 +226,83 @@ impl<P: Process> Worker<P> {
         if self.results.hand_over.is_empty() {
             return;
         }
-        let closing = self.closing.iter().map(|(receiver, _)| receiver);
-        let mut lent: usize =
-            self.receivers.iter().chain(closing).map(|receiver| receiver.lent() as usize).sum();
+        let mut lent = self.lent();
         let mut hand_over = std::mem::take(&mut self.results.hand_over);
         for (index, target) in hand_over.drain(..) {
-            let known = target != self.number && (target as usize) < self.shared.mailboxes.len();
-            if !known || lent >= DEPTH {
-                drop_frames(&self.counters, DropReason::HandOverFull, 1);
+            if !self.may_hand_over(target, lent) {
                 continue;
             }
             lent += 1;
             let port = self.receivers[i].port;
-            let frame = self.receivers[i].lend(index);
-            self.deliver(target, HandedOver { port, origin: self.number, hops: 1, frame });
+            let frame = Lent::Ring(self.receivers[i].lend(index));
+            self.hand_over(target, HandedOver { port, origin: self.number, hops: 1, frame });
         }
         self.results.hand_over = hand_over;
     }
 
-    fn deliver(&mut self, target: u32, packet: HandedOver) {
+    /// Frames of this worker that others have.
+    fn lent(&self) -> usize {
+        let closing = self.closing.iter().map(|(receiver, _)| receiver);
+        let rings = self.receivers.iter().chain(closing).map(|receiver| receiver.lent() as usize);
+        rings.sum::<usize>() + self.host_lent
+    }
+
+    /// Whether one more frame may be lent to `target`; counts the drop when not.
+    fn may_hand_over(&self, target: u32, lent: usize) -> bool {
+        let known = target != self.number && (target as usize) < self.shared.mailboxes.len();
+        if !known || lent >= DEPTH {
+            drop_frames(&self.counters, DropReason::HandOverFull, 1);
+        }
+        known && lent < DEPTH
+    }
+
+    /// What the gateway itself sends into the host path.
+    fn receive_from_host(&mut self, now: u64) -> bool {
+        let Some(host) = &mut self.egress.host else { return false };
+        let mut frames = std::mem::take(&mut self.host_burst);
+        if let Err(error) = host.read(&mut frames) {
+            tracing::warn!(worker = self.number, %error, "the host device is gone");
+            if let Some(host) = self.egress.host.take() {
+                retire(Retired::Host(host), None);
+            }
+        }
+        let count = frames.len();
+        if count > 0 {
+            add(&self.counters.received, count as u64);
+            add(&self.vitals.bursts, 1);
+            let mut burst: [_; BURST] =
+                std::array::from_fn(|_| Received { port: PortId::HOST, frame: &mut [] });
+            for (received, frame) in burst.iter_mut().zip(&mut frames) {
+                received.frame = frame;
+            }
+            self.process.process(now, &mut burst[..count], &mut self.egress, &mut self.results);
+            let mut targets = [None; BURST];
+            for (index, target) in self.results.hand_over.drain(..) {
+                targets[index] = Some(target);
+            }
+            for (frame, target) in frames.drain(..).zip(targets) {
+                match target {
+                    Some(target) if self.may_hand_over(target, self.lent()) => {
+                        self.host_lent += 1;
+                        let (port, origin, frame) = (PortId::HOST, self.number, Lent::Host(frame));
+                        self.hand_over(target, HandedOver { port, origin, hops: 1, frame });
+                    }
+                    _ => self.free_host_frame(frame),
+                }
+            }
+            self.send_outputs(now);
+        }
+        self.host_burst = frames;
+        count > 0
+    }
+
+    fn free_host_frame(&mut self, frame: HostFrame) {
+        if let Some(host) = &mut self.egress.host {
+            host.give_back(frame);
+        }
+    }
+
+    fn hand_over(&mut self, target: u32, packet: HandedOver) {
         if let Err(packet) = self.shared.mailboxes[target as usize].hand_over(packet) {
             drop_frames(&self.counters, DropReason::HandOverFull, 1);
             self.send_home(packet);
@@ -273,7 +344,7 @@ impl<P: Process> Worker<P> {
                         && (target as usize) < self.shared.mailboxes.len() =>
                 {
                     packet.hops += 1;
-                    self.deliver(target, packet);
+                    self.hand_over(target, packet);
                 }
                 Some(_) => {
                     drop_frames(&self.counters, DropReason::HandOverFull, 1);
@@ -288,6 +359,9 @@ impl<P: Process> Worker<P> {
     #[inline]
     fn send_outputs(&mut self, now: u64) {
         let Self { results, egress, waiting, counters, shared, .. } = self;
+        for delivery in results.deliveries.drain(..) {
+            egress.deliver(delivery);
+        }
         for output in results.outputs.drain(..) {
             match output.unresolved {
                 None => egress.submit(output.port, output.frame, output.length),
@@ -326,8 +400,16 @@ impl<P: Process> Worker<P> {
     /// Puts frames that other workers sent home onto their fill rings.
     fn frames_came_home(&mut self) -> bool {
         let mut came = false;
-        while let Some(mut frame) = self.mailbox().came_home() {
+        while let Some(frame) = self.mailbox().came_home() {
             came = true;
+            let mut frame = match frame {
+                Lent::Ring(frame) => frame,
+                Lent::Host(frame) => {
+                    self.host_lent -= 1;
+                    self.free_host_frame(frame);
+                    continue;
+                }
+            };
             for receiver in
                 self.receivers.iter_mut().chain(self.closing.iter_mut().map(|(receiver, _)| receiver))
             {
@@ -355,6 +437,11 @@ impl<P: Process> Worker<P> {
                 }
             }
             Command::Close(port, done) => self.close(port, DropReason::LinkDown, Some(done)),
+            Command::OpenHost(host) => {
+                if let Some(before) = self.egress.host.replace(host) {
+                    retire(Retired::Host(before), None);
+                }
+            }
         }
     }
 
@@ -384,7 +471,7 @@ impl<P: Process> Worker<P> {
             return;
         }
         let mut timeout_ms = SLEEP_MS;
-        let lent = self.receivers.iter().any(|receiver| receiver.lent() > 0) || !self.closing.is_empty();
+        let lent = self.lent() > 0 || !self.closing.is_empty();
         if lent || !self.waiting.is_empty() || self.egress.in_flight() > 0 {
             timeout_ms = SLEEP_WITH_FRAMES_OUT_MS.min(1 << idle_turns.min(6));
         }
@@ -393,6 +480,9 @@ impl<P: Process> Worker<P> {
         }
         self.poll.clear();
         self.poll.push(wanted(self.mailbox().bell()));
+        if let Some(host) = &self.egress.host {
+            self.poll.push(wanted(host.fd()));
+        }
         for receiver in &self.receivers {
             // poll(2) on such a socket would transmit, and swallow what went wrong.
             let skip = self.egress.unsent(receiver.port);
@@ -416,7 +506,7 @@ impl<P: Process> Worker<P> {
         loop {
             let everybody_is_quiet = self.shared.quiet.load(Ordering::SeqCst) == workers;
             let worked = self.turn(false);
-            let lent = self.receivers.iter().any(|receiver| receiver.lent() > 0) || !self.closing.is_empty();
+            let lent = self.lent() > 0 || !self.closing.is_empty();
             let settled = everybody_is_quiet && !worked && !lent && self.egress.in_flight() == 0;
             if settled || monotonic_ms() >= until {
                 break;

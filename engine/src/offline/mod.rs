@@ -13,10 +13,15 @@ pub use command::{main, run};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use zeroize::Zeroize;
+
 use crate::crypto::IvSource;
-use crate::pipeline::{BURST, Frames, Output, Pipeline, Received, Results, Tables, WorkerCounters};
+use crate::pipeline::{
+    BURST, Delivery, Frames, HostEnd, Output, Pipeline, Received, Results, Tables, WorkerCounters,
+};
 use crate::route::PortId;
 use crate::sa::publish::Reader;
+use crate::wire::ethernet::{self, HEADER_LENGTH};
 
 /// Bytes of a heap frame: those of a transmit frame for an MTU of 1500.
 pub const FRAME_LENGTH: usize = 2048;
@@ -26,12 +31,14 @@ pub struct HeapFrames {
     free: Vec<Box<[u8]>>,
     out: usize,
     limit: usize,
+    /// The way to the gateway's own stack; none at first.
+    pub host: Option<HostEnd>,
 }
 
 impl HeapFrames {
     /// At most `limit` frames out at once.
     pub fn new(limit: usize) -> Self {
-        Self { free: Vec::with_capacity(limit.min(1024)), out: 0, limit }
+        Self { free: Vec::with_capacity(limit.min(1024)), out: 0, limit, host: None }
     }
 
     /// Frames that were taken and not given back.
@@ -59,6 +66,10 @@ impl Frames for HeapFrames {
     fn give_back(&mut self, _port: PortId, frame: Box<[u8]>) {
         self.out -= 1;
         self.free.push(frame);
+    }
+
+    fn host(&self) -> Option<HostEnd> {
+        self.host
     }
 }
 
@@ -106,12 +117,25 @@ impl Engine {
         }
     }
 
+    /// Shows every packet for the gateway itself to `sink` and counts it as delivered; its frame is wiped and free
+    /// again afterwards.
+    pub fn deliver(&mut self, mut sink: impl FnMut(&[u8])) {
+        self.counters.delivered.fetch_add(self.results.deliveries.len() as u64, Ordering::Relaxed);
+        for Delivery { port, mut frame, length } in self.results.deliveries.drain(..) {
+            let packet = &mut frame[HEADER_LENGTH..HEADER_LENGTH + length];
+            sink(packet);
+            packet.zeroize();
+            self.frames.give_back(port, frame);
+        }
+    }
+
     /// Which packets of the last burst belong to which other worker.
     pub fn take_handed_over(&mut self) -> impl Iterator<Item = (usize, u32)> {
         self.results.hand_over.drain(..)
     }
 
-    /// Both for any number of frames; what comes out, as (port, frame). There is nobody to hand over to.
+    /// All of it for any number of frames; what comes out, as (port, frame), a packet for the gateway itself as
+    /// [`PortId::HOST`] and a frame without addresses. There is nobody to hand over to.
     pub fn run(&mut self, now: u64, mut packets: Vec<(PortId, Vec<u8>)>) -> Vec<(PortId, Vec<u8>)> {
         let mut sent = Vec::new();
         for chunk in packets.chunks_mut(BURST) {
@@ -119,6 +143,11 @@ impl Engine {
                 chunk.iter_mut().map(|(port, frame)| Received { port: *port, frame }).collect();
             self.process(now, &mut burst);
             self.transmit(|output| sent.push((output.port, output.frame[..output.length].to_vec())));
+            self.deliver(|packet| {
+                let mut frame = [&[0; HEADER_LENGTH], packet].concat();
+                ethernet::write_without_addresses(&mut frame);
+                sent.push((PortId::HOST, frame));
+            });
         }
         sent
     }

@@ -55,7 +55,10 @@ drop_reasons! {
     TooBig "too_big" Some("XfrmOutError"), "Larger than the tunnel or the egress carries, and not to be fragmented.";
     NoRoute "no_route" Some("XfrmOutBundleGenError"), "No route to the destination.";
     NoProtectedRoute "no_protected_route" None, "The route of a protected packet leads out of an unprotected interface, or of one that is not steered.";
-    NoHostPath "no_host_path" None, "A packet for the gateway itself; there is no host path yet.";
+    NoHostPath "no_host_path" None, "A packet for the gateway itself in clear, or decrypted while there is no host path.";
+    HostSource "host_source" None, "A packet in the host device that a PROTECT policy means and whose source is not the gateway's own.";
+    HostUnprotected "host_unprotected" None, "A packet in the host device that no PROTECT policy means (multicast of the kernel's own is usual).";
+    HostRefused "host_refused" None, "The gateway's own stack did not take a packet: the host device is down or gone.";
     NoNeighbour "no_neighbour" None, "The next hop did not answer, or too many packets were waiting for it.";
     PartialChecksum "partial_checksum" None, "The sender left the transport checksum to hardware (transmit offload): switch it off.";
     NoFrame "no_frame" None, "No free transmit frame: the egress is slower than the ingress.";

@@ -1,4 +1,5 @@
-//! ICMP errors of the gateway's own, back the way the offending packet came: out of its port, or into its tunnel.
+//! ICMP errors of the gateway's own, back the way the offending packet came: out of its port, into its tunnel, or to
+//! the gateway's own stack.
 //! Bounded per second.
 
 use std::net::IpAddr;
@@ -6,7 +7,7 @@ use std::net::IpAddr;
 use super::scratch::Egress;
 use super::{Frames, Output, Pass, Received};
 use crate::policy::Action;
-use crate::route::Side;
+use crate::route::{PortId, Side};
 use crate::sa::selector::Direction;
 use crate::wire::ethernet::{self, Ethernet, HEADER_LENGTH};
 use crate::wire::icmp::{self, IcmpError};
@@ -28,7 +29,7 @@ impl Budget {
     }
 
     /// Takes one error's worth, if it is there. `now` in milliseconds.
-    fn spend(&mut self, now: u64) -> bool {
+    pub(super) fn spend(&mut self, now: u64) -> bool {
         let elapsed = now.saturating_sub(self.refilled_at);
         self.refilled_at = now.max(self.refilled_at);
         let earned = elapsed.saturating_mul(ERRORS_PER_SECOND);
@@ -46,6 +47,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     /// can be (no address, no frame) or too many were.
     pub(super) fn originate_error(&mut self, received: &Received<'_>, error: IcmpError) {
         let offending = &received.frame[HEADER_LENGTH..];
+        if received.port == PortId::HOST {
+            return self.originate_error_to_host(offending, error);
+        }
         let (Ok(packet), Ok(link)) = (ip::parse(offending), ethernet::parse(received.frame)) else { return };
         let Some(port) = self.network.ports.get(usize::from(received.port.0)) else { return };
         let same_version = |address: &&IpAddr| address.is_ipv6() == packet.flow.source.is_ipv6();

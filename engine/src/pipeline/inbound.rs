@@ -98,6 +98,8 @@ type Verdicts = ArrayVec<Option<IcvValid>, BURST>;
 enum Sent {
     /// In the frame it was decrypted into, by the way its flow was admitted to.
     InPlace { length: u32 },
+    /// To the gateway itself, from the frame it was decrypted into.
+    Delivered { length: u32 },
     /// In frames of its egress; the one it was decrypted into is free again.
     Copied,
 }
@@ -120,7 +122,15 @@ struct Admitted<'g> {
     /// The policy that wants it protected, by its place, and the tunnel it names.
     policy: usize,
     tunnel: &'g Tunnel,
-    egress: Egress<'g>,
+    way: Way<'g>,
+}
+
+/// Where an admitted packet goes: never to an unprotected interface.
+enum Way<'g> {
+    /// To the gateway's own stack.
+    Host,
+    /// By a protected port.
+    Out(Egress<'g>),
 }
 
 impl<'g, F: Frames> Pass<'_, 'g, F> {
@@ -259,9 +269,10 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 }
             }
             match (sent, &admitted) {
-                (Ok(Sent::InPlace { length }), Some(Admitted { flow, egress, .. })) => {
+                (Ok(Sent::InPlace { length }), Some(Admitted { flow, way: Way::Out(egress), .. })) => {
                     self.emit(egress, flow.version(), frame, length as usize);
                 }
+                (Ok(Sent::Delivered { length }), _) => self.deliver(port, frame, length as usize),
                 _ => self.give_back_wiped(port, frame, place.opened().end + tail),
             }
         }
@@ -393,30 +404,38 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             }
         }
 
-        let Admitted { tunnel, egress, .. } = match admitted {
+        let Admitted { tunnel, way, .. } = match admitted {
             Some(known) if known.flow == packet.flow && known.fragment == packet.fragment => {
                 self.count_policy(known.policy);
                 &*known
             }
             _ => &*admitted.insert(self.admit(sa, packet)?),
         };
+        let Way::Out(egress) = way else {
+            self.clamp_syn(tunnel, plaintext, packet);
+            return Ok(Sent::Delivered { length: packet.total_length });
+        };
         if packet.ttl <= 1 {
             self.originate_error_through_tunnel(egress, plaintext, IcmpError::TimeExceeded);
             return Err(DropReason::TtlExceeded);
         }
         ip::decrement_ttl(plaintext, version);
-        // The peer's SYN announces what we will send into the tunnel.
+        self.clamp_syn(tunnel, plaintext, packet);
+        self.send_inside(egress, packet, port, plaintext)
+    }
+
+    /// The peer's SYN announces what we will send into the tunnel.
+    fn clamp_syn(&mut self, tunnel: &'g Tunnel, plaintext: &mut [u8], packet: &IpPacket) {
         if tunnel.clamp_mss
             && is_tcp_syn(plaintext, packet)
             && let Some(inside_mtu) = self.inside_mtu(tunnel)
         {
             mss::clamp(plaintext, packet, inside_mtu);
         }
-        self.send_inside(egress, packet, port, plaintext)
     }
 
     /// Whether a packet out of `sa` is what the SA was agreed for, and what the policy wants from its tunnel; and its
-    /// way on, which is never an unprotected interface.
+    /// way on.
     fn admit(&mut self, sa: &InboundSa, packet: &IpPacket) -> Result<Admitted<'g>, DropReason> {
         let (flow, fragment) = (packet.flow, packet.fragment);
         if self.is_our_source(flow.source) {
@@ -434,6 +453,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
         self.count_policy(policy);
         let egress = match self.route(flow.destination) {
+            Route::Local if self.frames.host().is_some() => {
+                return Ok(Admitted { flow, fragment, policy, tunnel, way: Way::Host });
+            }
             Route::Local => return Err(DropReason::NoHostPath),
             Route::Port(egress) if egress.port.side == Side::Protected => egress,
             Route::Port(_) | Route::OtherInterface => return Err(DropReason::NoProtectedRoute),
@@ -442,7 +464,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if !egress.port.up {
             return Err(DropReason::LinkDown);
         }
-        Ok(Admitted { flow, fragment, policy, tunnel, egress })
+        Ok(Admitted { flow, fragment, policy, tunnel, way: Way::Out(egress) })
     }
 
     /// The inner packet goes from where it was decrypted, if that is a frame of its egress, else from a copy.

@@ -8,11 +8,14 @@
 //!   ESP or AH to one of our addresses -> SA by SPI, replay check, group inbound
 //!     open_group    verify and decrypt the group
 //!     decapsulate   replay commit, trailer, packet inside, selectors, policy, route
+//!   from the gateway itself -> policy                                   host
+//!     PROTECT       group by tunnel, as below; else drop
 //!   from a protected port -> policy                                     outbound
 //!     PROTECT       group by tunnel
 //!       prepare     TTL, size (ICMP error or fragments), MSS, transmit frame
 //!       seal_ready  numbers, headers, encrypt and authenticate the group
 //!     BYPASS        forward                                             forward
+//!   decrypted, to one of our addresses -> the gateway's own stack       host
 //!   clear text from outside -> policy reversed: BYPASS -> forward, else drop
 //! ```
 //!
@@ -21,6 +24,7 @@
 pub mod counters;
 pub mod drop_reason;
 mod forward;
+mod host;
 mod icmp;
 mod inbound;
 mod outbound;
@@ -34,6 +38,7 @@ use std::sync::atomic::Ordering;
 use arrayvec::ArrayVec;
 pub use counters::WorkerCounters;
 pub use drop_reason::DropReason;
+pub use host::{Delivery, HostEnd};
 
 use crate::crypto::IvSource;
 use crate::policy::{Action, FlowCache, Spd};
@@ -82,6 +87,10 @@ pub trait Frames {
     fn instead(&self, _port: PortId) -> Option<u32> {
         None
     }
+    /// The far end of the gateway's own stack; `None` while there is no way to it.
+    fn host(&self) -> Option<HostEnd> {
+        None
+    }
 }
 
 /// A finished frame to transmit.
@@ -102,6 +111,8 @@ pub struct Output<F> {
 pub struct Results<F> {
     /// Frames to transmit, in order per SA and per flow.
     pub outputs: Vec<Output<F>>,
+    /// Packets for the gateway itself, likewise in order.
+    pub deliveries: Vec<Delivery<F>>,
     /// Indexes into the burst of packets whose outbound SA another worker owns, and that worker.
     pub hand_over: Vec<(usize, u32)>,
 }
@@ -109,7 +120,11 @@ pub struct Results<F> {
 impl<F> Results<F> {
     /// Empty, with room for a burst and the fragments and errors it may make.
     pub fn new() -> Self {
-        Self { outputs: Vec::with_capacity(4 * BURST), hand_over: Vec::with_capacity(BURST) }
+        Self {
+            outputs: Vec::with_capacity(4 * BURST),
+            deliveries: Vec::with_capacity(2 * BURST),
+            hand_over: Vec::with_capacity(BURST),
+        }
     }
 }
 
@@ -163,7 +178,7 @@ impl Pipeline {
         }
     }
 
-    /// Processes up to [`BURST`] frames. Every one of them ends as an output, a hand-over or one counted drop;
+    /// Processes up to [`BURST`] frames. Every one of them ends as an output, a delivery, a hand-over or one counted drop;
     /// what the gateway writes itself (ICMP errors, further fragments) is counted as originated. `received`,
     /// `transmitted` and `delivered` are the caller's to count. `now` is milliseconds of a monotonic clock.
     ///
@@ -262,6 +277,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         inbound: &mut Inbound<'g>,
         outbound: &mut Outbound<'g>,
     ) -> Result<(), DropReason> {
+        if received.port == PortId::HOST {
+            return self.sort_host(index, packet, outbound);
+        }
         // A port that is gone from the picture has no side: fail closed.
         let port = self.network.ports.get(usize::from(received.port.0)).ok_or(DropReason::PolicyDiscard)?;
         let to_us = self.is_our_destination(packet.flow.destination);

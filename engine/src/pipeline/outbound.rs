@@ -9,7 +9,7 @@ use super::scratch::{Egress, Groups, Route};
 use super::{BURST, COVERED_HEADERS, DropReason, Frames, Packets, Pass, Received};
 use crate::crypto::{Seal, Sign};
 use crate::policy::Tunnel;
-use crate::route::Side;
+use crate::route::{PortId, Side};
 use crate::sa::OutboundSa;
 use crate::sa::outbound::OutboundKeys;
 use crate::sa::spec::Mode;
@@ -163,7 +163,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         ready: &mut ArrayVec<Ready<'p, F::Frame>, BURST>,
     ) -> Result<(), DropReason> {
         let received = &mut burst[index];
-        if packet.ttl <= 1 {
+        let is_forwarded = received.port != PortId::HOST;
+        if is_forwarded && packet.ttl <= 1 {
             self.originate_error(received, IcmpError::TimeExceeded);
             return Err(DropReason::TtlExceeded);
         }
@@ -194,7 +195,10 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let length = packet.total_length as usize;
         let frame = self.take_frame(group.egress.id, frame_length(group.sa, split.as_ref(), length))?;
         let bytes = &mut received.frame[HEADER_LENGTH..];
-        ip::decrement_ttl(bytes, packet.version);
+        // RFC 4301 section 5.1.2.1: decremented by whoever forwards, not by whoever sends.
+        if is_forwarded {
+            ip::decrement_ttl(bytes, packet.version);
+        }
         if group.clamp_mss {
             mss::clamp(bytes, packet, inside_mtu);
         }
@@ -213,7 +217,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         group: &Group<'g>,
         ready: &mut ArrayVec<Ready<'p, F::Frame>, BURST>,
     ) -> Result<(), DropReason> {
-        ip::decrement_ttl(&mut burst[index].frame[HEADER_LENGTH..], packet.version);
+        if burst[index].port != PortId::HOST {
+            ip::decrement_ttl(&mut burst[index].frame[HEADER_LENGTH..], packet.version);
+        }
         let burst = &*burst;
         let bytes = &burst[index].frame[HEADER_LENGTH..];
         let pieces = fragment_ipv4(bytes, packet, inside_mtu).ok_or(DropReason::TooBig)?;

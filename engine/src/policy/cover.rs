@@ -30,6 +30,11 @@ impl Prefix {
     /// All of IPv6, ::/0.
     pub const ALL_V6: Self = Self { network: IpAddr::V6(Ipv6Addr::UNSPECIFIED), length: 0 };
 
+    /// The fewest that together are exactly `range`.
+    pub fn of_range(range: AddressRange) -> Vec<Self> {
+        prefixes(std::iter::once(range))
+    }
+
     /// Whether `address` lies in it; never across versions.
     pub fn contains(&self, address: IpAddr) -> bool {
         let width = if self.network.is_ipv4() { 32 } else { 128 };

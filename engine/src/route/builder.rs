@@ -87,9 +87,10 @@ impl NetworkBuilder {
     /// Adds a port; its addresses become local.
     ///
     /// # Panics
-    /// With the 65,537th port.
+    /// With the 65,536th port: the last number is the gateway itself.
     pub fn port(&mut self, port: Port) -> PortId {
-        let id = PortId(u16::try_from(self.ports.len()).expect("at most 65,536 ports"));
+        let id = PortId(u16::try_from(self.ports.len()).unwrap_or(u16::MAX));
+        assert!(id != PortId::HOST, "at most 65,535 ports");
         for &address in &port.addresses {
             self.local(address);
         }

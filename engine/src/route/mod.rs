@@ -22,6 +22,11 @@ use crate::wire::ethernet::MacAddress;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct PortId(pub u16);
 
+impl PortId {
+    /// The gateway itself: its own packets come in by this port. No interface has it.
+    pub const HOST: Self = Self(u16::MAX);
+}
+
 /// Inside or outside (RFC 4301 section 3.1).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Side {

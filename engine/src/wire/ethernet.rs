@@ -64,6 +64,22 @@ pub fn write(frame: &mut [u8], header: &Ethernet) {
     out[12..].copy_from_slice(&header.ether_type.to_be_bytes());
 }
 
+/// Writes a header without addresses in front of the IP packet behind it, which no Ethernet carried. What is neither
+/// IPv4 nor IPv6 gets EtherType 0.
+///
+/// # Panics
+/// If `frame`, which is the caller's own, is not longer than the header.
+#[inline]
+pub fn write_without_addresses(frame: &mut [u8]) {
+    let ether_type = match frame[HEADER_LENGTH] >> 4 {
+        4 => ether_type::IPV4,
+        6 => ether_type::IPV6,
+        _ => 0,
+    };
+    let nobody = MacAddress::default();
+    write(frame, &Ethernet { destination: nobody, source: nobody, ether_type });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,5 +108,17 @@ mod tests {
         assert_eq!(parse(&frame).unwrap().ether_type, ether_type::VLAN);
         frame[12..14].copy_from_slice(&[0x88, 0xa8]);
         assert_eq!(parse(&frame).unwrap().ether_type, ether_type::QINQ);
+    }
+
+    #[test]
+    fn a_packet_that_no_ethernet_carried_gets_a_header_of_its_version() {
+        for (first, expected) in [(0x45, 0x0800), (0x60, 0x86dd), (0x50, 0), (0x00, 0)] {
+            let mut frame = [0xff; 15];
+            frame[14] = first;
+            write_without_addresses(&mut frame);
+            let header = parse(&frame).unwrap();
+            assert_eq!((header.ether_type, header.source), (expected, MacAddress([0; 6])));
+            assert_eq!(frame[14], first);
+        }
     }
 }

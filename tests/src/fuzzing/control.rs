@@ -95,6 +95,8 @@ impl Datapath for Remembering {
         self.call(|hooks| hooks.spis.retain(|known| *known != spi))
     }
 
+    fn policies_changed(&self) {}
+
     fn report(&self) -> DatapathReport {
         DatapathReport::default()
     }

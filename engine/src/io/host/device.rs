@@ -1,0 +1,143 @@
+//! The TUN device itself.
+#![allow(unsafe_code)]
+
+use std::ffi::CStr;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use futures_util::TryStreamExt;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage,
+};
+use rtnetlink::{Handle, LinkUnspec};
+use rustix::fs::{Mode, OFlags};
+
+use super::MTU;
+use crate::pipeline::HostEnd;
+
+const CLONE_DEVICE: &CStr = c"/dev/net/tun";
+
+/// Longest name of an interface (IFNAMSIZ, less the NUL).
+pub const NAME_LENGTH_MAX: usize = libc::IFNAMSIZ - 1;
+
+/// The name of an instance's device; no longer than [`NAME_LENGTH_MAX`] for an instance one character shorter.
+pub fn name(instance: &str) -> String {
+    format!("{instance}0")
+}
+
+/// Both ends of the device's own link, on which nobody else is: with an address the kernel's reverse path filter has
+/// something to go by, and with a far end it has somebody to believe errors from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ends {
+    /// The kernel's end, in a network of two (RFC 3021).
+    pub own: Ipv4Addr,
+    /// The engine's.
+    pub engine: HostEnd,
+}
+
+impl Ends {
+    /// Differs between instances, mostly: 169.254.173.0/24 holds 128 networks of two.
+    pub fn of(instance: &str) -> Self {
+        let own = super::plan::number(instance) as u8 & !1;
+        let at = |last| Ipv4Addr::new(169, 254, 173, last);
+        Self {
+            own: at(own),
+            engine: HostEnd { v4: at(own | 1), v6: Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1) },
+        }
+    }
+}
+
+/// Opens `queues` queues of the device, which is made if it does not exist, and stays when they are closed.
+///
+/// # Errors
+/// No TUN in this kernel, no privilege, or an interface of that name that is something else or has an owner.
+pub fn open(name: &str, queues: usize) -> io::Result<Vec<OwnedFd>> {
+    (0..queues).map(|_| open_queue(name)).collect()
+}
+
+fn open_queue(name: &str) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let queue = rustix::fs::open(CLONE_DEVICE, flags, Mode::empty())?;
+    // SAFETY: an ifreq of zeros is a valid one.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() > NAME_LENGTH_MAX {
+        return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    // No offloads are asked for: what is read is whole, and its checksums are complete.
+    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE) as i16;
+    // SAFETY: TUNSETIFF reads and writes one ifreq, TUNSETPERSIST takes a number.
+    let done = unsafe {
+        libc::ioctl(queue.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) == 0
+            && libc::ioctl(queue.as_raw_fd(), libc::TUNSETPERSIST as _, 1) == 0
+    };
+    if done { Ok(queue) } else { Err(io::Error::last_os_error()) }
+}
+
+/// An interface, as far as the host path cares.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Link {
+    /// Kernel index.
+    pub ifindex: u32,
+    /// Administratively up.
+    pub up: bool,
+    /// MTU in bytes.
+    pub mtu: u32,
+}
+
+/// The interface of that name, if there is one.
+pub(super) async fn find(handle: &Handle, name: &str) -> Result<Option<Link>, rtnetlink::Error> {
+    let links = handle.link().get().match_name(name.to_owned());
+    let links = links.set_filter_mask(AddressFamily::Unspec, vec![LinkExtentMask::SkipStats]);
+    match std::pin::pin!(links.execute()).try_next().await {
+        Ok(message) => Ok(message.as_ref().map(read)),
+        Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENODEV => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn read(message: &LinkMessage) -> Link {
+    let mtu = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    });
+    let up = message.header.flags.contains(LinkFlags::Up);
+    Link { ifindex: message.header.index, up, mtu: mtu.unwrap_or(0) }
+}
+
+/// Gives the device its address and MTU, and switches it on.
+pub(super) async fn configure(handle: &Handle, ifindex: u32, ends: &Ends) -> Result<(), rtnetlink::Error> {
+    // Without addresses of its own making it solicits no routers: there is nobody on this link.
+    let quiet = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+    let link = LinkUnspec::new_with_index(ifindex).mtu(MTU);
+    let link = link.append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![quiet]));
+    handle.link().set(link.build()).execute().await?;
+    handle.link().set(LinkUnspec::new_with_index(ifindex).up().build()).execute().await?;
+    handle.address().add(ifindex, IpAddr::V4(ends.own), 31).replace().execute().await
+}
+
+/// Deletes the device.
+pub(super) async fn delete(handle: &Handle, name: &str) -> Result<(), rtnetlink::Error> {
+    match find(handle, name).await? {
+        Some(link) => handle.link().del(link.ifindex).execute().await,
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ends_are_neighbours_and_name_nobody_else() {
+        for instance in ["adit", "a", "second", ""] {
+            let Ends { own, engine } = Ends::of(instance);
+            assert_eq!(own.to_bits() ^ engine.v4.to_bits(), 1, "{instance}");
+            assert_eq!(own.octets()[..3], [169, 254, 173]);
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! Keeps the device, and the kernel's rules and routes to it, up with policies and addresses, on a thread of its own.
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::mpsc as std_mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rtnetlink::Handle;
+use tokio::sync::{Notify, oneshot};
+
+use super::super::datapath::Datapath;
+use super::device::{self, Ends, Link};
+use super::plan::Plan;
+use super::routes::Installed;
+use super::{HostQueue, MTU};
+use crate::pipeline::Tables;
+
+/// Pause before what failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What anyone may ask of the host path.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct HostReport {
+    /// The device.
+    pub device: String,
+    /// It is there and up.
+    pub up: bool,
+    /// What the gateway's own packets are routed into it for, as "10.2.0.0/16".
+    pub routes: Vec<String>,
+    /// Why the kernel does not have all of that, when it does not.
+    pub problem: Option<String>,
+}
+
+/// The running host path. Dropping it ends its thread; the device, the rules and the routes stay, until [`remove`].
+pub struct Host {
+    report: Arc<Mutex<HostReport>>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Host {
+    /// Makes the device of `instance`, in the network namespace of the calling thread, and gives the workers their
+    /// queues. From then on, whenever `changed` is notified, the kernel is given the routes that `tables` ask for.
+    ///
+    /// # Errors
+    /// No TUN, no privilege, no netlink.
+    pub fn start(
+        instance: &str,
+        tables: Arc<Tables>,
+        workers: Arc<Datapath>,
+        changed: Arc<Notify>,
+    ) -> io::Result<Self> {
+        let name = device::name(instance);
+        let report = Arc::new(Mutex::new(HostReport { device: name.clone(), ..HostReport::default() }));
+        let (stop, stopped) = oneshot::channel();
+        let (ready, first) = std_mpsc::sync_channel(1);
+        let thread = {
+            let (instance, report) = (instance.to_owned(), report.clone());
+            std::thread::Builder::new().name("adit-host".into()).spawn(move || {
+                let work = async {
+                    let keeper = Keeper::start(name, &instance, tables, workers, report).await;
+                    match keeper {
+                        Ok(keeper) => {
+                            let _ = ready.send(Ok(()));
+                            keeper.run(&changed).await;
+                        }
+                        Err(error) => drop(ready.send(Err(error))),
+                    }
+                };
+                let until_stopped = async {
+                    tokio::select! { () = work => {}, _ = stopped => {} }
+                };
+                if let Err(error) = on_runtime(until_stopped) {
+                    tracing::error!(%error, "the host path");
+                }
+            })?
+        };
+        first.recv().map_err(|_| io::Error::other("the host path ended at its start"))??;
+        Ok(Self { report, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// How it stands.
+    pub fn report(&self) -> HostReport {
+        lock(&self.report).clone()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic there was reported by the panic hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Takes the device of an instance whose daemon has ended away, and the rules and routes to it.
+///
+/// # Errors
+/// Netlink's.
+pub fn remove(instance: &str) -> io::Result<()> {
+    on_runtime(async {
+        let netlink = Netlink::open()?;
+        let mut installed = Installed::read(&netlink.handle, instance).await.map_err(io::Error::other)?;
+        installed.become_plan(&netlink.handle, &Plan::default(), 0).await.map_err(io::Error::other)?;
+        device::delete(&netlink.handle, &device::name(instance)).await.map_err(io::Error::other)
+    })?
+}
+
+fn on_runtime<T>(work: impl Future<Output = T>) -> io::Result<T> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A netlink socket and the task that serves it.
+struct Netlink {
+    handle: Handle,
+    connection: tokio::task::JoinHandle<()>,
+}
+
+impl Netlink {
+    fn open() -> io::Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        Ok(Self { handle, connection: tokio::spawn(connection) })
+    }
+}
+
+impl Drop for Netlink {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+/// What the kernel was last brought up with.
+#[derive(PartialEq, Default)]
+struct Seen {
+    policies: u64,
+    addresses: Vec<IpAddr>,
+    link: Option<Link>,
+}
+
+struct Keeper {
+    name: String,
+    ends: Ends,
+    tables: Arc<Tables>,
+    workers: Arc<Datapath>,
+    report: Arc<Mutex<HostReport>>,
+    netlink: Netlink,
+    installed: Installed,
+    seen: Seen,
+}
+
+impl Keeper {
+    async fn start(
+        name: String,
+        instance: &str,
+        tables: Arc<Tables>,
+        workers: Arc<Datapath>,
+        report: Arc<Mutex<HostReport>>,
+    ) -> io::Result<Self> {
+        let netlink = Netlink::open()?;
+        let installed = Installed::read(&netlink.handle, instance).await.map_err(io::Error::other)?;
+        let ends = Ends::of(instance);
+        let mut this =
+            Self { name, ends, tables, workers, report, netlink, installed, seen: Seen::default() };
+        this.seen.link = Some(this.bring_up().await?);
+        Ok(this)
+    }
+
+    async fn run(mut self, changed: &Notify) {
+        loop {
+            match self.keep().await {
+                Ok(()) => changed.notified().await,
+                Err(error) => {
+                    tracing::warn!(device = self.name, %error, "the host path is not complete; trying again");
+                    lock(&self.report).problem = Some(error.to_string());
+                    // What is wanted may change meanwhile.
+                    let _ = tokio::time::timeout(RETRY, changed.notified()).await;
+                    self.seen = Seen { link: self.seen.link, ..Seen::default() };
+                }
+            }
+        }
+    }
+
+    /// The device, with an address, up, and a queue of it for each worker.
+    async fn bring_up(&mut self) -> io::Result<Link> {
+        let handle = &self.netlink.handle;
+        let before = device::find(handle, &self.name).await.map_err(io::Error::other)?;
+        let is_served = self.seen.link.is_some()
+            && self.seen.link.map(|link| link.ifindex) == before.map(|link| link.ifindex);
+        if !is_served {
+            let devices = device::open(&self.name, self.workers.workers())?;
+            let queues = devices.into_iter().map(|device| HostQueue::new(device, self.ends.engine));
+            self.workers.open_host(queues);
+        }
+        let link = device::find(handle, &self.name).await.map_err(io::Error::other)?;
+        let link = link.ok_or_else(|| io::Error::other("the device went away as it was made"))?;
+        device::configure(handle, link.ifindex, &self.ends).await.map_err(io::Error::other)?;
+        Ok(Link { up: true, mtu: MTU, ..link })
+    }
+
+    /// Looks at what there is, and does what is to be done about it.
+    async fn keep(&mut self) -> io::Result<()> {
+        let (Some(spd), Some(network)) = (self.tables.spd.get(), self.tables.network.get()) else {
+            return Ok(());
+        };
+        let mut link = device::find(&self.netlink.handle, &self.name).await.map_err(io::Error::other)?;
+        if link.is_none_or(|link| !link.up)
+            || link.map(|link| link.ifindex) != self.seen.link.map(|link| link.ifindex)
+        {
+            link = Some(self.bring_up().await?);
+            // A device takes its routes with it, also when it only goes down.
+            self.installed.distrust_routes();
+            self.seen.addresses.clear();
+        }
+        let seen = Seen { policies: spd.generation, addresses: network.own_addresses().to_vec(), link };
+        if seen == self.seen {
+            return Ok(());
+        }
+        if seen.addresses != self.seen.addresses {
+            // The kernel takes routes away with the address that they prefer as a source.
+            self.installed.distrust_routes();
+        }
+        let plan = Plan::new(&spd, &network, self.ends.own.into());
+        let device = link.map_or(0, |link| link.ifindex);
+        self.installed.become_plan(&self.netlink.handle, &plan, device).await.map_err(io::Error::other)?;
+        let routes = plan.device_prefixes().map(|prefix| prefix.to_string()).collect();
+        let up = link.is_some_and(|link| link.up);
+        *lock(&self.report) = HostReport { device: self.name.clone(), up, routes, problem: None };
+        self.seen = seen;
+        Ok(())
+    }
+}

@@ -1,0 +1,307 @@
+//! Which of the gateway's own packets are to go into its tunnels, as rules and routes of the kernel's.
+//!
+//! ```text
+//! rules, for what the gateway itself sends (iif lo):
+//!   n      all of it              -> table NAMED       remote prefixes that policies name
+//!   n + 1  from an inside address -> table main, but not by its default route
+//!   n + 2  from an inside address -> table EVERYTHING  if a policy's remote is everything
+//! ```
+//!
+//! Rules that look at locally generated packets only, because a route of the main table would also take what the
+//! gateway forwards: anybody outside could then have it carry packets of his own making into a tunnel. And so that
+//! the mirror of the main table keeps seeing the real routes, by which ESP itself leaves.
+//!
+//! A policy counts when the gateway has an address among its local ones, which then is the source of what has none
+//! yet. A peer's own address is left out of every prefix (`throw`: as if there were no route): ESP, IKE and the
+//! operator's ssh go there. So are a selector's local addresses that lie within its remote ones: neighbours inside.
+//!
+//! Everything (0.0.0.0/0, ::/0) as a remote prefix cannot take all that the gateway sends, or it would lose the
+//! outside; only what is sent from an address of the policy's local ones, and has no better route than the default.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use crate::policy::{Action, Prefix, Spd};
+use crate::route::{Network, Side};
+use crate::sa::selector::Selector;
+
+/// A table of the kernel's that is this instance's own.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Table {
+    /// Prefixes that selectors name.
+    Named,
+    /// Everything.
+    Everything,
+}
+
+/// Where a route leads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Target {
+    /// Into the host device; packets without a source get this one.
+    Device {
+        /// One of the gateway's own addresses.
+        source: IpAddr,
+    },
+    /// Nowhere here: the next rule decides.
+    Throw,
+}
+
+/// A rule for what the gateway itself sends.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Rule {
+    /// All of it, to [`Table::Named`].
+    Named {
+        /// IP version.
+        ipv6: bool,
+    },
+    /// What is sent from this address, to the main table without its default route.
+    MainFrom(IpAddr),
+    /// What is sent from this address, to [`Table::Everything`].
+    EverythingFrom(IpAddr),
+}
+
+/// A route: its table, network and prefix length.
+pub type RouteKey = (Table, IpAddr, u8);
+
+/// What the kernel shall have.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Plan {
+    /// Routes.
+    pub routes: BTreeMap<RouteKey, Target>,
+    /// Rules that lead to them.
+    pub rules: BTreeSet<Rule>,
+}
+
+impl Plan {
+    /// For these policies, on a gateway with these addresses. `own_end`, the device's, is no address to send from.
+    pub fn new(spd: &Spd, network: &Network, own_end: IpAddr) -> Self {
+        let sources = sources(network, own_end);
+        let mut plan = Self::default();
+        let mut endpoints = BTreeSet::new();
+        let mut nested = Vec::new();
+        for policy in spd.policies.iter().filter(|policy| policy.outbound) {
+            let Action::Protect(tunnel) = &policy.action else { continue };
+            endpoints.insert(tunnel.remote);
+            for Selector { local, remote, .. } in &policy.selectors {
+                let mut from = sources.iter().copied().filter(|&source| local.contains(source));
+                let Some(source) = from.next() else { continue };
+                for prefix in Prefix::of_range(*remote) {
+                    if prefix.length == 0 {
+                        plan.everything(prefix, std::iter::once(source).chain(from.by_ref()));
+                    } else {
+                        plan.route(Table::Named, prefix, Target::Device { source });
+                        let inside = Prefix::of_range(*local).into_iter();
+                        nested.extend(inside.filter(|inside| {
+                            prefix.contains(inside.network) && inside.length > prefix.length
+                        }));
+                    }
+                }
+            }
+        }
+        // What a policy names itself comes before what another leaves out.
+        for prefix in nested {
+            plan.route(Table::Named, prefix, Target::Throw);
+        }
+        for endpoint in endpoints {
+            plan.leave_out(endpoint);
+        }
+        for ipv6 in [false, true] {
+            if plan
+                .routes
+                .keys()
+                .any(|(table, network, _)| *table == Table::Named && network.is_ipv6() == ipv6)
+            {
+                plan.rules.insert(Rule::Named { ipv6 });
+            }
+        }
+        plan
+    }
+
+    /// The prefixes that lead into the device.
+    pub fn device_prefixes(&self) -> impl Iterator<Item = Prefix> {
+        let leads = self.routes.iter().filter(|(_, target)| **target != Target::Throw);
+        leads.map(|(&(_, network, length), _)| Prefix { network, length })
+    }
+
+    /// The first policy that names a prefix chooses the source.
+    fn route(&mut self, table: Table, Prefix { network, length }: Prefix, target: Target) {
+        self.routes.entry((table, network, length)).or_insert(target);
+    }
+
+    fn everything(&mut self, prefix: Prefix, sources: impl Iterator<Item = IpAddr>) {
+        for source in sources {
+            self.route(Table::Everything, prefix, Target::Device { source });
+            self.rules.extend([Rule::MainFrom(source), Rule::EverythingFrom(source)]);
+        }
+    }
+
+    /// Keeps a peer's address out of the device, whatever names it.
+    fn leave_out(&mut self, endpoint: IpAddr) {
+        let length = if endpoint.is_ipv4() { 32 } else { 128 };
+        for table in [Table::Named, Table::Everything] {
+            let holds = |&(other, network, length): &RouteKey| {
+                other == table && Prefix { network, length }.contains(endpoint)
+            };
+            if self.routes.keys().any(holds) {
+                self.routes.insert((table, endpoint, length), Target::Throw);
+            }
+        }
+    }
+}
+
+/// The gateway's addresses that its packets may come from, those on inside interfaces first.
+fn sources(network: &Network, own_end: IpAddr) -> Vec<IpAddr> {
+    let is_on = |address: &IpAddr, side| {
+        network.ports.iter().any(|port| port.side == side && port.addresses.contains(address))
+    };
+    let is_on_link_only = |address: &IpAddr| match address {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    let mut sources: Vec<_> = network.own_addresses().to_vec();
+    sources.retain(|address| !address.is_loopback() && !is_on_link_only(address) && *address != own_end);
+    sources.sort_by_key(|address| match address {
+        address if is_on(address, Side::Protected) => 0,
+        address if is_on(address, Side::Unprotected) => 2,
+        _ => 1,
+    });
+    sources
+}
+
+/// A number of an instance's own, from its name (FNV-1a): tables and rules of instances side by side differ.
+pub(super) fn number(instance: &str) -> u32 {
+    instance.bytes().fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicU64;
+
+    use super::*;
+    use crate::policy::spd::Fallback;
+    use crate::policy::{Policy, Tunnel};
+    use crate::route::{NetworkBuilder, Port};
+    use crate::sa::publish::Published;
+    use crate::sa::selector::UpperSelector;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn protect(peer: &str, local: &str, remote: &str) -> Arc<Policy> {
+        let tunnel = Tunnel {
+            name: "t".into(),
+            local: ip("192.0.2.1"),
+            remote: ip(peer),
+            clamp_mss: true,
+            outbound: Published::new(None),
+        };
+        let selector = Selector {
+            local: local.parse().unwrap(),
+            remote: remote.parse().unwrap(),
+            protocol: None,
+            upper: UpperSelector::Any,
+        };
+        Arc::new(Policy {
+            name: "p".into(),
+            outbound: true,
+            inbound: true,
+            selectors: vec![selector],
+            action: Action::Protect(Arc::new(tunnel)),
+            packets: AtomicU64::new(0),
+        })
+    }
+
+    /// Inside 10.1.0.1 and 2001:db8:1::1, outside 192.0.2.1, 10.0.0.1 on a loopback, and what must never be a source.
+    fn plan(policies: Vec<Arc<Policy>>) -> Plan {
+        let mut network = NetworkBuilder::new();
+        network.port(Port {
+            addresses: vec![ip("192.0.2.1")],
+            ..Port::absent("wan0".into(), Side::Unprotected)
+        });
+        network.port(Port {
+            addresses: vec![ip("10.1.0.1"), ip("2001:db8:1::1"), ip("fe80::1")],
+            ..Port::absent("lan0".into(), Side::Protected)
+        });
+        for address in ["127.0.0.1", "10.0.0.1", "169.254.173.8", "::1"] {
+            network.local(ip(address));
+        }
+        Plan::new(&Spd::new(policies, Fallback::Kernel, 1), &network.build(1), ip("169.254.173.8"))
+    }
+
+    fn shown(plan: &Plan) -> Vec<String> {
+        let routes = plan.routes.iter().map(|((table, network, length), target)| {
+            let target = match target {
+                Target::Device { source } => format!("src {source}"),
+                Target::Throw => "throw".into(),
+            };
+            format!("{table:?} {network}/{length} {target}")
+        });
+        routes.chain(plan.rules.iter().map(|rule| format!("{rule:?}"))).collect()
+    }
+
+    #[test]
+    fn a_named_prefix_is_routed_from_an_address_of_the_policys_own() {
+        let policies = vec![
+            protect("192.0.2.2", "10.1.0.0/24", "10.2.0.0/16"),
+            protect("192.0.2.2", "2001:db8:1::/64", "2001:db8:2::/64"),
+            // The gateway has no address there.
+            protect("192.0.2.2", "10.7.0.0/16", "10.8.0.0/16"),
+            // Not the first to name it.
+            protect("192.0.2.2", "10.0.0.0/24", "10.2.0.0/16"),
+        ];
+        let expected = [
+            "Named 10.2.0.0/16 src 10.1.0.1",
+            "Named 2001:db8:2::/64 src 2001:db8:1::1",
+            "Named { ipv6: false }",
+            "Named { ipv6: true }",
+        ];
+        assert_eq!(shown(&plan(policies)), expected);
+    }
+
+    #[test]
+    fn peers_and_neighbours_inside_are_left_out() {
+        let policies = vec![
+            protect("10.9.0.9", "10.1.0.0/24", "10.0.0.0/8"),
+            // A hub: what lies behind one spoke is local to the other, and the gateway's own packets go there too.
+            protect("192.0.2.2", "10.1.0.0/24", "172.16.0.0/16"),
+            protect("192.0.2.3", "172.16.0.0/16", "172.17.0.0/16"),
+            // Nothing but the peer itself.
+            protect("192.0.2.4", "192.0.2.1", "192.0.2.4"),
+        ];
+        let expected = [
+            "Named 10.0.0.0/8 src 10.1.0.1",
+            "Named 10.1.0.0/24 throw",
+            "Named 10.9.0.9/32 throw",
+            "Named 172.16.0.0/16 src 10.1.0.1",
+            "Named 192.0.2.4/32 throw",
+            "Named { ipv6: false }",
+        ];
+        assert_eq!(shown(&plan(policies)), expected);
+    }
+
+    #[test]
+    fn everything_takes_only_what_is_sent_from_inside() {
+        let expected = [
+            "Everything 0.0.0.0/0 src 10.1.0.1",
+            "Everything 192.0.2.2/32 throw",
+            "MainFrom(10.1.0.1)",
+            "EverythingFrom(10.1.0.1)",
+        ];
+        assert_eq!(shown(&plan(vec![protect("192.0.2.2", "10.1.0.0/24", "0.0.0.0/0")])), expected);
+        // Any source: the device's own end, loopback and link-local addresses are none.
+        let rules = plan(vec![protect("192.0.2.2", "0.0.0.0/0", "0.0.0.0/0")]).rules;
+        let from = |rule: &Rule| match rule {
+            Rule::EverythingFrom(address) => Some(*address),
+            _ => None,
+        };
+        let sources: Vec<_> = rules.iter().filter_map(from).collect();
+        assert_eq!(sources, [ip("10.0.0.1"), ip("10.1.0.1"), ip("192.0.2.1")]);
+    }
+
+    #[test]
+    fn without_policies_there_is_nothing() {
+        assert_eq!(plan(Vec::new()), Plan::default());
+    }
+}

@@ -1,0 +1,267 @@
+//! Makes the kernel have what a [`Plan`] says: rtnetlink, in tables and under priorities of this instance's own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use futures_util::TryStreamExt;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
+
+use super::plan::{Plan, RouteKey, Rule, Table, Target, number};
+
+/// Routes of static configuration (RTPROT_STATIC), so that routing daemons leave them alone.
+const PROTOCOL: RouteProtocol = RouteProtocol::Static;
+
+/// What the gateway itself sends is routed as if it came in by the loopback.
+const LOCALLY_GENERATED: &str = "lo";
+
+/// RT_TABLE_MAIN.
+const MAIN: u32 = 254;
+
+/// Table numbers and rule priorities of an instance.
+#[derive(Clone, Copy, Debug)]
+pub struct Numbers {
+    table: u32,
+    priority: u32,
+}
+
+impl Numbers {
+    /// From its name: two instances have different ones, but for one pair in some thousands.
+    pub fn of(instance: &str) -> Self {
+        let number = number(instance);
+        // Behind the local table (0), before main (32766).
+        Self { table: 0xad00_0000 | (number & 0x007f_ffff) << 1, priority: 10_000 + number % 7_000 * 3 }
+    }
+
+    fn table(self, table: Table) -> u32 {
+        self.table | table as u32
+    }
+
+    fn priority(self, rule: Rule) -> u32 {
+        match rule {
+            Rule::Named { .. } => self.priority,
+            Rule::MainFrom(_) => self.priority + 1,
+            Rule::EverythingFrom(_) => self.priority + 2,
+        }
+    }
+
+    fn route(self, (table, network, length): RouteKey, target: Target, device: u32) -> RouteMessage {
+        let mut route = match network {
+            IpAddr::V4(network) => {
+                RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(network, length).build()
+            }
+            IpAddr::V6(network) => {
+                RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(network, length).build()
+            }
+        };
+        route.header.protocol = PROTOCOL;
+        route.header.table = 0;
+        route.attributes.push(RouteAttribute::Table(self.table(table)));
+        match target {
+            Target::Device { source } => {
+                route.header.kind = RouteType::Unicast;
+                route.header.scope = RouteScope::Link;
+                route.attributes.push(RouteAttribute::Oif(device));
+                let source = match source {
+                    IpAddr::V4(source) => RouteAddress::Inet(source),
+                    IpAddr::V6(source) => RouteAddress::Inet6(source),
+                };
+                route.attributes.push(RouteAttribute::PrefSource(source));
+            }
+            Target::Throw => {
+                route.header.kind = RouteType::Throw;
+                route.header.scope = RouteScope::Universe;
+            }
+        }
+        route
+    }
+
+    fn rule(self, rule: Rule) -> RuleMessage {
+        let mut message = RuleMessage::default();
+        message.header.action = RuleAction::ToTable;
+        let (ipv6, from, table) = match rule {
+            Rule::Named { ipv6 } => (ipv6, None, self.table(Table::Named)),
+            Rule::MainFrom(address) => (address.is_ipv6(), Some(address), MAIN),
+            Rule::EverythingFrom(address) => {
+                (address.is_ipv6(), Some(address), self.table(Table::Everything))
+            }
+        };
+        message.header.family = if ipv6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
+        message.attributes = vec![
+            RuleAttribute::Priority(self.priority(rule)),
+            RuleAttribute::Iifname(LOCALLY_GENERATED.into()),
+            RuleAttribute::Table(table),
+        ];
+        if let Some(address) = from {
+            message.header.src_len = if ipv6 { 128 } else { 32 };
+            message.attributes.push(RuleAttribute::Source(address));
+        }
+        if let Rule::MainFrom(_) = rule {
+            message.attributes.push(RuleAttribute::SuppressPrefixLen(0));
+        }
+        message
+    }
+
+    fn route_of(self, message: &RouteMessage) -> Option<RouteKey> {
+        let mut network: IpAddr = match message.header.address_family {
+            AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
+            _ => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let mut table = u32::from(message.header.table);
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Table(wide) => table = *wide,
+                RouteAttribute::Destination(RouteAddress::Inet(address)) => network = (*address).into(),
+                RouteAttribute::Destination(RouteAddress::Inet6(address)) => network = (*address).into(),
+                _ => {}
+            }
+        }
+        let table =
+            [Table::Named, Table::Everything].into_iter().find(|known| self.table(*known) == table)?;
+        Some((table, network, message.header.destination_prefix_length))
+    }
+
+    fn rule_of(self, message: &RuleMessage) -> Option<Rule> {
+        let (mut priority, mut source, mut local) = (0, None, false);
+        for attribute in &message.attributes {
+            match attribute {
+                RuleAttribute::Priority(number) => priority = *number,
+                RuleAttribute::Source(address) => source = Some(*address),
+                RuleAttribute::Iifname(name) => local = name == LOCALLY_GENERATED,
+                _ => {}
+            }
+        }
+        match (priority.checked_sub(self.priority).filter(|_| local)?, source) {
+            (0, None) => Some(Rule::Named { ipv6: message.header.family == AddressFamily::Inet6 }),
+            (1, Some(address)) => Some(Rule::MainFrom(address)),
+            (2, Some(address)) => Some(Rule::EverythingFrom(address)),
+            _ => None,
+        }
+    }
+}
+
+/// What the kernel has of ours.
+pub struct Installed {
+    numbers: Numbers,
+    /// `None`: there, perhaps, but not to be relied on.
+    routes: BTreeMap<RouteKey, Option<Target>>,
+    rules: BTreeSet<Rule>,
+}
+
+impl Installed {
+    /// Reads what an earlier life left behind.
+    ///
+    /// # Errors
+    /// Netlink's.
+    pub async fn read(handle: &Handle, instance: &str) -> Result<Self, rtnetlink::Error> {
+        let numbers = Numbers::of(instance);
+        let mut routes = BTreeMap::new();
+        let mut rules = BTreeSet::new();
+        for (family, version) in [(AddressFamily::Inet, IpVersion::V4), (AddressFamily::Inet6, IpVersion::V6)]
+        {
+            let mut request = RouteMessage::default();
+            request.header.address_family = family;
+            let mut messages = std::pin::pin!(handle.route().get(request).execute());
+            while let Some(message) = messages.try_next().await? {
+                routes.extend(numbers.route_of(&message).map(|key| (key, None)));
+            }
+            let mut messages = std::pin::pin!(handle.rule().get(version).execute());
+            while let Some(message) = messages.try_next().await? {
+                rules.extend(numbers.rule_of(&message));
+            }
+        }
+        Ok(Self { numbers, routes, rules })
+    }
+
+    /// The device is another one, or was down, or an address went: that takes routes away.
+    pub fn distrust_routes(&mut self) {
+        self.routes.values_mut().for_each(|target| *target = None);
+    }
+
+    /// Makes it what `plan` says, with the device of this index. What is new comes before what is old goes.
+    ///
+    /// # Errors
+    /// Netlink's; the same may be tried again.
+    pub async fn become_plan(
+        &mut self,
+        handle: &Handle,
+        plan: &Plan,
+        device: u32,
+    ) -> Result<(), rtnetlink::Error> {
+        for (&key, &target) in &plan.routes {
+            if self.routes.get(&key) == Some(&Some(target)) {
+                continue;
+            }
+            // One of another kind would not be replaced.
+            if self.routes.contains_key(&key) {
+                self.delete_route(handle, key).await;
+            }
+            let route = self.numbers.route(key, target, device);
+            handle.route().add(route).replace().execute().await?;
+            self.routes.insert(key, Some(target));
+        }
+        for &rule in plan.rules.difference(&self.rules.clone()) {
+            let mut request = handle.rule().add();
+            *request.message_mut() = self.numbers.rule(rule);
+            request.execute().await?;
+            self.rules.insert(rule);
+        }
+        for &rule in self.rules.clone().difference(&plan.rules) {
+            if let Err(error) = handle.rule().del(self.numbers.rule(rule)).execute().await {
+                tracing::debug!(?rule, %error, "it was gone already");
+            }
+            self.rules.remove(&rule);
+        }
+        let stale: Vec<_> =
+            self.routes.keys().filter(|key| !plan.routes.contains_key(key)).copied().collect();
+        for key in stale {
+            self.delete_route(handle, key).await;
+        }
+        Ok(())
+    }
+
+    async fn delete_route(&mut self, handle: &Handle, key: RouteKey) {
+        let mut route = self.numbers.route(key, Target::Throw, 0);
+        // Wherever it leads.
+        route.header.kind = RouteType::Unspec;
+        route.header.scope = RouteScope::NoWhere;
+        route.header.protocol = RouteProtocol::Unspec;
+        if let Err(error) = handle.route().del(route).execute().await {
+            tracing::debug!(?key, %error, "it was gone already");
+        }
+        self.routes.remove(&key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_what_is_read() {
+        let numbers = Numbers::of("adit");
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        for key in [
+            (Table::Named, ip("10.2.0.0"), 16),
+            (Table::Everything, ip("0.0.0.0"), 0),
+            (Table::Named, ip("2001:db8:2::"), 48),
+            (Table::Everything, ip("::"), 0),
+        ] {
+            let source = if key.1.is_ipv4() { ip("10.1.0.1") } else { ip("2001:db8:1::1") };
+            for target in [Target::Throw, Target::Device { source }] {
+                assert_eq!(numbers.route_of(&numbers.route(key, target, 7)), Some(key));
+                assert_eq!(Numbers::of("other").route_of(&numbers.route(key, target, 7)), None);
+            }
+            let rules =
+                [Rule::Named { ipv6: key.1.is_ipv6() }, Rule::MainFrom(source), Rule::EverythingFrom(source)];
+            for rule in rules {
+                assert_eq!(numbers.rule_of(&numbers.rule(rule)), Some(rule));
+                assert_eq!(Numbers::of("other").rule_of(&numbers.rule(rule)), None);
+            }
+        }
+    }
+}
