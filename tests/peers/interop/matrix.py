@@ -65,7 +65,7 @@ class Suite:
 
     def __str__(self):
         parts = [self.cipher and self.cipher.name, self.hash and self.hash.name]
-        return " + ".join(filter(None, parts)) if self.hash else f"{self.cipher.name}, ICV {self.icv}"
+        return " + ".join(filter(None, parts)) if self.hash else f"{self.cipher.name} ICV {self.icv}"
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Case:
         """Encryption and authentication key, used by nobody else and the same in every run."""
 
         def key(kind, length):
-            name = f"{self.number} {self} {direction} {kind}".encode()
+            name = f"{self.number} {self.peer} {self} {direction} {kind}".encode()
             return hashlib.shake_256(name).digest(length)
 
         return (

@@ -63,7 +63,7 @@ def judge(frame):
     if ethertype == b"\x08\x00" and len(packet) >= 20:
         outer, protocol, start, end = 4, packet[9], 4 * (packet[0] & 15), struct.unpack_from(">H", packet, 2)[0]
         if struct.unpack_from(">H", packet, 6)[0] & 0x3FFF:
-            return f"a fragment of protocol {protocol}"
+            return f"a fragment, protocol {protocol}"
     elif ethertype == b"\x86\xdd" and len(packet) >= 40:
         outer, protocol, start, end = 6, packet[6], 40, 40 + struct.unpack_from(">H", packet, 4)[0]
         # MLD has a hop-by-hop header in front.
@@ -76,4 +76,4 @@ def judge(frame):
         return Packet("esp", *struct.unpack_from(">II", payload), outer, payload)
     if protocol == 51 and len(payload) >= 12:
         return Packet("ah", *struct.unpack_from(">II", payload, 4), outer, payload)
-    return f"IPv{outer} protocol {protocol} in clear: {packet[:60].hex()}"
+    return f"IPv{outer}, protocol {protocol}, {len(payload)} bytes"

@@ -37,7 +37,7 @@ class Linux:
     name = "linux"
 
     def __init__(self, network, directory):
-        """Boots on the tap `right` of the wire; `directory` takes its console and its request line."""
+        """Boots on the tap `right` of the wire; `directory` takes its console's output and the socket of its request line."""
         self.console = directory / "linux-console"
         line = directory / "linux-line"
         image = subprocess.run([HERE / "image"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
@@ -50,7 +50,9 @@ class Linux:
             *("qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", "512", "-nodefaults", "-nographic"),
             *("-no-reboot", "-kernel", f"{image}/vmlinuz", "-initrd", f"{image}/initramfs"),
             *("-append", "console=ttyS0 panic=-1 quiet", "-serial", f"file:{self.console}"),
-            *("-serial", f"unix:{line},server=on,wait=off"),
+            # Not a second serial port, which loses characters when the machine is slow. It boots once we listen.
+            *("-chardev", f"socket,id=line,path={line},server=on,wait=on", "-device", "virtio-serial-pci"),
+            *("-device", "virtserialport,chardev=line"),
             *("-netdev", "tap,id=wire,ifname=right,script=no,downscript=no", "-device", card),
         )
         deadline = time.monotonic() + 120
@@ -102,14 +104,14 @@ class Linux:
         self.ip("link set dev eth0 up")
         for address, _ in OUTSIDE.values():
             self.ip(f"address add {address} dev eth0")
-        for address, _ in INSIDE.values():
-            self.ip(f"address add {address} dev lo")
         for version, (address, behind) in INSIDE.items():
+            self.ip(f"address add {address} dev lo")
             self.ip(f"route add {behind} via {OUTSIDE[version][1]} dev eth0 src {address.split('/')[0]}")
         self.release = self.run("uname -r").strip()
         self.payload_hash = self.run("head -c 200000 /dev/urandom >/run/payload; sha256sum </run/payload").split()[0]
 
-    def cannot(self, case):
+    @staticmethod
+    def cannot(case):
         """Why the kernel cannot do this case, or None."""
         return None
 
