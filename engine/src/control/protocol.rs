@@ -503,6 +503,7 @@ impl LiveTunnel {
             let mut report = self.settings.report(live, sa.spec.sa.spi, "out");
             report.count(&sa.counters);
             report.sequence = sa.last_sequence();
+            report.udp_port = sa.udp_port();
             report.selectors = texts(filter, &sa.spec.sa.selectors);
             reports.push(report);
         }
@@ -534,6 +535,7 @@ impl TunnelSettings {
             spi: spi.to_string(),
             protocol: self.protocol.name().into(),
             mode: self.mode.name().into(),
+            udp_port: self.udp_port,
             local: self.local.to_string(),
             remote: self.remote.to_string(),
             encryption: check::encryption_name(self.suite.encryption()).into(),

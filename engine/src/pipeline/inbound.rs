@@ -7,7 +7,7 @@ use arrayvec::ArrayVec;
 use zeroize::Zeroize;
 
 use super::scratch::{Egress, Groups, Route};
-use super::{BURST, COVERED_HEADERS, DropReason, Frames, Pass, Received};
+use super::{BURST, COVERED_HEADERS, DropReason, Frames, Pass, Received, datagram};
 use crate::crypto::{IcvValid, Open, Opener, Verifier, Verify};
 use crate::policy::{Action, Tunnel};
 use crate::route::{PortId, Side};
@@ -18,12 +18,13 @@ use crate::sa::selector::Direction;
 use crate::sa::spec::Mode;
 use crate::transform::ah::{self, Role};
 use crate::transform::esp::{self, BadTrailer};
+use crate::transform::natt::{self, Datagram};
 use crate::transform::transport::{self, Split};
 use crate::transform::{Layout, ecn, mss};
 use crate::wire::ethernet::HEADER_LENGTH;
 use crate::wire::icmp::IcmpError;
 use crate::wire::ip::{self, Flow, Fragment, IpPacket, IpVersion};
-use crate::wire::{self, Spi, protocol};
+use crate::wire::{self, Spi, protocol, udp};
 
 /// ESP and AH packets of a burst by SA.
 pub(super) type Inbound<'g> = Groups<'g, InboundSa, Sealed>;
@@ -41,6 +42,8 @@ pub(super) struct Sealed {
     next_header: u8,
     /// Transport mode: where it is to be joined.
     joint: Option<Split>,
+    /// The port that ESP in UDP came from.
+    udp_port: Option<u16>,
     /// DSCP and ECN of the outer header.
     traffic_class: u8,
     candidate: Candidate,
@@ -71,10 +74,14 @@ impl Sealed {
 }
 
 /// What an ESP or AH header says before its SA is known.
-struct Outside {
+struct Outside<'f> {
     spi: Spi,
     sequence_low: u32,
     ah: Option<wire::ah::AhHeader>,
+    /// ESP or AH and all that follows.
+    sealed: &'f [u8],
+    /// Where ESP in UDP came from.
+    udp_port: Option<u16>,
 }
 
 /// A packet with the transmit frame its plaintext goes into.
@@ -128,9 +135,11 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if packet.fragment != Fragment::Whole {
             return Err(DropReason::EspFragment);
         }
-        let start = HEADER_LENGTH + usize::from(packet.payload_offset);
-        let sealed = &frame[start..HEADER_LENGTH + packet.total_length as usize];
-        let outside = read_outside(packet.flow.protocol, sealed)?;
+        let datagram = datagram(frame, packet);
+        let outside = read_outside(packet.flow.protocol, datagram)?;
+        let sealed = outside.sealed;
+        let in_front = if outside.udp_port.is_some() { udp::HEADER_LENGTH } else { 0 };
+        let start = HEADER_LENGTH + usize::from(packet.payload_offset) + in_front;
         let sa = match self.memo.sa {
             Some((spi, sa)) if spi == outside.spi => sa,
             _ => {
@@ -142,7 +151,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let spec = &sa.spec.sa;
         if packet.flow.destination != spec.local
             || packet.flow.source != spec.remote
-            || packet.flow.protocol != spec.protocol.number()
+            || outside.ah.is_some() != (spec.protocol.number() == protocol::AH)
+            || outside.udp_port.is_some() != spec.udp_port.is_some()
         {
             return Err(DropReason::NoState);
         }
@@ -177,6 +187,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             opened_length: opened_length as u16,
             next_header: outside.ah.map_or(protocol::NO_NEXT_HEADER, |header| header.next_header),
             joint,
+            udp_port: outside.udp_port,
             traffic_class: packet.traffic_class,
             candidate,
         };
@@ -315,7 +326,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         frame: &mut [u8],
         admitted: &mut Admitted<'g>,
     ) -> Result<Sent<'g>, DropReason> {
-        let (opened, kept) = (sealed.opened(), sealed.kept());
+        let (opened, kept, sequence) = (sealed.opened(), sealed.kept(), sealed.candidate.sequence());
         let proof = verdict.ok_or(DropReason::IcvFailed)?;
         let number = sealed.candidate.authenticate(proof).ok_or(DropReason::IcvFailed)?;
         sa.replay.commit(number).map_err(replay_reason)?;
@@ -371,6 +382,14 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             _ => self.admit(sa, packet)?,
         };
         *admitted = Some((packet.flow, packet.fragment, protection));
+        // The peer is where its latest packet came from; a replayed one never gets here, if there is a window.
+        if let Some(port) = sealed.udp_port
+            && sa.replay.right_edge() == sequence
+            && sa.spec.replay_window != 0
+            && let Some(outbound) = protection.tunnel.outbound.load(self.guard)
+        {
+            outbound.follow(port);
+        }
         self.count_policy(protection.policy);
 
         // Decrypted packets never leave an unprotected interface.
@@ -472,13 +491,21 @@ impl GroupCount {
 }
 
 /// SPI and number, where each protocol has them.
-fn read_outside(protocol: u8, sealed: &[u8]) -> Result<Outside, DropReason> {
+fn read_outside(protocol: u8, datagram: &[u8]) -> Result<Outside<'_>, DropReason> {
     if protocol == protocol::AH {
-        let header = wire::ah::parse(sealed).map_err(|_| DropReason::AhLength)?;
-        return Ok(Outside { spi: header.spi, sequence_low: header.sequence_low, ah: Some(header) });
+        let header = wire::ah::parse(datagram).map_err(|_| DropReason::AhLength)?;
+        let (spi, sequence_low) = (header.spi, header.sequence_low);
+        return Ok(Outside { spi, sequence_low, ah: Some(header), sealed: datagram, udp_port: None });
     }
+    let (sealed, udp_port) = match protocol {
+        protocol::UDP => match natt::read(datagram) {
+            Ok(Datagram::Esp(esp, port)) => (esp, Some(port)),
+            _ => return Err(DropReason::Malformed),
+        },
+        _ => (datagram, None),
+    };
     let header = wire::esp::parse(sealed).map_err(|_| DropReason::EspTooShort)?;
-    Ok(Outside { spi: header.spi, sequence_low: header.sequence_low, ah: None })
+    Ok(Outside { spi: header.spi, sequence_low: header.sequence_low, ah: None, sealed, udp_port })
 }
 
 /// Verifies and decrypts a group under ESP.

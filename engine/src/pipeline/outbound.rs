@@ -15,6 +15,7 @@ use crate::sa::outbound::OutboundKeys;
 use crate::sa::spec::Mode;
 use crate::transform::ah::{self, Role};
 use crate::transform::fragment::{fragment_ipv4, write_fragment};
+use crate::transform::natt;
 use crate::transform::transport::{self, Split};
 use crate::transform::{Layout, mss};
 use crate::wire::ah::AhHeader;
@@ -22,7 +23,7 @@ use crate::wire::checksum;
 use crate::wire::ethernet::HEADER_LENGTH;
 use crate::wire::icmp::IcmpError;
 use crate::wire::ip::{self, Fragment, IpPacket, IpVersion};
-use crate::wire::protocol;
+use crate::wire::{protocol, udp};
 
 /// Packets of a burst (by their places in it) under PROTECT, by the tunnel that protects them.
 pub(super) type Outbound<'g> = Groups<'g, Tunnel, usize>;
@@ -307,9 +308,12 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
 
         let mut bytes = 0;
-        for (position, Ready { length, split, frame, .. }) in ready.drain(..).enumerate() {
+        for (position, Ready { length, split, mut frame, .. }) in ready.drain(..).enumerate() {
             if position < sealed {
                 let (headers, behind) = lengths(sa, split.as_ref(), length);
+                if sa.outer.udp_ports.is_some() && sa.outer.version() == IpVersion::V6 {
+                    natt::checksum_ipv6(&mut frame[HEADER_LENGTH..HEADER_LENGTH + headers + behind]);
+                }
                 bytes += behind as u64;
                 self.send_sealed(egress, sa.outer.version(), frame, headers + behind);
             } else {
@@ -396,6 +400,10 @@ fn write_headers<'f, 'b>(
     let (payload, next_header) = match split {
         None => {
             sa.outer.write(headers, packet, behind_length, identification);
+            if let Some(port) = sa.udp_port() {
+                let at = headers_length - udp::HEADER_LENGTH + 2;
+                headers[at..at + 2].copy_from_slice(&port.to_be_bytes());
+            }
             let next_header = match packet.version {
                 IpVersion::V4 => protocol::IPV4,
                 IpVersion::V6 => protocol::IPV6,

@@ -1,6 +1,6 @@
 //! An outbound SA at run time.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
 use super::inbound::SaCounters;
 use super::spec::{OutboundSpec, Protocol, Workers};
@@ -9,6 +9,7 @@ use crate::crypto::sequence::{FreshRange, SequenceCounter};
 use crate::crypto::{Sealer, Signer};
 use crate::transform::Layout;
 use crate::transform::tunnel::OuterHeader;
+use crate::wire::udp::NAT_TRAVERSAL_PORT;
 
 /// The owner of an SA that no worker has used yet.
 const NO_OWNER: u32 = u32::MAX;
@@ -35,6 +36,8 @@ pub struct OutboundSa {
     pub counters: SaCounters,
     sequence: SequenceCounter,
     owner: AtomicU32,
+    /// The peer's port as it was last seen; the template has it as it was set up. Means nothing but in UDP.
+    udp_port: AtomicU16,
 }
 
 impl OutboundSa {
@@ -54,6 +57,7 @@ impl OutboundSa {
                 source: spec.sa.local,
                 destination: spec.sa.remote,
                 protocol: spec.sa.protocol.number(),
+                udp_ports: spec.sa.udp_port.map(|port| (NAT_TRAVERSAL_PORT, port)),
                 ttl: spec.ttl,
                 dscp: spec.dscp,
                 dont_fragment: spec.dont_fragment,
@@ -61,6 +65,7 @@ impl OutboundSa {
             counters: SaCounters::default(),
             sequence: SequenceCounter::starting_after(spec.last_sequence),
             owner: AtomicU32::new(NO_OWNER),
+            udp_port: AtomicU16::new(spec.sa.udp_port.unwrap_or(0)),
             spec,
         })
     }
@@ -74,6 +79,19 @@ impl OutboundSa {
     /// The last number given out.
     pub fn last_sequence(&self) -> u64 {
         self.sequence.last()
+    }
+
+    /// Where in UDP the peer is to be reached; `None` where ESP is not in UDP.
+    pub fn udp_port(&self) -> Option<u16> {
+        self.outer.udp_ports.map(|_| self.udp_port.load(Ordering::Relaxed))
+    }
+
+    /// The peer's NAT gave it another port: a packet that was authenticated, and is the latest, came from `port`.
+    pub fn follow(&self, port: u16) {
+        // Looked at first: it nearly never changes. Relaxed: the number says everything.
+        if self.udp_port.load(Ordering::Relaxed) != port {
+            self.udp_port.store(port, Ordering::Relaxed);
+        }
     }
 
     /// The worker that numbers and transmits this SA: claimed by `worker` if nobody has it yet;

@@ -381,7 +381,8 @@ fn outer(inner: &IpPacket, layout: &Layout, outside_mtu: u32, choice: u8) {
     for (source, destination) in [("192.0.2.1", "198.51.100.9"), ("2001:db8:f::1", "2001:db8:e::9")] {
         let (source, destination) = (source.parse().unwrap(), destination.parse().unwrap());
         let ttl = choice.max(1);
-        let header = OuterHeader { source, destination, protocol: protocol::ESP, ttl, dscp, dont_fragment };
+        let (protocol, udp_ports) = (protocol::ESP, (choice & 0x40 != 0).then_some((4500, 1024)));
+        let header = OuterHeader { source, destination, protocol, udp_ports, ttl, dscp, dont_fragment };
         let inside = header.inside_mtu(outside_mtu, &transform::Layout::Esp(*layout));
         let sealed = |inner: u32| header.length() + layout.esp_length(inner as usize);
         assert!(inside == 0 || sealed(inside) <= outside_mtu as usize);
@@ -394,7 +395,8 @@ fn outer(inner: &IpPacket, layout: &Layout, outside_mtu: u32, choice: u8) {
         let read = ip::parse(&out).expect("a packet");
         assert_eq!(read.total_length as usize, out.len());
         assert_eq!((read.flow.source, read.flow.destination), (source, destination));
-        assert_eq!((read.flow.protocol, read.ttl), (protocol::ESP, choice.max(1)));
+        let carrier = if udp_ports.is_some() { protocol::UDP } else { protocol };
+        assert_eq!((read.flow.protocol, read.ttl), (carrier, choice.max(1)));
         assert_eq!(read.traffic_class & 3, inner.traffic_class & 3, "ECN, RFC 6040 section 4.1");
         let class = if choice & 4 != 0 { inner.traffic_class >> 2 } else { choice >> 2 };
         assert_eq!(read.traffic_class >> 2, class);

@@ -1,0 +1,79 @@
+//! NAT traversal (RFC 3948): ESP in UDP, and what else comes to its port.
+//!
+//! ```text
+//! | UDP 8 | SPI, not 0 | … ESP
+//! | UDP 8 | 0 0 0 0    | … IKE        the Non-ESP Marker, section 2.2
+//! | UDP 8 | 0xff |                    a keepalive, section 2.3
+//! ```
+
+use crate::wire::Malformed;
+use crate::wire::checksum::Sum;
+use crate::wire::protocol;
+use crate::wire::udp::{self, HEADER_LENGTH};
+
+/// What a datagram to the NAT traversal port is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Datagram<'a> {
+    /// It keeps the mapping of a NAT alive, and means nothing more.
+    Keepalive,
+    /// For the IKE daemon.
+    Ike,
+    /// ESP, as the UDP length has it; and the port it came from.
+    Esp(&'a [u8], u16),
+}
+
+/// Reads a datagram, UDP header first.
+///
+/// # Errors
+/// It is none of these, or contradicts its length.
+#[inline]
+pub fn read(datagram: &[u8]) -> Result<Datagram<'_>, Malformed> {
+    let header = udp::parse(datagram)?;
+    match &datagram[HEADER_LENGTH..usize::from(header.length)] {
+        [0xff] => Ok(Datagram::Keepalive),
+        [0, 0, 0, 0, ..] => Ok(Datagram::Ike),
+        esp @ [_, _, _, _, ..] => Ok(Datagram::Esp(esp, header.source)),
+        _ => Err(Malformed::TooShort),
+    }
+}
+
+/// Writes the UDP checksum of an IPv6 packet without extension headers: a zero one is for hosts that were told so (RFC
+/// 6935 section 5). Over IPv4 it stays zero (RFC 3948 section 2.1).
+///
+/// # Panics
+/// When `packet` is shorter than its headers: the caller's own.
+pub fn checksum_ipv6(packet: &mut [u8]) {
+    let (header, datagram) = packet.split_at_mut(crate::wire::header::IPV6_LENGTH);
+    let sum = Sum::default().pseudo_header(&header[8..], datagram.len() as u32, protocol::UDP);
+    // RFC 768: a computed zero is sent as all ones.
+    let checksum = match sum.bytes(datagram).checksum() {
+        0 => u16::MAX,
+        checksum => checksum,
+    };
+    datagram[6..HEADER_LENGTH].copy_from_slice(&checksum.to_be_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn datagram(payload: &[u8]) -> Vec<u8> {
+        let length = (8 + payload.len()) as u16;
+        [&udp::UdpHeader { source: 1024, destination: 4500, length }.to_bytes()[..], payload].concat()
+    }
+
+    #[test]
+    fn every_kind_of_datagram() {
+        assert_eq!(read(&datagram(&[0xff])), Ok(Datagram::Keepalive));
+        assert_eq!(read(&datagram(&[0, 0, 0, 0])), Ok(Datagram::Ike));
+        assert_eq!(read(&datagram(&[0, 0, 0, 0, 1])), Ok(Datagram::Ike));
+        assert_eq!(read(&datagram(&[0, 0, 1, 0])), Ok(Datagram::Esp(&[0, 0, 1, 0], 1024)));
+        for nothing in [&[][..], &[0], &[0xfe], &[0xff, 0xff], &[0xff; 3]] {
+            assert_eq!(read(&datagram(nothing)), Err(Malformed::TooShort), "{nothing:?}");
+        }
+        // What is behind the UDP length is not the datagram's.
+        let mut padded = datagram(&[0xff]);
+        padded.push(0);
+        assert_eq!(read(&padded), Ok(Datagram::Keepalive));
+    }
+}
