@@ -2,7 +2,7 @@
 
 use adit_engine::pipeline::DropReason;
 use adit_engine::wire::ip;
-use adit_tests::memory::{Gateway, INSIDE, OUTSIDE, Options, Peer, Site};
+use adit_tests::memory::{Gateway, INSIDE, OUTSIDE, Options, Peer, Site, address};
 use adit_tests::packet::{
     self, MORE_FRAGMENTS, one_hop_on, transport_checksum, udp, udp_ports, with_fragment_field,
 };
@@ -77,7 +77,7 @@ fn both_families_both_ways() {
 fn only_an_authenticated_latest_packet_moves_the_peer() {
     let options = options(false);
     let (mut b, mut peer) = (Gateway::new(Site::B, &options), Peer::of(Site::B, &options));
-    let port = |b: &Gateway| b.tunnel.outbound.get().unwrap().udp_port().unwrap();
+    let port = |b: &Gateway| b.tunnel.outbound.get().unwrap().peer.get().unwrap().1;
     assert_eq!(port(&b), PEER_PORT);
     let sealed: Vec<_> = (1..=9).map(|number| peer.seal(number, 4, &inner(20))).collect();
     assert_eq!(b.run(OUTSIDE, &[in_udp(&sealed[4], 1000)]).len(), 1);
@@ -96,6 +96,28 @@ fn only_an_authenticated_latest_packet_moves_the_peer() {
     let mut b = Gateway::new(Site::B, &options);
     assert_eq!(b.run(OUTSIDE, &[in_udp(&sealed[4], 1000)]).len(), 1);
     assert_eq!(port(&b), PEER_PORT);
+}
+
+/// A NAT may move the address as well, for whoever has the key.
+#[test]
+fn the_address_follows_too() {
+    for ipv6 in [false, true] {
+        let options = options(ipv6);
+        let elsewhere = address(if ipv6 { "2001:db8:9::77" } else { "203.0.113.77" });
+        let (mut b, mut peer) = (Gateway::new(Site::B, &options), Peer::of(Site::B, &options));
+        peer.source = elsewhere;
+        let mut forged = in_udp(&peer.seal(2, 4, &inner(20)), 1000);
+        *forged.last_mut().unwrap() ^= 1;
+        b.assert_drops(OUTSIDE, &forged, DropReason::IcvFailed);
+        let reply = |b: &mut Gateway| {
+            let sent = b.run(INSIDE, &[udp(Site::B.host(false), Site::A.host(false), 9)]);
+            (ip::parse(&sent[0].1).unwrap().flow.destination, ports(&sent[0].1).1)
+        };
+        assert_eq!(reply(&mut b), (options.endpoint(Site::A), PEER_PORT));
+        let moved = in_udp(&peer.seal(3, 4, &inner(20)), 1000);
+        assert_eq!(b.run(OUTSIDE, &[moved]).len(), 1, "{:?}", b.drops());
+        assert_eq!(reply(&mut b), (elsewhere, 1000));
+    }
 }
 
 #[test]
@@ -119,11 +141,6 @@ fn what_else_comes_to_the_port() {
     let native = peer.seal(1, 4, &inner(20));
     gateway().assert_drops(OUTSIDE, &native, DropReason::NoState);
     Gateway::new(Site::B, &Options::new()).assert_drops(OUTSIDE, &in_udp(&native, 4500), DropReason::NoState);
-    // From another address: the port may be another, the address not.
-    let mut elsewhere = in_udp(&native, 4500);
-    elsewhere[15] ^= 1;
-    packet::fix_ipv4(&mut elsewhere);
-    gateway().assert_drops(OUTSIDE, &elsewhere, DropReason::NoState);
     // Pieces of ESP in UDP are pieces of ESP.
     let first = with_fragment_field(in_udp(&native, 4500), MORE_FRAGMENTS);
     gateway().assert_drops(OUTSIDE, &first, DropReason::EspFragment);

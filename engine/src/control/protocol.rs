@@ -503,7 +503,9 @@ impl LiveTunnel {
             let mut report = self.settings.report(live, sa.spec.sa.spi, "out");
             report.count(&sa.counters);
             report.sequence = sa.last_sequence();
-            report.udp_port = sa.udp_port();
+            if let (Some(_), Some((address, port))) = (sa.spec.sa.udp_port, sa.peer.get()) {
+                (report.remote, report.udp_port) = (address.to_string(), Some(port));
+            }
             report.selectors = texts(filter, &sa.spec.sa.selectors);
             reports.push(report);
         }

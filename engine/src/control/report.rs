@@ -171,7 +171,7 @@ pub struct SaReport {
     pub udp_port: Option<u16>,
     /// Our endpoint.
     pub local: String,
-    /// The peer's endpoint.
+    /// The peer's endpoint; where ESP is in UDP, outbound as last seen.
     pub remote: String,
     /// Encryption algorithm.
     pub encryption: String,

@@ -42,8 +42,6 @@ pub(super) struct Sealed {
     next_header: u8,
     /// Transport mode: where it is to be joined.
     joint: Option<Split>,
-    /// The port that ESP in UDP came from.
-    udp_port: Option<u16>,
     /// DSCP and ECN of the outer header.
     traffic_class: u8,
     candidate: Candidate,
@@ -80,8 +78,7 @@ struct Outside<'f> {
     ah: Option<wire::ah::AhHeader>,
     /// ESP or AH and all that follows.
     sealed: &'f [u8],
-    /// Where ESP in UDP came from.
-    udp_port: Option<u16>,
+    in_udp: bool,
 }
 
 /// A packet with the transmit frame its plaintext goes into.
@@ -138,7 +135,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let datagram = datagram(frame, packet);
         let outside = read_outside(packet.flow.protocol, datagram)?;
         let sealed = outside.sealed;
-        let in_front = if outside.udp_port.is_some() { udp::HEADER_LENGTH } else { 0 };
+        let in_front = if outside.in_udp { udp::HEADER_LENGTH } else { 0 };
         let start = HEADER_LENGTH + usize::from(packet.payload_offset) + in_front;
         let sa = match self.memo.sa {
             Some((spi, sa)) if spi == outside.spi => sa,
@@ -150,9 +147,10 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         };
         let spec = &sa.spec.sa;
         if packet.flow.destination != spec.local
-            || packet.flow.source != spec.remote
+            // Behind a NAT the peer may be anywhere; the ICV says whether it is the peer.
+            || (packet.flow.source != spec.remote && !outside.in_udp)
             || outside.ah.is_some() != (spec.protocol.number() == protocol::AH)
-            || outside.udp_port.is_some() != spec.udp_port.is_some()
+            || outside.in_udp != spec.udp_port.is_some()
         {
             return Err(DropReason::NoState);
         }
@@ -187,7 +185,6 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             opened_length: opened_length as u16,
             next_header: outside.ah.map_or(protocol::NO_NEXT_HEADER, |header| header.next_header),
             joint,
-            udp_port: outside.udp_port,
             traffic_class: packet.traffic_class,
             candidate,
         };
@@ -232,11 +229,15 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 let headers = &sealed.headers(burst)[..usize::from(joint.at)];
                 frame[HEADER_LENGTH..][..headers.len()].copy_from_slice(headers);
             }
+            let (headers, sequence) = (sealed.headers(burst), sealed.candidate.sequence());
             let sent = self.decapsulate(sa, sealed, verdict, port, &mut frame, &mut admitted);
             match sent {
                 Ok(_) => {
                     count.packets += 1;
                     count.bytes += length;
+                    if let (Some(_), Some((.., protection))) = (sa.spec.sa.udp_port, &admitted) {
+                        self.follow(sa, sequence, headers, protection.tunnel);
+                    }
                 }
                 Err(reason) => {
                     count.refuse(reason);
@@ -250,6 +251,18 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
         self.tally.opened += count.packets;
         count.write_down(sa);
+    }
+
+    /// ESP in UDP: the peer is where its latest packet came from, which a replayed one never is, where there is a
+    /// window. `headers`: those of a packet that was authenticated, UDP at their end.
+    fn follow(&self, sa: &InboundSa, sequence: u64, headers: &[u8], tunnel: &Tunnel) {
+        if sa.spec.replay_window != 0
+            && sa.replay.right_edge() == sequence
+            && let Some(outbound) = tunnel.outbound.load(self.guard)
+            && let Some((address, port)) = natt::origin(headers)
+        {
+            outbound.peer.follow(address, port);
+        }
     }
 
     /// Verifies a group under AH. What its ICVs cover of the headers is put together beside the frames, and what they
@@ -326,7 +339,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         frame: &mut [u8],
         admitted: &mut Admitted<'g>,
     ) -> Result<Sent<'g>, DropReason> {
-        let (opened, kept, sequence) = (sealed.opened(), sealed.kept(), sealed.candidate.sequence());
+        let (opened, kept) = (sealed.opened(), sealed.kept());
         let proof = verdict.ok_or(DropReason::IcvFailed)?;
         let number = sealed.candidate.authenticate(proof).ok_or(DropReason::IcvFailed)?;
         sa.replay.commit(number).map_err(replay_reason)?;
@@ -382,14 +395,6 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             _ => self.admit(sa, packet)?,
         };
         *admitted = Some((packet.flow, packet.fragment, protection));
-        // The peer is where its latest packet came from; a replayed one never gets here, if there is a window.
-        if let Some(port) = sealed.udp_port
-            && sa.replay.right_edge() == sequence
-            && sa.spec.replay_window != 0
-            && let Some(outbound) = protection.tunnel.outbound.load(self.guard)
-        {
-            outbound.follow(port);
-        }
         self.count_policy(protection.policy);
 
         // Decrypted packets never leave an unprotected interface.
@@ -495,17 +500,17 @@ fn read_outside(protocol: u8, datagram: &[u8]) -> Result<Outside<'_>, DropReason
     if protocol == protocol::AH {
         let header = wire::ah::parse(datagram).map_err(|_| DropReason::AhLength)?;
         let (spi, sequence_low) = (header.spi, header.sequence_low);
-        return Ok(Outside { spi, sequence_low, ah: Some(header), sealed: datagram, udp_port: None });
+        return Ok(Outside { spi, sequence_low, ah: Some(header), sealed: datagram, in_udp: false });
     }
-    let (sealed, udp_port) = match protocol {
+    let (sealed, in_udp) = match protocol {
         protocol::UDP => match natt::read(datagram) {
-            Ok(Datagram::Esp(esp, port)) => (esp, Some(port)),
+            Ok(Datagram::Esp(esp)) => (esp, true),
             _ => return Err(DropReason::Malformed),
         },
-        _ => (datagram, None),
+        _ => (datagram, false),
     };
     let header = wire::esp::parse(sealed).map_err(|_| DropReason::EspTooShort)?;
-    Ok(Outside { spi: header.spi, sequence_low: header.sequence_low, ah: None, sealed, udp_port })
+    Ok(Outside { spi: header.spi, sequence_low: header.sequence_low, ah: None, sealed, in_udp })
 }
 
 /// Verifies and decrypts a group under ESP.

@@ -17,13 +17,14 @@ use crate::transform::ah::{self, Role};
 use crate::transform::fragment::{fragment_ipv4, write_fragment};
 use crate::transform::natt;
 use crate::transform::transport::{self, Split};
+use crate::transform::tunnel::OuterHeader;
 use crate::transform::{Layout, mss};
 use crate::wire::ah::AhHeader;
 use crate::wire::checksum;
 use crate::wire::ethernet::HEADER_LENGTH;
 use crate::wire::icmp::IcmpError;
 use crate::wire::ip::{self, Fragment, IpPacket, IpVersion};
-use crate::wire::{protocol, udp};
+use crate::wire::protocol;
 
 /// Packets of a burst (by their places in it) under PROTECT, by the tunnel that protects them.
 pub(super) type Outbound<'g> = Groups<'g, Tunnel, usize>;
@@ -51,6 +52,7 @@ enum Payload {
 /// What the packets of a group share.
 struct Group<'g> {
     sa: &'g OutboundSa,
+    outer: OuterHeader,
     egress: Egress<'g>,
     clamp_mss: bool,
 }
@@ -88,7 +90,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             // Untouched: the owner does all of it.
             return self.results.hand_over.extend(group.map(|index| (index, owner)));
         }
-        let egress = match self.outer_egress(sa) {
+        let outer = sa.outer_now();
+        let egress = match self.outer_egress(&outer) {
             Ok(egress) => egress,
             Err(reason) => return self.tally.drop_all(reason, group.count()),
         };
@@ -96,7 +99,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             sa.pass_on(self.own.worker, other);
             return self.results.hand_over.extend(group.map(|index| (index, other)));
         }
-        let shared = Group { sa, egress, clamp_mss: tunnel.clamp_mss };
+        let shared = Group { sa, outer, egress, clamp_mss: tunnel.clamp_mss };
 
         let mut ready = ArrayVec::new();
         for index in group {
@@ -118,12 +121,13 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if sa.owner(self.own.worker) != self.own.worker {
             return;
         }
-        let Ok(egress) = self.outer_egress(sa) else { return };
+        let outer = sa.outer_now();
+        let Ok(egress) = self.outer_egress(&outer) else { return };
         let length = packet.total_length as usize;
         let Ok(split) = split(sa, &self.own.fragments[..length], packet, &mut self.own.covered) else {
             return;
         };
-        let shared = Group { sa, egress, clamp_mss: false };
+        let shared = Group { sa, outer, egress, clamp_mss: false };
         if packet.total_length > shared.inside_mtu(split.as_ref()) {
             return;
         }
@@ -136,8 +140,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     }
 
     /// ESP and AH leave by an unprotected port, or not at all.
-    fn outer_egress(&mut self, sa: &OutboundSa) -> Result<Egress<'g>, DropReason> {
-        match self.route(sa.outer.destination) {
+    fn outer_egress(&mut self, outer: &OuterHeader) -> Result<Egress<'g>, DropReason> {
+        match self.route(outer.destination) {
             Route::Port(egress) if egress.port.side == Side::Protected => Err(DropReason::NoRoute),
             Route::Port(egress) if !egress.port.up => Err(DropReason::LinkDown),
             Route::Port(egress) => Ok(egress),
@@ -148,7 +152,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     /// What `tunnel` carries now, or `None` while it carries nothing.
     pub(super) fn inside_mtu(&mut self, tunnel: &'g Tunnel) -> Option<u32> {
         let sa = tunnel.outbound.load(self.guard)?;
-        let mtu = self.outer_egress(sa).ok()?.port.mtu;
+        let mtu = self.outer_egress(&sa.outer_now()).ok()?.port.mtu;
         Some(match sa.spec.sa.mode {
             Mode::Tunnel => sa.outer.inside_mtu(mtu, &sa.layout),
             Mode::Transport(_) => transport::usual_inside_mtu(mtu, &sa.layout, sa.outer.version()),
@@ -256,7 +260,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         group: &Group<'g>,
         ready: &mut ArrayVec<Ready<'_, F::Frame>, BURST>,
     ) {
-        let Group { sa, egress, .. } = group;
+        let Group { sa, outer, egress, .. } = group;
         let fragments = &self.own.fragments;
         let numbers = sa.take_numbers(ready.len() as u64).into_iter().flatten();
         let numbered =
@@ -267,7 +271,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 };
                 // Unique among the SA's last 2^16 packets, whichever workers send them (RFC 6864 section 4.3).
                 let identification = number.get() as u16;
-                (write_headers(sa, packet, bytes, split.as_ref(), frame, identification), number)
+                (write_headers(sa, outer, packet, bytes, split.as_ref(), frame, identification), number)
             });
         let mut sealed = 0;
         match &sa.keys {
@@ -385,10 +389,11 @@ struct Placed<'f, 'b> {
     next_header: u8,
 }
 
-/// Writes the IP headers of `bytes` under `sa`: the template's in tunnel mode, its own in transport mode.
+/// Writes the IP headers of `bytes` under `sa`: `outer` in tunnel mode, its own in transport mode.
 #[inline(always)]
 fn write_headers<'f, 'b>(
     sa: &OutboundSa,
+    outer: &OuterHeader,
     packet: &IpPacket,
     bytes: &'b [u8],
     split: Option<&Split>,
@@ -399,11 +404,7 @@ fn write_headers<'f, 'b>(
     let (headers, behind) = frame[HEADER_LENGTH..].split_at_mut(headers_length);
     let (payload, next_header) = match split {
         None => {
-            sa.outer.write(headers, packet, behind_length, identification);
-            if let Some(port) = sa.udp_port() {
-                let at = headers_length - udp::HEADER_LENGTH + 2;
-                headers[at..at + 2].copy_from_slice(&port.to_be_bytes());
-            }
+            outer.write(headers, packet, behind_length, identification);
             let next_header = match packet.version {
                 IpVersion::V4 => protocol::IPV4,
                 IpVersion::V6 => protocol::IPV6,

@@ -1,8 +1,9 @@
 //! An outbound SA at run time.
 
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::inbound::SaCounters;
+use super::peer::PeerEndpoint;
 use super::spec::{OutboundSpec, Protocol, Workers};
 use crate::crypto::key::{KeyError, KeyMaterial};
 use crate::crypto::sequence::{FreshRange, SequenceCounter};
@@ -30,14 +31,14 @@ pub struct OutboundSa {
     pub layout: Layout,
     /// Keys.
     pub keys: OutboundKeys,
-    /// Outer header template; transport mode only has its addresses.
+    /// Outer header template; transport mode only has its addresses, and in UDP the peer may be elsewhere by now.
     pub outer: OuterHeader,
+    /// Where the peer is, if ESP is in UDP.
+    pub peer: PeerEndpoint,
     /// Counters.
     pub counters: SaCounters,
     sequence: SequenceCounter,
     owner: AtomicU32,
-    /// The peer's port as it was last seen; the template has it as it was set up. Means nothing but in UDP.
-    udp_port: AtomicU16,
 }
 
 impl OutboundSa {
@@ -65,7 +66,7 @@ impl OutboundSa {
             counters: SaCounters::default(),
             sequence: SequenceCounter::starting_after(spec.last_sequence),
             owner: AtomicU32::new(NO_OWNER),
-            udp_port: AtomicU16::new(spec.sa.udp_port.unwrap_or(0)),
+            peer: PeerEndpoint::new(spec.sa.remote, spec.sa.udp_port.unwrap_or(0)),
             spec,
         })
     }
@@ -81,16 +82,13 @@ impl OutboundSa {
         self.sequence.last()
     }
 
-    /// Where in UDP the peer is to be reached; `None` where ESP is not in UDP.
-    pub fn udp_port(&self) -> Option<u16> {
-        self.outer.udp_ports.map(|_| self.udp_port.load(Ordering::Relaxed))
-    }
-
-    /// The peer's NAT gave it another port: a packet that was authenticated, and is the latest, came from `port`.
-    pub fn follow(&self, port: u16) {
-        // Looked at first: it nearly never changes. Relaxed: the number says everything.
-        if self.udp_port.load(Ordering::Relaxed) != port {
-            self.udp_port.store(port, Ordering::Relaxed);
+    /// The outer header's template, and in UDP the place where the peer is now.
+    pub fn outer_now(&self) -> OuterHeader {
+        match (self.outer.udp_ports, self.peer.get()) {
+            (Some((own, _)), Some((destination, port))) => {
+                OuterHeader { destination, udp_ports: Some((own, port)), ..self.outer }
+            }
+            _ => self.outer,
         }
     }
 

@@ -6,6 +6,8 @@
 //! | UDP 8 | 0xff |                    a keepalive, section 2.3
 //! ```
 
+use std::net::IpAddr;
+
 use crate::wire::Malformed;
 use crate::wire::checksum::Sum;
 use crate::wire::protocol;
@@ -18,8 +20,8 @@ pub enum Datagram<'a> {
     Keepalive,
     /// For the IKE daemon.
     Ike,
-    /// ESP, as the UDP length has it; and the port it came from.
-    Esp(&'a [u8], u16),
+    /// ESP, as the UDP length has it.
+    Esp(&'a [u8]),
 }
 
 /// Reads a datagram, UDP header first.
@@ -32,9 +34,19 @@ pub fn read(datagram: &[u8]) -> Result<Datagram<'_>, Malformed> {
     match &datagram[HEADER_LENGTH..usize::from(header.length)] {
         [0xff] => Ok(Datagram::Keepalive),
         [0, 0, 0, 0, ..] => Ok(Datagram::Ike),
-        esp @ [_, _, _, _, ..] => Ok(Datagram::Esp(esp, header.source)),
+        esp @ [_, _, _, _, ..] => Ok(Datagram::Esp(esp)),
         _ => Err(Malformed::TooShort),
     }
+}
+
+/// Address and port that a datagram came from: `headers` are those of an IP packet that was parsed, UDP at their end.
+pub fn origin(headers: &[u8]) -> Option<(IpAddr, u16)> {
+    let &[s0, s1, ..] = headers.last_chunk::<HEADER_LENGTH>()?;
+    let address = match headers.first()? >> 4 {
+        4 => IpAddr::from(*headers.get(12..)?.first_chunk::<4>()?),
+        _ => IpAddr::from(*headers.get(8..)?.first_chunk::<16>()?),
+    };
+    Some((address, u16::from_be_bytes([s0, s1])))
 }
 
 /// Writes the UDP checksum of an IPv6 packet without extension headers: a zero one is for hosts that were told so (RFC
@@ -67,7 +79,7 @@ mod tests {
         assert_eq!(read(&datagram(&[0xff])), Ok(Datagram::Keepalive));
         assert_eq!(read(&datagram(&[0, 0, 0, 0])), Ok(Datagram::Ike));
         assert_eq!(read(&datagram(&[0, 0, 0, 0, 1])), Ok(Datagram::Ike));
-        assert_eq!(read(&datagram(&[0, 0, 1, 0])), Ok(Datagram::Esp(&[0, 0, 1, 0], 1024)));
+        assert_eq!(read(&datagram(&[0, 0, 1, 0])), Ok(Datagram::Esp(&[0, 0, 1, 0])));
         for nothing in [&[][..], &[0], &[0xfe], &[0xff, 0xff], &[0xff; 3]] {
             assert_eq!(read(&datagram(nothing)), Err(Malformed::TooShort), "{nothing:?}");
         }

@@ -30,7 +30,7 @@ pub enum DontFragment {
 
 /// The outer header of an SA, prepared once: per packet only lengths, traffic class, DF, identification and
 /// checksum are filled in.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct OuterHeader {
     /// Tunnel source: one of our addresses.
     pub source: IpAddr,
