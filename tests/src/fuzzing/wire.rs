@@ -6,6 +6,7 @@ use adit_engine::crypto::Suite;
 use adit_engine::transform::ah::{Role, cover};
 use adit_engine::transform::esp::{Layout, trailer};
 use adit_engine::transform::fragment::{fragment_ipv4, write_fragment};
+use adit_engine::transform::natt::{self, Datagram};
 use adit_engine::transform::transport::{self, DestinationOptions};
 use adit_engine::transform::tunnel::{DontFragment, Dscp, OuterHeader};
 use adit_engine::transform::{self, ecn, mss};
@@ -28,6 +29,7 @@ pub fn wire(input: &[u8]) {
     ethernet_header(bytes);
     esp_header(bytes);
     ah_header(bytes);
+    nat_traversal(bytes);
     esp_lengths(bytes, &layout, mtu);
     assert_eq!(ecn::ingress(traffic_class), traffic_class & 3);
 
@@ -96,6 +98,21 @@ fn ah_header(bytes: &[u8]) {
             assert!(header.length >= 12 && usize::from(header.length) <= bytes.len());
         }
         Err(_) => assert!(bytes.len() < 12 || bytes[1] == 0 || (usize::from(bytes[1]) + 2) * 4 > bytes.len()),
+    }
+}
+
+/// RFC 3948 section 2: what a datagram is, by its length and its first bytes alone.
+fn nat_traversal(bytes: &[u8]) {
+    let length = bytes.get(4..6).map_or(0, |length| usize::from(u16::from_be_bytes([length[0], length[1]])));
+    let payload = if length >= 8 { bytes.get(8..length) } else { None };
+    match (natt::read(bytes), payload) {
+        (Ok(Datagram::Keepalive), payload) => assert_eq!(payload, Some(&[0xff][..])),
+        (Ok(Datagram::Ike), payload) => assert!(payload.is_some_and(|payload| payload.starts_with(&[0; 4]))),
+        (Ok(Datagram::Esp(esp)), payload) => {
+            assert_eq!(payload, Some(esp));
+            assert!(esp.len() >= 4 && esp[..4] != [0; 4]);
+        }
+        (Err(_), payload) => assert!(payload.is_none_or(|payload| payload.len() < 4 && payload != [0xff])),
     }
 }
 
