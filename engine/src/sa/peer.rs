@@ -38,7 +38,7 @@ impl PeerEndpoint {
             let port = self.port.load(Ordering::Relaxed);
             // The loads above come before this one, which sees a writer whose words they saw.
             fence(Ordering::Acquire);
-            if before % 2 == 0 && self.version.load(Ordering::Relaxed) == before {
+            if !is_odd(before) && self.version.load(Ordering::Relaxed) == before {
                 let bits = u128::from(high) << 64 | u128::from(low);
                 let address = match self.is_ipv6 {
                     true => Ipv6Addr::from_bits(bits).into(),
@@ -59,7 +59,7 @@ impl PeerEndpoint {
         }
         let version = self.version.load(Ordering::Relaxed);
         let take = |odd| self.version.compare_exchange(version, odd, Ordering::Acquire, Ordering::Relaxed);
-        if version % 2 != 0 || take(version.wrapping_add(1)).is_err() {
+        if is_odd(version) || take(version.wrapping_add(1)).is_err() {
             return;
         }
         // A reader who sees one of the words below sees the odd version, too.
@@ -70,6 +70,10 @@ impl PeerEndpoint {
         self.port.store(port, Ordering::Relaxed);
         self.version.store(version.wrapping_add(2), Ordering::Release);
     }
+}
+
+fn is_odd(version: u32) -> bool {
+    version & 1 != 0
 }
 
 fn words(address: IpAddr) -> (u64, u64) {
