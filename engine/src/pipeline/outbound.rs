@@ -54,15 +54,21 @@ struct Group<'g> {
     sa: &'g OutboundSa,
     outer: OuterHeader,
     egress: Egress<'g>,
+    /// What a tunnel carries; in transport mode it depends on the packet's own headers.
+    tunnel_mtu: u32,
     clamp_mss: bool,
 }
 
-impl Group<'_> {
+impl<'g> Group<'g> {
+    fn new(sa: &'g OutboundSa, outer: OuterHeader, egress: Egress<'g>, clamp_mss: bool) -> Self {
+        Self { sa, outer, egress, tunnel_mtu: outer.inside_mtu(egress.port.mtu, &sa.layout), clamp_mss }
+    }
+
     /// What leaves as one packet: any packet in a tunnel, one with the headers of `split` in transport mode.
     fn inside_mtu(&self, split: Option<&Split>) -> u32 {
         let Self { sa, egress, .. } = self;
         match split {
-            None => sa.outer.inside_mtu(egress.port.mtu, &sa.layout),
+            None => self.tunnel_mtu,
             Some(split) => {
                 transport::inside_mtu(egress.port.mtu, &sa.layout, sa.outer.version(), split.at.into())
             }
@@ -99,7 +105,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             sa.pass_on(self.own.worker, other);
             return self.results.hand_over.extend(group.map(|index| (index, other)));
         }
-        let shared = Group { sa, outer, egress, clamp_mss: tunnel.clamp_mss };
+        let shared = Group::new(sa, outer, egress, tunnel.clamp_mss);
 
         let mut ready = ArrayVec::new();
         for index in group {
@@ -127,7 +133,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let Ok(split) = split(sa, &self.own.fragments[..length], packet, &mut self.own.covered) else {
             return;
         };
-        let shared = Group { sa, outer, egress, clamp_mss: false };
+        let shared = Group::new(sa, outer, egress, false);
         if packet.total_length > shared.inside_mtu(split.as_ref()) {
             return;
         }
