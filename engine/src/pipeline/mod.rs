@@ -362,3 +362,19 @@ fn parse_frame(frame: &[u8]) -> Result<IpPacket, DropReason> {
         _ => Err(DropReason::Malformed),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::Suite;
+    use crate::transform::ah::{Layout, Padding};
+
+    #[test]
+    fn the_longest_ah_is_no_longer() {
+        let lengths = Suite::all().flat_map(|suite| {
+            [IpVersion::V4, IpVersion::V6]
+                .map(|version| Layout::new(suite.icv_length(), version, Padding::Linux).header_length())
+        });
+        assert_eq!(lengths.max(), Some(LONGEST_AH));
+    }
+}
