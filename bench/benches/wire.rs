@@ -110,6 +110,7 @@ fn tunnel(c: &mut Criterion) {
             source: source.parse().unwrap(),
             destination: destination.parse().unwrap(),
             protocol: protocol::ESP,
+            udp_ports: None,
             ttl: 64,
             dscp: Dscp::Copy,
             dont_fragment: DontFragment::Copy,

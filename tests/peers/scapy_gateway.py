@@ -3,7 +3,7 @@
 It opens every packet the engine sealed, answers the echo request inside it, and seals the answer for the
 engine to open. Its SAs come as JSON on standard input; what it saw leaves as one JSON line per packet.
 
-    [{"protocol", "spi_in", "spi_out", "crypt", "crypt_key_in", "crypt_key_out", "icv", "auth", "auth_key_in", "auth_key_out",
+    [{"protocol", "udp", "spi_in", "spi_out", "crypt", "crypt_key_in", "crypt_key_out", "icv", "auth", "auth_key_in", "auth_key_out",
       "esn", "local", "remote"}, ...]
 """
 
@@ -12,12 +12,13 @@ import select
 import socket
 import sys
 
-from scapy.layers.inet import ICMP, IP
+from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
 from scapy.layers.ipsec import AH, ESP, SecurityAssociation
 
 ETH_P_IP, ETH_P_IPV6 = 0x0800, 0x86DD
-IPPROTO_ESP, IPPROTO_AH = 50, 51
+IPPROTO_UDP, IPPROTO_ESP, IPPROTO_AH = 17, 50, 51
+NAT_TRAVERSAL_PORT = 4500
 
 
 def association(entry, direction, source, destination):
@@ -41,6 +42,7 @@ def association(entry, direction, source, destination):
         auth_algo=entry["auth"],
         auth_key=bytes.fromhex(entry[f"auth_key_{direction}"]) or None,
         tunnel_header=header(src=source, dst=destination),
+        nat_t_header=UDP(sport=NAT_TRAVERSAL_PORT, dport=NAT_TRAVERSAL_PORT) if entry["udp"] else None,
         esn_en=entry["esn"],
         esn=0,
     )
@@ -78,7 +80,11 @@ def main():
     heard = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0003))
     heard.bind(("out0", 0x0003))
     raws = {}
-    for protocol in (IPPROTO_ESP, IPPROTO_AH):
+    # The same for UDP: a socket that has the port.
+    bound = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    bound.bind(("::", NAT_TRAVERSAL_PORT))
+    bound.setblocking(False)
+    for protocol in (IPPROTO_UDP, IPPROTO_ESP, IPPROTO_AH):
         raw4 = socket.socket(socket.AF_INET, socket.SOCK_RAW, protocol)
         raw6 = socket.socket(socket.AF_INET6, socket.SOCK_RAW, protocol)
         raw4.setsockopt(socket.IPPROTO_IP, socket.IP_HDRINCL, 1)
@@ -88,7 +94,7 @@ def main():
     print(json.dumps({"event": "ready"}), flush=True)
 
     while True:
-        readable, _, _ = select.select([heard, *raws[IPPROTO_ESP], *raws[IPPROTO_AH]], [], [])
+        readable, _, _ = select.select([heard, bound, *(raw for pair in raws.values() for raw in pair)], [], [])
         for raw in readable:
             if raw is not heard:
                 raw.recv(65535)
@@ -101,7 +107,7 @@ def main():
         if AH in packet:
             protocol, layer = IPPROTO_AH, packet[AH]
         elif ESP in packet:
-            protocol, layer = IPPROTO_ESP, packet[ESP]
+            protocol, layer = IPPROTO_UDP if UDP in packet else IPPROTO_ESP, packet[ESP]
         else:
             continue
         raw4, raw6 = raws[protocol]

@@ -113,6 +113,8 @@ pub struct Options {
     pub protocol: Protocol,
     /// Tunnel, or transport between the hosts of [`Site::host`], whose addresses are the gateways' then.
     pub mode: Mode,
+    /// ESP in UDP: the peer's port.
+    pub udp_port: Option<u16>,
     /// Algorithms.
     pub suite: Suite,
     /// Keys: encryption with its salt, authentication.
@@ -156,6 +158,7 @@ impl Options {
         Self {
             protocol: Protocol::Esp,
             mode: Mode::Tunnel,
+            udp_port: None,
             suite,
             keys: (key(suite.encryption_key_length(), 37), key(suite.authentication_key_length(), 91)),
             outer_ipv6: false,
@@ -206,6 +209,7 @@ impl Options {
             spi: self.spi.unwrap_or(spi),
             protocol: self.protocol,
             mode: self.mode,
+            udp_port: self.udp_port,
             suite: self.suite,
             local: self.endpoint(site),
             remote: self.endpoint(site.peer()),

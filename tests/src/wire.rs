@@ -119,6 +119,12 @@ pub fn judge(frame: &[u8]) -> Kind {
             sequence: u32::from_be_bytes(payload[8..12].try_into().unwrap()),
             source,
         },
+        // ESP in UDP; IKE begins with four zeros where that has its SPI (RFC 3948 section 2.2).
+        17 if payload.len() >= 16 && payload[2..4] == [0x11, 0x94] && payload[8..12] != [0; 4] => Kind::Esp {
+            spi: u32::from_be_bytes(payload[8..12].try_into().unwrap()),
+            sequence: u32::from_be_bytes(payload[12..16].try_into().unwrap()),
+            source,
+        },
         // Neighbour and router discovery, MLD: link-local talk of the kernels, hop-by-hop header in front of MLD.
         58 if matches!(payload.first(), Some(130..=137 | 143)) => Kind::Link,
         0 if payload.first() == Some(&58) && destination.is_multicast() => Kind::Link,

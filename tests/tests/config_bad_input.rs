@@ -24,7 +24,7 @@ fn good() -> Value {
         } },
         "tunnel": [{
             "name": "b", "local": "192.0.2.1", "remote": "192.0.2.2", "profile": "strong", "protocol": "esp",
-            "mode": "tunnel",
+            "mode": "tunnel", "udp-port": 4500,
             "encryption": "aes-128-cbc", "authentication": "sha256", "icv-length": 16, "esn": true,
             "replay-window": 64, "dscp": 46, "df": "copy", "ttl": 64, "workers": "one", "clamp-mss": true,
             "replay-after-restart": "accept-risk",
@@ -130,6 +130,7 @@ fn wrong(path: &str) -> Option<Vec<Value>> {
         "tunnel.protocol" => vec![json!("gre"), json!("ESP")],
         // What AH and transport mode do not have is set here: each of those fields says so.
         "tunnel.mode" => vec![json!("host"), json!("transport")],
+        "tunnel.udp-port" => vec![json!(0), json!(65536), json!(-1)],
         "tunnel.ah-padding" => vec![json!("align4")],
         "tunnel.destination-options" => vec![json!("outside")],
         "tunnel.profile" => vec![json!(""), json!("weak")],
@@ -474,6 +475,7 @@ fn what_is_right_alone_and_wrong_together() {
         let name = format!("tunnel[1].{field}");
         assert!(found.iter().any(|problem| problem.field == name), "{name}: {found:?}");
     }
+    refused(|file| file["tunnel"][1]["udp-port"] = json!(4500), "tunnel[1].udp-port");
     // Transport mode is between the endpoints, and nobody else.
     refused(|file| file["policy"][2]["local"] = json!(["192.0.2.0/24"]), "policy[2].local");
     refused(|file| file["policy"][2]["remote"] = json!(["192.0.2.8"]), "policy[2].remote");

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 /// One suite, as adit and as scapy call it.
 struct Suite {
     protocol: &'static str,
+    in_udp: bool,
     encryption: &'static str,
     authentication: &'static str,
     icv: u8,
@@ -50,11 +51,25 @@ fn suites() -> Vec<Suite> {
     let mut suites = Vec::new();
     for (encryption, cipher) in ciphers {
         for (authentication, hash, icv) in hashes {
-            suites.push(Suite { protocol: "esp", encryption, authentication, icv, scapy: (cipher, hash) });
+            suites.push(Suite {
+                protocol: "esp",
+                in_udp: false,
+                encryption,
+                authentication,
+                icv,
+                scapy: (cipher, hash),
+            });
         }
     }
     for (authentication, hash, icv) in hashes {
-        suites.push(Suite { protocol: "ah", encryption: "null", authentication, icv, scapy: ("NULL", hash) });
+        suites.push(Suite {
+            protocol: "ah",
+            in_udp: false,
+            encryption: "null",
+            authentication,
+            icv,
+            scapy: ("NULL", hash),
+        });
     }
     // scapy writes 16-byte ICVs for GCM whatever it is told; 8 and 12 are proven by OpenSSL's answers instead.
     for (encryption, cipher, icvs) in [
@@ -72,12 +87,19 @@ fn suites() -> Vec<Suite> {
         for &icv in icvs {
             suites.push(Suite {
                 protocol: "esp",
+                in_udp: false,
                 encryption,
                 authentication: "none",
                 icv,
                 scapy: (cipher, "NULL"),
             });
         }
+    }
+    for (encryption, authentication, icv, scapy) in [
+        ("aes-128-gcm", "none", 16, ("AES-GCM", "NULL")),
+        ("aes-256-cbc", "sha512", 32, ("AES-CBC", "SHA2-512-256")),
+    ] {
+        suites.push(Suite { protocol: "esp", in_udp: true, encryption, authentication, icv, scapy });
     }
     suites
 }
@@ -121,18 +143,19 @@ fn every_suite(outer_v6: bool, esn: bool) {
         let _ = write!(
             configuration,
             "\n[[tunnel]]\nname = \"t{n}\"\nlocal = \"{local}\"\nremote = \"{remote}\"\nprotocol = \"{}\"\nencryption = \"{}\"\n\
-             authentication = \"{}\"\nicv-length = {}\nesn = {esn}\n{}{}\n\
+             authentication = \"{}\"\nicv-length = {}\nesn = {esn}\n{}{}{}\n\
              [[policy]]\nname = \"p{n}v4\"\naction = \"protect\"\ntunnel = \"t{n}\"\nlocal = [\"10.1.0.0/24\"]\nremote = [\"10.2.{n}.0/24\"]\n\
              [[policy]]\nname = \"p{n}v6\"\naction = \"protect\"\ntunnel = \"t{n}\"\nlocal = [\"2001:db8:1::/64\"]\nremote = [\"2001:db8:2:{n:x}::/64\"]\n",
             suite.protocol,
             suite.encryption,
             suite.authentication,
             suite.icv,
+            if suite.in_udp { "udp-port = 4500\n" } else { "" },
             side("inbound", spi_ba, &ba),
             side("outbound", spi_ab, &ab),
         );
         peer.push(json!({
-            "protocol": suite.protocol, "spi_in": spi_ab, "spi_out": spi_ba,
+            "protocol": suite.protocol, "udp": suite.in_udp, "spi_in": spi_ab, "spi_out": spi_ba,
             "crypt": suite.scapy.0, "auth": suite.scapy.1,
             "icv": suite.scapy.1.starts_with("NULL").then_some(suite.icv),
             "crypt_key_in": ab.0, "auth_key_in": ab.1, "crypt_key_out": ba.0, "auth_key_out": ba.1,

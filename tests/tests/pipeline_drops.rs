@@ -325,6 +325,7 @@ const CASES: &[(DropReason, fn())] = &[
 
 /// What drops elsewhere, and where that is tested.
 const ELSEWHERE: &[(DropReason, &str)] = &[
+    (DropReason::NatKeepalive, "vectors_packets"),
     (DropReason::AhLength, "pipeline_ah"),
     (DropReason::AhHeaders, "pipeline_ah"),
     (DropReason::TransportFragment, "pipeline_transport"),

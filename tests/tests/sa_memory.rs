@@ -33,6 +33,7 @@ fn an_sa_is_at_most_a_kibibyte_and_its_window() {
             spi: Spi(0x1000),
             protocol: Protocol::Esp,
             mode: Mode::Tunnel,
+            udp_port: None,
             suite,
             local: Site::A.endpoint(false),
             remote: Site::B.endpoint(false),

@@ -437,6 +437,7 @@ pub fn tunnel(
     });
     let unknown_profile = table.profile.is_some() && profile.is_none();
     let (protocol, mode) = (protocol(table, &path, problems), mode(table, &path, problems));
+    let udp_port = udp_port(table, &path, problems);
     let written = Written::of_tunnel(table, profile);
     let crypto = match protocol {
         _ if unknown_profile => None,
@@ -482,6 +483,7 @@ pub fn tunnel(
             remote: remote?,
             protocol,
             mode,
+            udp_port,
             suite,
             esn,
             replay_window,
@@ -520,6 +522,23 @@ fn protocol(table: &TunnelTable, path: &str, problems: &mut Problems) -> Protoco
         );
     }
     Protocol::Esp
+}
+
+/// The peer's port of ESP in UDP.
+fn udp_port(table: &TunnelTable, path: &str, problems: &mut Problems) -> Option<u16> {
+    let port = table.udp_port?;
+    let wrong = match (table.protocol, table.mode) {
+        (Some(ProtocolName::Ah), _) => {
+            Some("expected nothing here with protocol = \"ah\", which no NAT lets through")
+        }
+        (_, Some(ModeName::Transport)) => Some("expected nothing here with mode = \"transport\""),
+        _ if port == 0 => Some("expected a port of the peer's from 1 to 65535"),
+        _ => None,
+    };
+    if let Some(expected) = wrong {
+        problems.push(format!("{path}.udp-port"), format!("{expected}, found {port}"));
+    }
+    Some(port)
 }
 
 /// Tunnel or transport mode; each refuses the fields that mean nothing in it.

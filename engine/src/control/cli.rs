@@ -153,6 +153,9 @@ struct SaAddArguments {
     /// Destination options in transport mode: after or before.
     #[arg(long)]
     destination_options: Option<DestinationOptionsName>,
+    /// ESP in UDP to this port of the peer's.
+    #[arg(long)]
+    udp_port: Option<u16>,
     /// A profile of the configuration.
     #[arg(long)]
     profile: Option<String>,
@@ -521,6 +524,7 @@ impl SaAddArguments {
             mode: self.mode,
             ah_padding: self.ah_padding,
             destination_options: self.destination_options,
+            udp_port: self.udp_port,
             profile: self.profile.clone(),
             encryption: self.encryption,
             authentication: self.authentication,

@@ -11,9 +11,10 @@ use super::settings::{PolicySettings, SaRequest, TunnelRequest};
 use super::value;
 use crate::crypto::key;
 use crate::sa::selector::{AddressRange, Direction};
-use crate::sa::spec::{Mode, Protocol};
-use crate::wire::Spi;
+use crate::sa::spec::Mode;
 use crate::wire::ip::{Flow, Fragment, Upper};
+use crate::wire::udp::NAT_TRAVERSAL_PORT;
+use crate::wire::{Spi, protocol};
 
 /// One direction of a tunnel, as far as other tunnels are concerned.
 pub struct SaOutline {
@@ -37,8 +38,8 @@ pub struct Outline {
     pub local: IpAddr,
     /// The peer's endpoint.
     pub remote: IpAddr,
-    /// ESP or AH.
-    pub protocol: Protocol,
+    /// What its own packets are to a router: ESP, AH or UDP.
+    pub carrier: u8,
     /// Tunnel or transport.
     pub mode: Mode,
     /// Inbound SA.
@@ -63,7 +64,7 @@ impl Outline {
             name: request.settings.name.clone(),
             local: request.settings.local,
             remote: request.settings.remote,
-            protocol: request.settings.protocol,
+            carrier: request.settings.carrier(),
             mode: request.settings.mode,
             inbound: sa(&request.inbound),
             outbound: sa(&request.outbound),
@@ -167,8 +168,11 @@ fn loops(tunnel: &Outline, policies: &[PolicySettings], problems: &mut Problems)
     let outer = Flow {
         source: tunnel.local,
         destination: tunnel.remote,
-        protocol: tunnel.protocol.number(),
-        upper: Upper::Opaque,
+        protocol: tunnel.carrier,
+        upper: match tunnel.carrier {
+            protocol::UDP => Upper::Ports { source: NAT_TRAVERSAL_PORT, destination: NAT_TRAVERSAL_PORT },
+            _ => Upper::Opaque,
+        },
     };
     let means = |policy: &&PolicySettings| {
         policy.outbound

@@ -199,7 +199,7 @@ fn outline(tunnel: &DesiredTunnel, old: &Live, keyring: &Keyring) -> Outline {
         name: tunnel.settings.name.clone(),
         local: tunnel.settings.local,
         remote: tunnel.settings.remote,
-        protocol: tunnel.settings.protocol,
+        carrier: tunnel.settings.carrier(),
         mode: tunnel.settings.mode,
     }
 }

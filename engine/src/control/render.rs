@@ -200,6 +200,9 @@ pub(super) fn sa_details(sas: &[SaReport]) -> String {
             ),
             format!("  key {}, sequence {}", sa.key, sa.sequence),
         ];
+        if let Some(port) = sa.udp_port {
+            lines.push(format!("  in UDP, the peer at port {port}"));
+        }
         if let Some(window) = sa.replay_window {
             lines.push(format!("  replay window {window}"));
         }

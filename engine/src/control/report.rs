@@ -182,9 +182,12 @@ pub struct SaReport {
     pub protocol: String,
     /// "tunnel" or "transport".
     pub mode: String,
+    /// The peer's port, where ESP is in UDP: outbound as last seen, inbound as set up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub udp_port: Option<u16>,
     /// Our endpoint.
     pub local: String,
-    /// The peer's endpoint.
+    /// The peer's endpoint; where ESP is in UDP, outbound as last seen.
     pub remote: String,
     /// Encryption algorithm.
     pub encryption: String,

@@ -13,7 +13,7 @@ use crate::route::Side;
 use crate::sa::selector::Selector;
 use crate::sa::spec::{InboundSpec, Mode, OutboundSpec, Protocol, SaSpec, Workers};
 use crate::transform::tunnel::{DontFragment, Dscp};
-use crate::wire::Spi;
+use crate::wire::{Spi, protocol};
 
 /// A checked configuration.
 pub struct Settings {
@@ -82,6 +82,8 @@ pub struct TunnelSettings {
     pub protocol: Protocol,
     /// Tunnel or transport.
     pub mode: Mode,
+    /// The peer's port, where ESP is in UDP.
+    pub udp_port: Option<u16>,
     /// Algorithms.
     pub suite: Suite,
     /// Extended sequence numbers.
@@ -162,9 +164,14 @@ impl TunnelSettings {
         if self.suite.encryption_key_length() == 0 { "authentication-key" } else { "encryption-key" }
     }
 
+    /// What its own packets are to a router: ESP, AH or UDP.
+    pub(super) fn carrier(&self) -> u8 {
+        if self.udp_port.is_some() { protocol::UDP } else { self.protocol.number() }
+    }
+
     /// What both SAs depend on.
     fn wire_part(&self) -> impl PartialEq + use<> {
-        (self.local, self.remote, self.protocol, self.mode, self.suite, self.esn)
+        (self.local, self.remote, self.protocol, self.mode, self.udp_port, self.suite, self.esn)
     }
 
     /// What an inbound SA depends on.
@@ -183,6 +190,7 @@ impl TunnelSettings {
             spi,
             protocol: self.protocol,
             mode: self.mode,
+            udp_port: self.udp_port,
             suite: self.suite,
             local: self.local,
             remote: self.remote,

@@ -29,6 +29,7 @@ drop_reasons! {
     NotIp "not_ip" None, "A frame that is neither IPv4 nor IPv6 reached the engine.";
     Vlan "vlan" None, "A VLAN-tagged frame under the cover.";
     NoState "no_state" Some("XfrmInNoStates"), "ESP or AH with an SPI or endpoint that no inbound SA has.";
+    NatKeepalive "nat_keepalive" None, "A NAT keepalive (RFC 3948 section 2.3): swallowed as intended.";
     EspFragment "esp_fragment" None, "A fragment of an ESP or AH packet; they are not reassembled yet.";
     EspTooShort "esp_too_short" Some("XfrmInHdrError"), "ESP shorter than its transform allows, or not a multiple of its block.";
     AhLength "ah_length" Some("XfrmInHdrError"), "AH cut short, or not of the length that its SA's ICV makes it.";

@@ -7,7 +7,7 @@ use arrayvec::ArrayVec;
 use zeroize::Zeroize;
 
 use super::scratch::{Egress, Groups, Route};
-use super::{BURST, COVERED_HEADERS, DropReason, Frames, Pass, Received};
+use super::{BURST, COVERED_HEADERS, DropReason, Frames, Pass, Received, datagram};
 use crate::crypto::{IcvValid, Open, Opener, Verifier, Verify};
 use crate::policy::{Action, Tunnel};
 use crate::route::{PortId, Side};
@@ -18,12 +18,13 @@ use crate::sa::selector::Direction;
 use crate::sa::spec::Mode;
 use crate::transform::ah::{self, Role};
 use crate::transform::esp::{self, BadTrailer};
+use crate::transform::natt::{self, Datagram};
 use crate::transform::transport::{self, Split};
 use crate::transform::{Layout, ecn, mss};
 use crate::wire::ethernet::HEADER_LENGTH;
 use crate::wire::icmp::IcmpError;
 use crate::wire::ip::{self, Flow, Fragment, IpPacket, IpVersion};
-use crate::wire::{self, Spi, protocol};
+use crate::wire::{self, Spi, protocol, udp};
 
 /// ESP and AH packets of a burst by SA.
 pub(super) type Inbound<'g> = Groups<'g, InboundSa, Sealed>;
@@ -77,10 +78,13 @@ impl Place {
 }
 
 /// What an ESP or AH header says before its SA is known.
-struct Outside {
+struct Outside<'f> {
     spi: Spi,
     sequence_low: u32,
     ah: Option<wire::ah::AhHeader>,
+    /// ESP or AH and all that follows.
+    sealed: &'f [u8],
+    in_udp: bool,
 }
 
 /// A packet with the transmit frame its plaintext goes into.
@@ -146,9 +150,11 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if packet.fragment != Fragment::Whole {
             return Err(DropReason::EspFragment);
         }
-        let start = HEADER_LENGTH + usize::from(packet.payload_offset);
-        let sealed = &frame[start..HEADER_LENGTH + packet.total_length as usize];
-        let outside = read_outside(packet.flow.protocol, sealed)?;
+        let datagram = datagram(frame, packet);
+        let outside = read_outside(packet.flow.protocol, datagram)?;
+        let sealed = outside.sealed;
+        let in_front = if outside.in_udp { udp::HEADER_LENGTH } else { 0 };
+        let start = HEADER_LENGTH + usize::from(packet.payload_offset) + in_front;
         let sa = match self.memo.sa {
             Some((spi, sa)) if spi == outside.spi => sa,
             _ => {
@@ -159,8 +165,10 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         };
         let spec = &sa.spec.sa;
         if packet.flow.destination != spec.local
-            || packet.flow.source != spec.remote
-            || packet.flow.protocol != spec.protocol.number()
+            // Behind a NAT the peer may be anywhere; the ICV says whether it is the peer.
+            || (packet.flow.source != spec.remote && !outside.in_udp)
+            || outside.ah.is_some() != (spec.protocol.number() == protocol::AH)
+            || outside.in_udp != spec.udp_port.is_some()
         {
             return Err(DropReason::NoState);
         }
@@ -236,15 +244,16 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             }
         }
 
-        let mut outcomes = ArrayVec::<Result<(), DropReason>, BURST>::new();
+        let mut outcomes = ArrayVec::<(u64, Result<(), DropReason>), BURST>::new();
         let mut numbers = ArrayVec::<Authenticated, BURST>::new();
         for (verdict, candidate) in verdicts.drain(..).zip(candidates.drain(..)) {
+            let sequence = candidate.sequence();
             let number = verdict.and_then(|proof| candidate.authenticate(proof));
-            outcomes.push(number.as_ref().map(|_| ()).ok_or(DropReason::IcvFailed));
+            outcomes.push((sequence, number.as_ref().map(|_| ()).ok_or(DropReason::IcvFailed)));
             numbers.extend(number);
         }
         // Looks again: copies in one burst, or at two workers, all passed the check.
-        let mut authentic = outcomes.iter_mut().filter(|outcome| outcome.is_ok());
+        let mut authentic = outcomes.iter_mut().map(|(_, outcome)| outcome).filter(|outcome| outcome.is_ok());
         sa.replay.commit_group(&numbers, |committed| {
             if let Some(outcome) = authentic.next() {
                 *outcome = committed.map_err(replay_reason);
@@ -252,7 +261,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         });
 
         let mut admitted: Option<Admitted<'g>> = None;
-        for (Taken { place, port, mut frame }, outcome) in taken.drain(..).zip(&outcomes) {
+        for (Taken { place, port, mut frame }, (sequence, outcome)) in taken.drain(..).zip(&outcomes) {
             if let Some(joint) = &place.joint {
                 let headers = &place.headers(burst)[..usize::from(joint.at)];
                 frame[HEADER_LENGTH..][..headers.len()].copy_from_slice(headers);
@@ -262,6 +271,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 Ok(_) => {
                     count.packets += 1;
                     count.bytes += u64::from(place.length);
+                    if let (Some(_), Some(Admitted { tunnel, .. })) = (sa.spec.sa.udp_port, &admitted) {
+                        self.follow(sa, *sequence, place.headers(burst), tunnel);
+                    }
                 }
                 Err(reason) => {
                     count.refuse(reason);
@@ -278,6 +290,18 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
         self.tally.opened += count.packets;
         count.write_down(sa);
+    }
+
+    /// ESP in UDP: the peer is where its latest packet came from, which a replayed one never is, where there is a
+    /// window. `headers`: those of a packet that was authenticated, UDP at their end.
+    fn follow(&self, sa: &InboundSa, sequence: u64, headers: &[u8], tunnel: &Tunnel) {
+        if sa.spec.replay_window != 0
+            && sa.replay.right_edge() == sequence
+            && let Some(outbound) = tunnel.outbound.load(self.guard)
+            && let Some((address, port)) = natt::origin(headers)
+        {
+            outbound.peer.follow(address, port);
+        }
     }
 
     /// Verifies a group under AH. What its ICVs cover of the headers is put together beside the frames, and what they
@@ -522,13 +546,21 @@ impl GroupCount {
 }
 
 /// SPI and number, where each protocol has them.
-fn read_outside(protocol: u8, sealed: &[u8]) -> Result<Outside, DropReason> {
+fn read_outside(protocol: u8, datagram: &[u8]) -> Result<Outside<'_>, DropReason> {
     if protocol == protocol::AH {
-        let header = wire::ah::parse(sealed).map_err(|_| DropReason::AhLength)?;
-        return Ok(Outside { spi: header.spi, sequence_low: header.sequence_low, ah: Some(header) });
+        let header = wire::ah::parse(datagram).map_err(|_| DropReason::AhLength)?;
+        let (spi, sequence_low) = (header.spi, header.sequence_low);
+        return Ok(Outside { spi, sequence_low, ah: Some(header), sealed: datagram, in_udp: false });
     }
+    let (sealed, in_udp) = match protocol {
+        protocol::UDP => match natt::read(datagram) {
+            Ok(Datagram::Esp(esp)) => (esp, true),
+            _ => return Err(DropReason::Malformed),
+        },
+        _ => (datagram, false),
+    };
     let header = wire::esp::parse(sealed).map_err(|_| DropReason::EspTooShort)?;
-    Ok(Outside { spi: header.spi, sequence_low: header.sequence_low, ah: None })
+    Ok(Outside { spi: header.spi, sequence_low: header.sequence_low, ah: None, sealed, in_udp })
 }
 
 /// Verifies and decrypts a group under ESP.

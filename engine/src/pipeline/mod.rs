@@ -5,7 +5,7 @@
 //! ```text
 //! parse     every frame once                                            this file
 //! sort      whose is it?
-//!   ESP or AH to one of our addresses -> SA by SPI, replay check, group inbound
+//!   ESP, also in UDP, or AH to one of our addresses -> SA by SPI, replay check, group inbound
 //!     open_group    verify and decrypt the group
 //!     decapsulate   replay commit, trailer, packet inside, selectors, policy, route
 //!   from the gateway itself -> policy                                   host
@@ -46,9 +46,11 @@ use crate::route::{Network, PortId, Side};
 use crate::sa::Sad;
 use crate::sa::publish::{Guard, Published};
 use crate::sa::selector::Direction;
+use crate::transform::natt::{self, Datagram};
 use crate::wire::ethernet::{self, ether_type};
-use crate::wire::ip::{self, IpPacket, IpVersion};
+use crate::wire::ip::{self, Fragment, IpPacket, IpVersion, Upper};
 use crate::wire::protocol;
+use crate::wire::udp::NAT_TRAVERSAL_PORT;
 use inbound::Inbound;
 use outbound::Outbound;
 use scratch::{Memo, Tally};
@@ -287,6 +289,18 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if to_us && matches!(packet.flow.protocol, protocol::ESP | protocol::AH) {
             return self.sort_sealed(index, received.frame, packet, inbound);
         }
+        if to_us && is_nat_traversal(packet) {
+            // RFC 3948: fragments of it are fragments of ESP, if not of IKE, which makes none.
+            if packet.fragment != Fragment::Whole {
+                return Err(DropReason::EspFragment);
+            }
+            match natt::read(datagram(received.frame, packet)).map_err(|_| DropReason::Malformed)? {
+                Datagram::Esp(..) => return self.sort_sealed(index, received.frame, packet, inbound),
+                Datagram::Keepalive => return Err(DropReason::NatKeepalive),
+                // The daemon's, as any other packet for the gateway itself.
+                Datagram::Ike => {}
+            }
+        }
         match port.side {
             Side::Protected if to_us => Err(DropReason::NoHostPath),
             Side::Protected => match self.policy(Direction::Outbound, packet) {
@@ -353,6 +367,18 @@ fn is_local(network: &Network, last: &mut Option<(IpAddr, bool)>, address: IpAdd
     }
 }
 
+/// Whether a packet is for the port of RFC 3948.
+fn is_nat_traversal(packet: &IpPacket) -> bool {
+    packet.flow.protocol == protocol::UDP
+        && matches!(packet.flow.upper, Upper::Ports { destination: NAT_TRAVERSAL_PORT, .. })
+}
+
+/// What follows the IP headers of a packet, to its end.
+fn datagram<'f>(frame: &'f [u8], packet: &IpPacket) -> &'f [u8] {
+    let start = ethernet::HEADER_LENGTH + usize::from(packet.payload_offset);
+    &frame[start..ethernet::HEADER_LENGTH + packet.total_length as usize]
+}
+
 /// Ethernet and IP headers, each validated once; the IP version must be the one the EtherType says.
 #[inline(always)]
 fn read_frame(frame: &[u8], packet: &mut IpPacket) -> Result<(), DropReason> {
@@ -366,5 +392,21 @@ fn read_frame(frame: &[u8], packet: &mut IpPacket) -> Result<(), DropReason> {
     match ip::read(&frame[ethernet::HEADER_LENGTH..], packet) {
         Ok(()) if packet.version == version => Ok(()),
         _ => Err(DropReason::Malformed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::Suite;
+    use crate::transform::ah::{Layout, Padding};
+
+    #[test]
+    fn the_longest_ah_is_no_longer() {
+        let lengths = Suite::all().flat_map(|suite| {
+            [IpVersion::V4, IpVersion::V6]
+                .map(|version| Layout::new(suite.icv_length(), version, Padding::Linux).header_length())
+        });
+        assert_eq!(lengths.max(), Some(LONGEST_AH));
     }
 }

@@ -15,7 +15,9 @@ use crate::sa::outbound::OutboundKeys;
 use crate::sa::spec::Mode;
 use crate::transform::ah::{self, Role};
 use crate::transform::fragment::{fragment_ipv4, write_fragment};
+use crate::transform::natt;
 use crate::transform::transport::{self, Split};
+use crate::transform::tunnel::OuterHeader;
 use crate::transform::{Layout, mss};
 use crate::wire::ah::AhHeader;
 use crate::wire::checksum;
@@ -50,16 +52,23 @@ enum Payload {
 /// What the packets of a group share.
 struct Group<'g> {
     sa: &'g OutboundSa,
+    outer: OuterHeader,
     egress: Egress<'g>,
+    /// What a tunnel carries; in transport mode it depends on the packet's own headers.
+    tunnel_mtu: u32,
     clamp_mss: bool,
 }
 
-impl Group<'_> {
+impl<'g> Group<'g> {
+    fn new(sa: &'g OutboundSa, outer: OuterHeader, egress: Egress<'g>, clamp_mss: bool) -> Self {
+        Self { sa, outer, egress, tunnel_mtu: outer.inside_mtu(egress.port.mtu, &sa.layout), clamp_mss }
+    }
+
     /// What leaves as one packet: any packet in a tunnel, one with the headers of `split` in transport mode.
     fn inside_mtu(&self, split: Option<&Split>) -> u32 {
         let Self { sa, egress, .. } = self;
         match split {
-            None => sa.outer.inside_mtu(egress.port.mtu, &sa.layout),
+            None => self.tunnel_mtu,
             Some(split) => {
                 transport::inside_mtu(egress.port.mtu, &sa.layout, sa.outer.version(), split.at.into())
             }
@@ -87,7 +96,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             // Untouched: the owner does all of it.
             return self.results.hand_over.extend(group.map(|index| (index, owner)));
         }
-        let egress = match self.outer_egress(sa) {
+        let outer = sa.outer_now();
+        let egress = match self.outer_egress(&outer) {
             Ok(egress) => egress,
             Err(reason) => return self.tally.drop_all(reason, group.count()),
         };
@@ -95,7 +105,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             sa.pass_on(self.own.worker, other);
             return self.results.hand_over.extend(group.map(|index| (index, other)));
         }
-        let shared = Group { sa, egress, clamp_mss: tunnel.clamp_mss };
+        let shared = Group::new(sa, outer, egress, tunnel.clamp_mss);
 
         let mut ready = ArrayVec::new();
         for index in group {
@@ -116,12 +126,13 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if sa.owner(self.own.worker) != self.own.worker {
             return;
         }
-        let Ok(egress) = self.outer_egress(sa) else { return };
+        let outer = sa.outer_now();
+        let Ok(egress) = self.outer_egress(&outer) else { return };
         let length = packet.total_length as usize;
         let Ok(split) = split(sa, &self.own.fragments[..length], packet, &mut self.own.covered) else {
             return;
         };
-        let shared = Group { sa, egress, clamp_mss: false };
+        let shared = Group::new(sa, outer, egress, false);
         if packet.total_length > shared.inside_mtu(split.as_ref()) {
             return;
         }
@@ -134,8 +145,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     }
 
     /// ESP and AH leave by an unprotected port, or not at all.
-    fn outer_egress(&mut self, sa: &OutboundSa) -> Result<Egress<'g>, DropReason> {
-        match self.route(sa.outer.destination) {
+    fn outer_egress(&mut self, outer: &OuterHeader) -> Result<Egress<'g>, DropReason> {
+        match self.route(outer.destination) {
             Route::Port(egress) if egress.port.side == Side::Protected => Err(DropReason::NoRoute),
             Route::Port(egress) if !egress.port.up => Err(DropReason::LinkDown),
             Route::Port(egress) => Ok(egress),
@@ -146,7 +157,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     /// What `tunnel` carries now, or `None` while it carries nothing.
     pub(super) fn inside_mtu(&mut self, tunnel: &'g Tunnel) -> Option<u32> {
         let sa = tunnel.outbound.load(self.guard)?;
-        let mtu = self.outer_egress(sa).ok()?.port.mtu;
+        let mtu = self.outer_egress(&sa.outer_now()).ok()?.port.mtu;
         Some(match sa.spec.sa.mode {
             Mode::Tunnel => sa.outer.inside_mtu(mtu, &sa.layout),
             Mode::Transport(_) => transport::usual_inside_mtu(mtu, &sa.layout, sa.outer.version()),
@@ -260,7 +271,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         group: &Group<'g>,
         ready: &mut ArrayVec<Ready<'_, F::Frame>, BURST>,
     ) {
-        let Group { sa, egress, .. } = group;
+        let Group { sa, outer, egress, .. } = group;
         let fragments = &self.own.fragments;
         let numbers = sa.take_numbers(ready.len() as u64).into_iter().flatten();
         let numbered =
@@ -271,7 +282,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 };
                 // Unique among the SA's last 2^16 packets, whichever workers send them (RFC 6864 section 4.3).
                 let identification = number.get() as u16;
-                (write_headers(sa, packet, bytes, split.as_ref(), frame, identification), number)
+                (write_headers(sa, outer, packet, bytes, split.as_ref(), frame, identification), number)
             });
         let mut sealed = 0;
         match &sa.keys {
@@ -312,9 +323,12 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
 
         let mut bytes = 0;
-        for (position, Ready { length, split, frame, .. }) in ready.drain(..).enumerate() {
+        for (position, Ready { length, split, mut frame, .. }) in ready.drain(..).enumerate() {
             if position < sealed {
                 let (headers, behind) = lengths(sa, split.as_ref(), length);
+                if sa.outer.udp_ports.is_some() && sa.outer.version() == IpVersion::V6 {
+                    natt::checksum_ipv6(&mut frame[HEADER_LENGTH..HEADER_LENGTH + headers + behind]);
+                }
                 bytes += behind as u64;
                 self.send_sealed(egress, sa.outer.version(), frame, headers + behind);
             } else {
@@ -386,10 +400,11 @@ struct Placed<'f, 'b> {
     next_header: u8,
 }
 
-/// Writes the IP headers of `bytes` under `sa`: the template's in tunnel mode, its own in transport mode.
+/// Writes the IP headers of `bytes` under `sa`: `outer` in tunnel mode, its own in transport mode.
 #[inline(always)]
 fn write_headers<'f, 'b>(
     sa: &OutboundSa,
+    outer: &OuterHeader,
     packet: &IpPacket,
     bytes: &'b [u8],
     split: Option<&Split>,
@@ -400,7 +415,7 @@ fn write_headers<'f, 'b>(
     let (headers, behind) = frame[HEADER_LENGTH..].split_at_mut(headers_length);
     let (payload, next_header) = match split {
         None => {
-            sa.outer.write(headers, packet, behind_length, identification);
+            outer.write(headers, packet, behind_length, identification);
             let next_header = match packet.version {
                 IpVersion::V4 => protocol::IPV4,
                 IpVersion::V6 => protocol::IPV6,

@@ -81,6 +81,8 @@ pub struct SaSpec {
     pub protocol: Protocol,
     /// Tunnel or transport.
     pub mode: Mode,
+    /// The peer's port, where ESP is in UDP between it and our port 4500 (RFC 3948).
+    pub udp_port: Option<u16>,
     /// Algorithms; for AH the encryption is null.
     pub suite: Suite,
     /// Our endpoint.
@@ -182,6 +184,11 @@ impl SaSpec {
         expect(self.protocol == Protocol::Esp || encryption == Encryption::Null, "encryption", || {
             format!("null beside AH, which does not encrypt, not {encryption}")
         })?;
+        if let Some(port) = self.udp_port {
+            expect(port != 0, "udp_port", || "1 to 65535, not 0".into())?;
+            let is_esp_tunnel = (self.protocol, self.mode) == (Protocol::Esp, Mode::Tunnel);
+            expect(is_esp_tunnel, "udp_port", || "none beside AH, or in transport mode".into())?;
+        }
         expect(!self.selectors.is_empty(), "selectors", || "at least one".into())?;
         if let Mode::Transport(_) = self.mode {
             for Selector { local, remote, .. } in &self.selectors {

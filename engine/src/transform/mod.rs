@@ -5,6 +5,7 @@ pub mod ecn;
 pub mod esp;
 pub mod fragment;
 pub mod mss;
+pub mod natt;
 pub mod transport;
 pub mod tunnel;
 

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use super::{Layout, ecn, fixed_header};
 use crate::wire::header::{IPV4_LENGTH, IPV6_LENGTH, Ipv4Header, Ipv6Header};
 use crate::wire::ip::{IpPacket, IpVersion};
+use crate::wire::protocol;
+use crate::wire::udp::{self, UdpHeader};
 
 /// Where the outer DSCP comes from (RFC 4301 section 5.1.2, RFC 2983).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,7 +30,7 @@ pub enum DontFragment {
 
 /// The outer header of an SA, prepared once: per packet only lengths, traffic class, DF, identification and
 /// checksum are filled in.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct OuterHeader {
     /// Tunnel source: one of our addresses.
     pub source: IpAddr,
@@ -36,6 +38,8 @@ pub struct OuterHeader {
     pub destination: IpAddr,
     /// What follows it: ESP (50) or AH (51).
     pub protocol: u8,
+    /// Our port and the peer's, where that is in UDP (RFC 3948).
+    pub udp_ports: Option<(u16, u16)>,
     /// Outer TTL or hop limit; never copied from the inner one.
     pub ttl: u8,
     /// DSCP rule.
@@ -54,15 +58,15 @@ impl OuterHeader {
         }
     }
 
-    /// Bytes of the outer header: 20 or 40.
+    /// Bytes in front of ESP or AH: 20 or 40, and 8 more in UDP.
     #[inline]
     pub fn length(&self) -> usize {
-        fixed_header(self.version())
+        fixed_header(self.version()) + if self.udp_ports.is_some() { udp::HEADER_LENGTH } else { 0 }
     }
 
     /// Writes the header for `behind` bytes of ESP or AH around `inner` into the first
     /// [`OuterHeader::length`] bytes of `out`. `identification` is used where DF is clear (RFC 6864 section 4).
-    /// Options and extension headers are never copied outward.
+    /// Options and extension headers are never copied outward. In UDP the checksum is left 0.
     ///
     /// # Panics
     /// If `out` is shorter, the endpoints differ in version, or `behind` is more than
@@ -76,6 +80,16 @@ impl OuterHeader {
         };
         let traffic_class = dscp | ecn::ingress(inner.traffic_class);
         let length = |bytes: usize| u16::try_from(bytes).expect("inside_mtu bounds the packet");
+        let (protocol, behind) = match self.udp_ports {
+            None => (self.protocol, behind),
+            Some((source, destination)) => {
+                let behind = udp::HEADER_LENGTH + behind;
+                let header = UdpHeader { source, destination, length: length(behind) };
+                let at = fixed_header(self.version());
+                out[at..at + udp::HEADER_LENGTH].copy_from_slice(&header.to_bytes());
+                (protocol::UDP, behind)
+            }
+        };
         match (self.source, self.destination) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 let dont_fragment = match self.dont_fragment {
@@ -90,7 +104,7 @@ impl OuterHeader {
                     identification: if dont_fragment { 0 } else { identification },
                     dont_fragment,
                     ttl: self.ttl,
-                    protocol: self.protocol,
+                    protocol,
                     source,
                     destination,
                 };
@@ -100,7 +114,7 @@ impl OuterHeader {
                 let header = Ipv6Header {
                     traffic_class,
                     payload_length: length(behind),
-                    next_header: self.protocol,
+                    next_header: protocol,
                     hop_limit: self.ttl,
                     source,
                     destination,

@@ -10,6 +10,7 @@ fn outer(source: &str, destination: &str) -> OuterHeader {
         source: source.parse().unwrap(),
         destination: destination.parse().unwrap(),
         protocol: 50,
+        udp_ports: None,
         ttl: 64,
         dscp: Dscp::Copy,
         dont_fragment: DontFragment::Copy,
@@ -102,7 +103,8 @@ fn layouts() -> impl Iterator<Item = Layout> {
 /// packet at the limit fits, one byte more does not.
 #[test]
 fn inside_mtu_is_exact() {
-    for header in [outer_v4(), outer_v6()] {
+    let in_udp = OuterHeader { udp_ports: Some((4500, 4501)), ..outer_v4() };
+    for header in [outer_v4(), outer_v6(), in_udp] {
         for layout in layouts() {
             for payload in 0..=9000usize {
                 // The smallest outside MTU that carries this payload, and one byte less.
@@ -134,13 +136,14 @@ fn inside_mtu_of_known_tunnels() {
 
 #[test]
 fn no_link_is_wider_than_the_length_fields() {
-    for header in [outer_v4(), outer_v6()] {
+    let in_udp = OuterHeader { udp_ports: Some((4500, 4501)), ..outer_v6() };
+    for header in [outer_v4(), outer_v6(), in_udp] {
         for layout in layouts() {
             let limit = header.inside_mtu(u32::MAX, &layout) as usize;
-            let mut out = [0; 40];
+            let mut out = [0; 48];
             // Would panic if the length did not fit.
             header.write(&mut out, &inner(V4_UDP), layout.length(limit), 0);
-            let field = if header.version() == IpVersion::V4 { 20 } else { 0 };
+            let field = if header.version() == IpVersion::V4 { 20 } else { header.length() - 40 };
             assert!(field + layout.length(limit + 1) > usize::from(u16::MAX));
         }
     }

@@ -9,6 +9,7 @@ pub mod header;
 pub mod icmp;
 pub mod ip;
 pub mod options;
+pub mod udp;
 
 #[cfg(test)]
 pub(crate) mod frames;

@@ -21,8 +21,9 @@ use adit_engine::sa::selector::{AddressRange, Direction, PortRange, Selector, Up
 use adit_engine::sa::spec::{Protocol, Workers};
 use adit_engine::transform::ah::Padding;
 use adit_engine::transform::tunnel::DontFragment;
-use adit_engine::wire::ip::{self, Fragment, IpPacket, IpVersion};
+use adit_engine::wire::ip::{self, Fragment, IpPacket, IpVersion, Upper};
 use adit_engine::wire::protocol;
+use adit_engine::wire::udp::{self, NAT_TRAVERSAL_PORT, UdpHeader};
 
 use super::peer::EspPeer;
 use super::{Input, residue};
@@ -78,6 +79,8 @@ impl Setting {
         }
         if first & 1 != 0 && second & 0x20 != 0 {
             options.protocol = Protocol::Ah(Padding::Rfc4302);
+        } else if second & 0x40 != 0 {
+            options.udp_port = Some(NAT_TRAVERSAL_PORT);
         }
         options.policies = clear_policies();
         (options.inside_mtu, options.outside_mtu) = (mtu(mtus), mtu(mtus >> 3));
@@ -87,7 +90,7 @@ impl Setting {
 
     /// The peer's end of the SA with this SPI, which is from `from`.
     fn peer(&self, spi: u32, from: Site) -> Peer {
-        let Options { keys: (encryption, authentication), esn, outer_ipv6, .. } = &self.options;
+        let Options { keys: (encryption, authentication), esn, outer_ipv6, udp_port, .. } = &self.options;
         let addresses = (from.endpoint(*outer_ipv6), from.peer().endpoint(*outer_ipv6));
         let protector = match self.options.protocol {
             Protocol::Ah(_) => Protector::Ah(AhPeer {
@@ -102,7 +105,7 @@ impl Setting {
             }
             Protocol::Esp => Protector::Esp(EspPeer::gcm(spi, encryption, *esn)),
         };
-        Peer { protector, addresses }
+        Peer { protector, addresses, in_udp: udp_port.is_some() }
     }
 }
 
@@ -111,6 +114,7 @@ struct Peer {
     protector: Protector,
     /// Sender's and receiver's.
     addresses: (IpAddr, IpAddr),
+    in_udp: bool,
 }
 
 enum Protector {
@@ -125,7 +129,16 @@ impl Peer {
         match (&self.protector, plaintext) {
             (Protector::Esp(peer), _) => {
                 let esp = peer.seal(sequence, plaintext);
-                packet::ip(self.addresses.0, self.addresses.1, protocol::ESP, &esp)
+                let (source, destination) = self.addresses;
+                if !self.in_udp {
+                    return packet::ip(source, destination, protocol::ESP, &esp);
+                }
+                let header = UdpHeader {
+                    source: NAT_TRAVERSAL_PORT,
+                    destination: NAT_TRAVERSAL_PORT,
+                    length: (udp::HEADER_LENGTH + esp.len()) as u16,
+                };
+                packet::ip(source, destination, protocol::UDP, &[&header.to_bytes()[..], &esp].concat())
             }
             (Protector::Ah(peer), [payload @ .., pad_length, next_header]) => {
                 let length = payload.len().saturating_sub(usize::from(*pad_length));
@@ -140,7 +153,8 @@ impl Peer {
         match &self.protector {
             Protector::Esp(peer) => {
                 let header = if self.addresses.0.is_ipv4() { 20 } else { 40 };
-                peer.open(high_word, packet.get(header..)?)
+                let in_udp = if self.in_udp { udp::HEADER_LENGTH } else { 0 };
+                peer.open(high_word, packet.get(header + in_udp..)?)
             }
             Protector::Ah(peer) => {
                 let (sequence, next_header, payload) = peer.verify(high_word, packet)?;
@@ -452,6 +466,12 @@ impl Run {
     }
 
     fn is_sealed(&self, packet: &IpPacket) -> bool {
+        if self.setting.options.udp_port.is_some() {
+            // Wherever the peer is by now: port and address are not under its ICV.
+            let own = SITE.endpoint(self.setting.options.outer_ipv6);
+            let from_port = matches!(packet.flow.upper, Upper::Ports { source: NAT_TRAVERSAL_PORT, .. });
+            return packet.flow.protocol == protocol::UDP && packet.flow.source == own && from_port;
+        }
         let ipv6 = self.setting.options.outer_ipv6;
         let endpoints = (SITE.endpoint(ipv6), SITE.peer().endpoint(ipv6));
         packet.flow.protocol == self.setting.options.protocol.number()

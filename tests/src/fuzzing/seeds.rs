@@ -75,6 +75,11 @@ fn wire() -> Vec<Vec<u8>> {
         .collect();
     packets.extend(hosts(Site::A, Site::B));
     packets.extend(hosts(Site::A, Site::B).iter().map(|packet| packet::frame(packet)));
+    // Datagrams of NAT traversal, from their UDP header on.
+    let datagram =
+        |packet: &Vec<u8>| packet.get(20..).filter(|_| packet.get(9) == Some(&17)).map(<[u8]>::to_vec);
+    let datagrams: Vec<_> = packets.iter().filter_map(datagram).collect();
+    packets.extend(datagrams);
     let mtus = [1500u16, 100, 576, 68].into_iter().cycle();
     let numbered =
         packets.iter().zip(mtus).zip((0..=u8::MAX).cycle()).map(|((packet, mtu), number)| {
@@ -90,7 +95,7 @@ fn step(kind: u8, bytes: &[u8], packet: &[u8]) -> Vec<u8> {
 
 fn inbound() -> Vec<Vec<u8>> {
     /// Settings: suites, families, ESN, MTUs, selectors, scarce frames.
-    const SETTINGS: [[u8; 4]; 13] = [
+    const SETTINGS: [[u8; 4]; 15] = [
         [0x10, 0, 0, 0],
         [0x11, 0, 0, 0],
         [0x36, 0x09, 0, 0],
@@ -104,6 +109,8 @@ fn inbound() -> Vec<Vec<u8>> {
         [0x11, 0x20, 0, 0],
         [0x37, 0x20, 0x24, 0],
         [0x93, 0x2c, 0x05, 0x83],
+        [0x10, 0x40, 0, 0],
+        [0x37, 0x40, 0x24, 0],
     ];
     let mut seeds = Vec::new();
     let mut seed = |index: usize, steps: Vec<u8>| {

@@ -6,6 +6,7 @@ use adit_engine::crypto::Suite;
 use adit_engine::transform::ah::{Role, cover};
 use adit_engine::transform::esp::{Layout, trailer};
 use adit_engine::transform::fragment::{fragment_ipv4, write_fragment};
+use adit_engine::transform::natt::{self, Datagram};
 use adit_engine::transform::transport::{self, DestinationOptions};
 use adit_engine::transform::tunnel::{DontFragment, Dscp, OuterHeader};
 use adit_engine::transform::{self, ecn, mss};
@@ -28,6 +29,7 @@ pub fn wire(input: &[u8]) {
     ethernet_header(bytes);
     esp_header(bytes);
     ah_header(bytes);
+    nat_traversal(bytes);
     esp_lengths(bytes, &layout, mtu);
     assert_eq!(ecn::ingress(traffic_class), traffic_class & 3);
 
@@ -96,6 +98,21 @@ fn ah_header(bytes: &[u8]) {
             assert!(header.length >= 12 && usize::from(header.length) <= bytes.len());
         }
         Err(_) => assert!(bytes.len() < 12 || bytes[1] == 0 || (usize::from(bytes[1]) + 2) * 4 > bytes.len()),
+    }
+}
+
+/// RFC 3948 section 2: what a datagram is, by its length and its first bytes alone.
+fn nat_traversal(bytes: &[u8]) {
+    let length = bytes.get(4..6).map_or(0, |length| usize::from(u16::from_be_bytes([length[0], length[1]])));
+    let payload = if length >= 8 { bytes.get(8..length) } else { None };
+    match (natt::read(bytes), payload) {
+        (Ok(Datagram::Keepalive), payload) => assert_eq!(payload, Some(&[0xff][..])),
+        (Ok(Datagram::Ike), payload) => assert!(payload.is_some_and(|payload| payload.starts_with(&[0; 4]))),
+        (Ok(Datagram::Esp(esp)), payload) => {
+            assert_eq!(payload, Some(esp));
+            assert!(esp.len() >= 4 && esp[..4] != [0; 4]);
+        }
+        (Err(_), payload) => assert!(payload.is_none_or(|payload| payload.len() < 4 && payload != [0xff])),
     }
 }
 
@@ -381,7 +398,8 @@ fn outer(inner: &IpPacket, layout: &Layout, outside_mtu: u32, choice: u8) {
     for (source, destination) in [("192.0.2.1", "198.51.100.9"), ("2001:db8:f::1", "2001:db8:e::9")] {
         let (source, destination) = (source.parse().unwrap(), destination.parse().unwrap());
         let ttl = choice.max(1);
-        let header = OuterHeader { source, destination, protocol: protocol::ESP, ttl, dscp, dont_fragment };
+        let (protocol, udp_ports) = (protocol::ESP, (choice & 0x40 != 0).then_some((4500, 1024)));
+        let header = OuterHeader { source, destination, protocol, udp_ports, ttl, dscp, dont_fragment };
         let inside = header.inside_mtu(outside_mtu, &transform::Layout::Esp(*layout));
         let sealed = |inner: u32| header.length() + layout.esp_length(inner as usize);
         assert!(inside == 0 || sealed(inside) <= outside_mtu as usize);
@@ -394,7 +412,8 @@ fn outer(inner: &IpPacket, layout: &Layout, outside_mtu: u32, choice: u8) {
         let read = ip::parse(&out).expect("a packet");
         assert_eq!(read.total_length as usize, out.len());
         assert_eq!((read.flow.source, read.flow.destination), (source, destination));
-        assert_eq!((read.flow.protocol, read.ttl), (protocol::ESP, choice.max(1)));
+        let carrier = if udp_ports.is_some() { protocol::UDP } else { protocol };
+        assert_eq!((read.flow.protocol, read.ttl), (carrier, choice.max(1)));
         assert_eq!(read.traffic_class & 3, inner.traffic_class & 3, "ECN, RFC 6040 section 4.1");
         let class = if choice & 4 != 0 { inner.traffic_class >> 2 } else { choice >> 2 };
         assert_eq!(read.traffic_class >> 2, class);
