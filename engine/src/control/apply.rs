@@ -28,6 +28,7 @@ use crate::pipeline::Tables;
 use crate::policy::cover::Cover;
 use crate::policy::spd::Fallback;
 use crate::policy::{Policy, Tunnel};
+use crate::sa::lifetime::Limit;
 use crate::sa::{InboundSa, OutboundSa, publish};
 use crate::wire::Spi;
 
@@ -67,11 +68,16 @@ pub struct LiveSa<T> {
     pub fingerprint: Fingerprint,
     /// Its key was used before this process: sequence numbers start over, so the peer must start over too.
     pub peer_must_reset: bool,
+    /// When it was set up, by [`super::lifetimes::now`].
+    pub since: Duration,
+    /// How long it lives.
+    pub seconds: Limit,
 }
 
 impl<T> Clone for LiveSa<T> {
     fn clone(&self) -> Self {
-        Self { sa: self.sa.clone(), fingerprint: self.fingerprint, peer_must_reset: self.peer_must_reset }
+        let Self { ref sa, fingerprint, peer_must_reset, since, seconds } = *self;
+        Self { sa: sa.clone(), fingerprint, peer_must_reset, since, seconds }
     }
 }
 

@@ -159,6 +159,24 @@ struct SaAddArguments {
     /// Anti-replay window in packets.
     #[arg(long)]
     replay_window: Option<u32>,
+    /// Packets after which an SA should be replaced.
+    #[arg(long)]
+    lifetime_packets_soft: Option<u64>,
+    /// Packets after which an SA stops; outbound counted by sequence numbers.
+    #[arg(long)]
+    lifetime_packets_hard: Option<u64>,
+    /// Bytes of ESP after which an SA should be replaced.
+    #[arg(long)]
+    lifetime_bytes_soft: Option<u64>,
+    /// Bytes of ESP after which an SA stops.
+    #[arg(long)]
+    lifetime_bytes_hard: Option<u64>,
+    /// Age at which an SA should be replaced.
+    #[arg(long)]
+    lifetime_seconds_soft: Option<u64>,
+    /// Age at which an SA stops.
+    #[arg(long)]
+    lifetime_seconds_hard: Option<u64>,
     /// Outer DSCP: copy, or 0 to 63.
     #[arg(long)]
     dscp: Option<String>,
@@ -511,6 +529,12 @@ impl SaAddArguments {
             icv_length: self.icv_length,
             esn: self.esn,
             replay_window: self.replay_window,
+            lifetime_packets_soft: self.lifetime_packets_soft,
+            lifetime_packets_hard: self.lifetime_packets_hard,
+            lifetime_bytes_soft: self.lifetime_bytes_soft,
+            lifetime_bytes_hard: self.lifetime_bytes_hard,
+            lifetime_seconds_soft: self.lifetime_seconds_soft,
+            lifetime_seconds_hard: self.lifetime_seconds_hard,
             dscp: self.dscp.clone().map(Scalar),
             df: self.df,
             ttl: self.ttl,

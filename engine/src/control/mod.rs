@@ -18,6 +18,7 @@ pub mod consistent;
 mod group;
 pub mod keyring;
 mod keys;
+pub mod lifetimes;
 mod prepare;
 pub mod problem;
 pub mod protocol;

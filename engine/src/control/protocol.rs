@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 use super::apply::{Control, LiveSa, LiveTunnel};
 use super::check;
 use super::config::{PolicyTable, Scalar, TunnelTable, join, with_missing};
+use super::lifetimes;
 use super::prepare::selector_text;
 use super::problem::{Problem, Problems};
 use super::report::{self, Change, PolicyReport, SaReport, Stats, Status, load};
@@ -492,6 +493,7 @@ impl LiveTunnel {
             let sa = &live.sa;
             let mut report = self.settings.report(live, sa.spec.sa.spi, "in");
             report.count(&sa.counters);
+            report.live(&sa.lifetime, &sa.spec.sa.limits, live.seconds);
             report.sequence = sa.replay.right_edge();
             report.replay_window = Some(sa.replay.size());
             let selectors = sa.selectors.get();
@@ -502,6 +504,7 @@ impl LiveTunnel {
             let sa = &live.sa;
             let mut report = self.settings.report(live, sa.spec.sa.spi, "out");
             report.count(&sa.counters);
+            report.live(&sa.lifetime, &sa.spec.sa.limits, live.seconds);
             report.sequence = sa.last_sequence();
             report.selectors = texts(filter, &sa.spec.sa.selectors);
             reports.push(report);
@@ -545,6 +548,14 @@ impl TunnelSettings {
             replayed: 0,
             icv_failed: 0,
             refused: 0,
+            lifetime: String::new(),
+            age_seconds: live.age(lifetimes::now()).as_secs(),
+            lifetime_packets_soft: None,
+            lifetime_packets_hard: None,
+            lifetime_bytes_soft: None,
+            lifetime_bytes_hard: None,
+            lifetime_seconds_soft: None,
+            lifetime_seconds_hard: None,
             key: hex::encode(&live.fingerprint[..4]),
             warnings,
             selectors: Vec::new(),

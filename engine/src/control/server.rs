@@ -28,6 +28,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use super::apply::Control;
 use super::group;
+use super::lifetimes;
 use super::protocol::{self, Asked, Cursor, ErrorReply, MESSAGE_LIMIT, PIECE, Peer, Request};
 
 /// For a message, from its first byte to its NUL.
@@ -72,7 +73,8 @@ impl Server {
             tasks.block_on(&runtime, async {
                 match UnixListener::from_std(listener) {
                     Ok(listener) => tokio::select! {
-                        () = accept(listener, control, gid) => {}
+                        () = accept(listener, control.clone(), gid) => {}
+                        () = keep_time(&control) => {}
                         () = stopped.notified() => {}
                     },
                     Err(error) => tracing::error!(%error, "control socket"),
@@ -80,6 +82,16 @@ impl Server {
             });
         })?;
         Ok(Self { path: path.to_owned(), stop, thread: Some(thread) })
+    }
+}
+
+/// Lifetimes in seconds end within one of these.
+const TICK: Duration = Duration::from_secs(1);
+
+async fn keep_time(control: &Control) {
+    loop {
+        tokio::time::sleep(TICK).await;
+        control.pass_time(lifetimes::now());
     }
 }
 

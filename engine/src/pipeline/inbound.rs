@@ -12,6 +12,7 @@ use crate::crypto::{IcvValid, Open};
 use crate::policy::{Action, Tunnel};
 use crate::route::{PortId, Side};
 use crate::sa::InboundSa;
+use crate::sa::lifetime::Allowance;
 use crate::sa::replay::{Candidate, Refused};
 use crate::sa::selector::Direction;
 use crate::transform::esp::{self, BadTrailer};
@@ -55,6 +56,9 @@ enum Sent<'g> {
 /// What a group adds to its SA's counters.
 #[derive(Default)]
 struct GroupCount {
+    /// With a right ICV and a new number.
+    verified: u64,
+    verified_bytes: u64,
     packets: u64,
     bytes: u64,
     replayed: u64,
@@ -62,8 +66,13 @@ struct GroupCount {
     refused: u64,
 }
 
-/// The last flow of a group that selectors and policy let through: the next packet is mostly the same flow's.
-type Admitted<'g> = Option<(Flow, Fragment, Protection<'g>)>;
+/// What a group knows from one packet to the next.
+struct Progress<'g> {
+    count: GroupCount,
+    allowance: Allowance,
+    /// The last flow that selectors and policy let through: the next packet is mostly the same flow's.
+    admitted: Option<(Flow, Fragment, Protection<'g>)>,
+}
 
 /// The policy that wants a packet protected, by its place, and the tunnel it names.
 #[derive(Clone, Copy)]
@@ -127,7 +136,14 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         sa: &'g InboundSa,
         group: impl Iterator<Item = Sealed>,
     ) {
-        let mut count = GroupCount::default();
+        if sa.lifetime.is_over() {
+            let count = group.count();
+            sa.counters.refused.fetch_add(count as u64, Ordering::Relaxed);
+            return self.tally.drop_all(DropReason::HardLifetime, count);
+        }
+        let mut progress =
+            Progress { count: GroupCount::default(), allowance: sa.allowance(), admitted: None };
+        let count = &mut progress.count;
         let mut taken = ArrayVec::<Taken<F::Frame>, BURST>::new();
         for sealed in group {
             match self.take_inside(HEADER_LENGTH + usize::from(sealed.ciphertext_length)) {
@@ -157,11 +173,11 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
         drop(opens);
 
-        let mut admitted: Admitted<'g> = None;
         for (Taken { sealed, port, mut frame }, verdict) in taken.drain(..).zip(verdicts.drain(..)) {
             let esp_length = u64::from(sealed.length);
             let plaintext_length = usize::from(sealed.ciphertext_length);
-            let sent = self.decapsulate(sa, sealed, verdict, port, &mut frame, &mut admitted);
+            let sent = self.decapsulate(sa, sealed, verdict, port, &mut frame, &mut progress);
+            let count = &mut progress.count;
             match sent {
                 Ok(_) => {
                     count.packets += 1;
@@ -177,8 +193,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 Ok(Sent::Copied) | Err(_) => self.give_back_wiped(port, frame, plaintext_length),
             }
         }
-        self.tally.opened += count.packets;
-        count.write_down(sa);
+        self.tally.opened += progress.count.packets;
+        progress.count.write_down(sa);
     }
 
     /// A transmit frame of at least `length` bytes for plaintext whose egress is not known yet: of the port that
@@ -207,11 +223,18 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         verdict: Option<IcvValid>,
         port: PortId,
         frame: &mut [u8],
-        admitted: &mut Admitted<'g>,
+        progress: &mut Progress<'g>,
     ) -> Result<Sent<'g>, DropReason> {
         let proof = verdict.ok_or(DropReason::IcvFailed)?;
         let number = sealed.candidate.authenticate(proof).ok_or(DropReason::IcvFailed)?;
         sa.replay.commit(number).map_err(replay_reason)?;
+        // Last of what is proven of the ESP packet, so that a forged or repeated one takes nothing from it.
+        if !progress.allowance.take(sealed.length.into()) {
+            sa.lifetime.end();
+            return Err(DropReason::HardLifetime);
+        }
+        progress.count.verified += 1;
+        progress.count.verified_bytes += u64::from(sealed.length);
 
         let plaintext = &mut frame[HEADER_LENGTH..HEADER_LENGTH + usize::from(sealed.ciphertext_length)];
         let trailer = esp::trailer(plaintext).map_err(|bad| match bad {
@@ -240,11 +263,11 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             ip::set_traffic_class(plaintext, version, packet.traffic_class);
         }
 
-        let protection = match *admitted {
+        let protection = match progress.admitted {
             Some((flow, fragment, known)) if flow == packet.flow && fragment == packet.fragment => known,
             _ => self.admit(sa, packet)?,
         };
-        *admitted = Some((packet.flow, packet.fragment, protection));
+        progress.admitted = Some((packet.flow, packet.fragment, protection));
         self.count_policy(protection.policy);
 
         // Decrypted packets never leave an unprotected interface.
@@ -331,6 +354,9 @@ impl GroupCount {
     }
 
     fn write_down(&self, sa: &InboundSa) {
+        if self.verified > 0 {
+            sa.verified(self.verified, self.verified_bytes);
+        }
         for (counter, count) in [
             (&sa.counters.packets, self.packets),
             (&sa.counters.bytes, self.bytes),

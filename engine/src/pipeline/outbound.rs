@@ -1,8 +1,6 @@
 //! Outbound PROTECT (RFC 4303 section 3.3, RFC 4301 section 5.1): size, TTL, numbers for the group, outer
 //! header, encryption and authentication of the group.
 
-use std::sync::atomic::Ordering;
-
 use arrayvec::ArrayVec;
 
 use super::scratch::{Egress, Groups, Route};
@@ -63,6 +61,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let Some(sa) = tunnel.outbound.load(self.guard) else {
             return self.tally.drop_all(DropReason::NoOutboundSa, group.count());
         };
+        if sa.lifetime.is_over() {
+            return self.tally.drop_all(DropReason::HardLifetime, group.count());
+        }
         let owner = sa.owner(self.own.worker);
         if owner != self.own.worker {
             // Untouched: the owner does all of it.
@@ -96,7 +97,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     /// made.
     pub(super) fn seal_originated(&mut self, tunnel: &'g Tunnel, packet: &IpPacket) {
         let Some(sa) = tunnel.outbound.load(self.guard) else { return };
-        if sa.owner(self.own.worker) != self.own.worker {
+        if sa.lifetime.is_over() || sa.owner(self.own.worker) != self.own.worker {
             return;
         }
         let Ok(egress) = self.outer_egress(sa) else { return };
@@ -221,13 +222,18 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     ) {
         let Group { sa, egress, .. } = group;
         let outer_length = sa.outer.length();
+        let mut allowance = sa.allowance();
         let mut numbers = sa.take_numbers(ready.len() as u64).into_iter().flatten();
         let mut bytes = 0;
         let mut seals = ArrayVec::<Seal<'_>, BURST>::new();
         for Ready { payload, packet, length, frame } in ready.iter_mut() {
-            let Some(sequence) = numbers.next() else { break };
             let length = *length;
             let esp_length = sa.layout.esp_length(length);
+            if !allowance.take(esp_length as u64) {
+                sa.lifetime.end();
+                break;
+            }
+            let Some(sequence) = numbers.next() else { break };
             // Unique among the SA's last 2^16 packets, whichever workers send them (RFC 6864 section 4.3).
             let identification = sequence.get() as u16;
             let (headers, esp) = frame.split_at_mut(HEADER_LENGTH + outer_length);
@@ -247,20 +253,21 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         sa.sealer.seal(sa.spec.sa.spi, &mut seals, &mut self.own.ivs);
         drop(seals);
 
+        if sealed > 0 {
+            sa.sealed(sealed as u64, bytes);
+        }
+        let refused =
+            if sa.lifetime.is_over() { DropReason::HardLifetime } else { DropReason::SequenceExhausted };
         for (position, Ready { length, frame, .. }) in ready.drain(..).enumerate() {
             if position < sealed {
                 let length = outer_length + sa.layout.esp_length(length);
                 self.emit(egress, sa.outer.version(), frame, length);
             } else {
                 self.frames.give_back(egress.id, frame);
-                self.tally.drop(DropReason::SequenceExhausted);
+                self.tally.drop(refused);
             }
         }
         self.tally.sealed += sealed as u64;
-        if sealed > 0 {
-            sa.counters.packets.fetch_add(sealed as u64, Ordering::Relaxed);
-            sa.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
-        }
     }
 }
 

@@ -231,7 +231,8 @@ fn tables() -> String {
         let (encryption, authentication) = suite.split_once(' ').expect("two names");
         text += &format!(
             "[profile.p{number}]\nencryption = \"{encryption}\"\nauthentication = \"{authentication}\"\n\
-             dh-group = \"group14\"\nreplay-window = {}\n",
+             dh-group = \"group14\"\nlifetime-packets-hard = 1000\nlifetime-bytes-soft = 5000\n\
+             lifetime-seconds-hard = 3600\nreplay-window = {}\n",
             32 + number
         );
     }
