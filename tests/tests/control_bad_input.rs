@@ -30,7 +30,7 @@ fn good(method: &str) -> Value {
         })
     };
     match method {
-        "Status" | "Stats" | "PolicyList" | "Reload" => json!({}),
+        "Status" | "Stats" | "PolicyList" | "Reload" | "Monitor" => json!({}),
         "Drops" => json!({ "all": true }),
         "SaList" => json!({ "tunnel": "b" }),
         "SaShow" => json!({ "tunnel": "b", "spi": "0x1001" }),
@@ -283,6 +283,7 @@ fn every_answer_is_as_described() {
         "SaList",
         "SaShow",
         "PolicyList",
+        "Monitor",
         "SaAdd",
         "PolicyAdd",
         "SaDelete",

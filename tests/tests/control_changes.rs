@@ -208,6 +208,10 @@ fn lifetimes_come_from_tunnel_profile_or_algorithm_and_end_by_the_clock() {
         assert_eq!(sa["lifetime"], "good");
         assert_eq!(sa.get("lifetime_seconds_hard"), None, "no limit is not shown");
     }
+    let mut monitor = daemon.connect();
+    monitor.send(b"{\"method\":\"io.adit.Engine.Monitor\",\"more\":true}\0").unwrap();
+    let first = monitor.receive().unwrap();
+    assert_eq!((&first["parameters"], &first["continues"]), (&json!({ "event": "listening" }), &json!(true)));
     let mut short = table("short", 0x2001, "192.0.2.3");
     short["lifetime_packets_hard"] = json!(1000);
     short["lifetime_bytes_soft"] = json!(5000);
@@ -231,6 +235,22 @@ fn lifetimes_come_from_tunnel_profile_or_algorithm_and_end_by_the_clock() {
         assert!(sa["age_seconds"].as_u64().unwrap() >= 2, "not early: {sa}");
     }
     assert!(shown("safe").iter().all(|sa| sa["lifetime"] == "good"));
+    // Two ticks more: what was told is not told again.
+    std::thread::sleep(std::time::Duration::from_millis(2200));
+    drop(daemon);
+    let mut events: Vec<_> = std::iter::from_fn(|| monitor.receive())
+        .map(|piece| {
+            let text = |name: &str| piece["parameters"][name].as_str().unwrap().to_owned();
+            [text("tunnel"), text("spi"), text("direction"), text("event")].join(" ")
+        })
+        .collect();
+    events.sort();
+    let expected = ["in hard", "in soft", "out hard", "out soft"].map(|event| {
+        let (direction, end) = event.split_once(' ').unwrap();
+        let spi = if direction == "in" { "0x00002001" } else { "0x00002002" };
+        format!("short {spi} {direction} {end}_lifetime")
+    });
+    assert_eq!(events, expected);
 }
 
 #[test]

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use super::check;
 use super::config::{PolicyTable, ProfileTable, TunnelTable};
+use super::events::Events;
 use super::keyring::{Fingerprint, Keyring};
 use super::prepare::{Desired, DesiredSa, Prepared, WeakSa};
 use super::problem::Problems;
@@ -133,6 +134,8 @@ pub struct Control {
     interfaces: Vec<Interface>,
     config: Option<PathBuf>,
     started: Instant,
+    /// What happens.
+    pub events: Events,
     /// Held for the whole of a change: changes come one after another.
     change: Mutex<Keyring>,
     /// Held for the switch only: reports never wait for a change.
@@ -157,6 +160,7 @@ impl Control {
             interfaces,
             config,
             started: Instant::now(),
+            events: Events::default(),
             change: Mutex::new(keyring),
             live: RwLock::new(live),
         }

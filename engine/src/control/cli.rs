@@ -16,6 +16,7 @@ use super::config::{
     ActionName, AuthenticationName, DfName, DirectionName, Document, EncryptionName, PolicyTable, SaTable,
     Scalar, Secret, TunnelTable, WorkersName,
 };
+use super::events::Event;
 use super::problem::Problems;
 use super::protocol::{PolicyAdd, SaAdd};
 use super::report::{Change, Drop, PolicyReport, SaReport, Stats, Status};
@@ -68,6 +69,8 @@ enum Command {
         #[arg(long)]
         all: bool,
     },
+    /// What happens, line by line, until interrupted: SAs that should be replaced, SAs that have ended.
+    Monitor,
     /// The configuration file.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -380,6 +383,13 @@ fn run(cli: &Cli, hooks: &Hooks) -> Result<String, Failure> {
             let mut drops = call()?
                 .call::<std::collections::HashMap<String, Vec<Drop>>>("Drops", &json!({ "all": all }))?;
             Ok(show(cli, &drops.remove("drops").unwrap_or_default(), |drops| render::drops(drops)))
+        }
+        Command::Monitor => {
+            call()?.follow("Monitor", &nothing, |event: Event| {
+                let line = if cli.json { json!(event).to_string() } else { render::event(&event) };
+                writeln!(std::io::stdout(), "{line}").is_ok()
+            })?;
+            Ok(String::new())
         }
         Command::Sa(SaCommand::List { tunnel }) => {
             let sas: Vec<SaReport> = call()?.list("SaList", &json!({ "tunnel": tunnel }), "sas")?;

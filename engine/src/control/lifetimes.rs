@@ -7,9 +7,9 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::apply::{Control, LiveSa};
 use super::config::{ProfileTable, TunnelTable};
+use super::events::Event;
 use super::keyring::Fingerprint;
 use super::problem::Problems;
-use super::settings::TunnelSettings;
 use crate::crypto::{Encryption, Suite};
 use crate::sa::lifetime::{Expiry, Lifetime, Limit, Limits, MOST_BYTES_OF_A_64_BIT_CIPHER, NONE};
 use crate::sa::spec::SaSpec;
@@ -112,31 +112,36 @@ impl Control {
     pub fn pass_time(&self, now: Duration) {
         for tunnel in &self.live().tunnels {
             if let Some(live) = &tunnel.inbound {
-                tell(live, &live.sa.lifetime, now, &tunnel.settings, live.sa.spec.sa.spi, "in");
+                self.tell(live, &live.sa.lifetime, now, &tunnel.settings.name, live.sa.spec.sa.spi, "in");
             }
             if let Some(live) = &tunnel.outbound {
-                tell(live, &live.sa.lifetime, now, &tunnel.settings, live.sa.spec.sa.spi, "out");
+                self.tell(live, &live.sa.lifetime, now, &tunnel.settings.name, live.sa.spec.sa.spi, "out");
             }
         }
     }
-}
 
-fn tell<T>(
-    live: &LiveSa<T>,
-    lifetime: &Lifetime,
-    now: Duration,
-    settings: &TunnelSettings,
-    spi: Spi,
-    direction: &str,
-) {
-    lifetime.aged(live.seconds, live.age(now).as_secs());
-    for expiry in lifetime.news() {
-        let tunnel = &settings.name;
-        match expiry {
-            Expiry::Soft => {
-                tracing::info!(%tunnel, %spi, direction, "the SA should be replaced: soft lifetime")
-            }
-            Expiry::Hard => tracing::warn!(%tunnel, %spi, direction, "the SA has ended: hard lifetime"),
+    fn tell<T>(
+        &self,
+        live: &LiveSa<T>,
+        lifetime: &Lifetime,
+        now: Duration,
+        tunnel: &str,
+        spi: Spi,
+        direction: &str,
+    ) {
+        lifetime.aged(live.seconds, live.age(now).as_secs());
+        for expiry in lifetime.news() {
+            let event = match expiry {
+                Expiry::Soft => {
+                    tracing::info!(tunnel, %spi, direction, "soft lifetime: the SA should be replaced");
+                    "soft_lifetime"
+                }
+                Expiry::Hard => {
+                    tracing::warn!(tunnel, %spi, direction, "hard lifetime: the SA carries nothing any more");
+                    "hard_lifetime"
+                }
+            };
+            self.events.tell(Event::of_sa(event, tunnel, direction, spi));
         }
     }
 }

@@ -15,6 +15,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod consistent;
+pub mod events;
 mod group;
 pub mod keyring;
 mod keys;

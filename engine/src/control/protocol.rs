@@ -125,6 +125,8 @@ pub enum Request {
     List(List),
     /// A change, which may take a while (storage, workers).
     Change(ChangeRequest),
+    /// What happens from now on, until the client leaves.
+    Monitor,
 }
 
 /// What is answered at once.
@@ -315,6 +317,7 @@ fn request(method: &str, parameters: &str) -> Result<Request, ErrorReply> {
             let DropsParameters { all } = parse(parameters)?;
             Ok(Request::Read(Read::Drops(all.unwrap_or(false))))
         }
+        (INTERFACE, "Monitor") => nothing(Request::Monitor),
         (INTERFACE, "SaList") => {
             let TunnelParameters { tunnel } = parse(parameters)?;
             Ok(Request::List(List::Sas(SaFilter { tunnel, ..SaFilter::default() })))
@@ -398,6 +401,11 @@ fn message(value: &impl Serialize) -> Vec<u8> {
 /// A reply as it travels, with its NUL.
 pub fn reply(parameters: &impl Serialize) -> Vec<u8> {
     message(&Reply { parameters, continues: false })
+}
+
+/// The same, with more to come.
+pub fn piece_of(parameters: &impl Serialize) -> Vec<u8> {
+    message(&Reply { parameters, continues: true })
 }
 
 impl Read {

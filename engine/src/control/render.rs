@@ -5,6 +5,7 @@ use std::io::IsTerminal as _;
 use comfy_table::presets::{NOTHING, UTF8_HORIZONTAL_ONLY};
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 
+use super::events::Event;
 use super::report::{Change, Counter, Drop, PolicyReport, SaReport, Stats, Status};
 use super::settings::Settings;
 
@@ -218,6 +219,13 @@ fn limits(sa: &SaReport) -> String {
     };
     end("soft", [sa.lifetime_packets_soft, sa.lifetime_bytes_soft, sa.lifetime_seconds_soft])
         + &end("hard", [sa.lifetime_packets_hard, sa.lifetime_bytes_hard, sa.lifetime_seconds_hard])
+}
+
+pub(super) fn event(event: &Event) -> String {
+    let mut words = vec![event.event.clone()];
+    words.extend([&event.tunnel, &event.direction, &event.spi].into_iter().flatten().cloned());
+    words.extend(event.missed.map(|missed| missed.to_string()));
+    words.join(" ")
 }
 
 pub(super) fn policies(policies: &[PolicyReport]) -> String {

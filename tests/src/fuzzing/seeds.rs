@@ -175,6 +175,7 @@ fn control() -> Vec<Vec<u8>> {
     let service = |name: &str, parameters: Value| json!({ "method": format!("org.varlink.service.{name}"), "parameters": parameters, "oneway": false });
     let calls = [
         own("Status", json!({})),
+        own("Monitor", json!({})),
         own("Stats", json!({})),
         own("Drops", json!({ "all": true })),
         own("SaList", json!({ "tunnel": "first" })),
