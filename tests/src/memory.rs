@@ -14,6 +14,7 @@ use adit_engine::pipeline::{DropReason, Tables};
 use adit_engine::policy::spd::Fallback;
 use adit_engine::policy::{Action, Policy, Spd, Tunnel};
 use adit_engine::route::{Network, NetworkBuilder, Port, PortId, RouteTarget, Side};
+use adit_engine::sa::lifetime::Limits;
 use adit_engine::sa::publish::Published;
 use adit_engine::sa::selector::{AddressRange, Selector, UpperSelector};
 use adit_engine::sa::spec::{InboundSpec, Mode, OutboundSpec, Protocol, SaSpec, Workers};
@@ -125,6 +126,8 @@ pub struct Options {
     pub esn: bool,
     /// Window.
     pub replay_window: u32,
+    /// Lifetime.
+    pub limits: Limits,
     /// Last number, on both sides.
     pub last_sequence: u64,
     /// Lower MSS.
@@ -164,6 +167,7 @@ impl Options {
             outer_ipv6: false,
             esn: false,
             replay_window: 1024,
+            limits: Limits::default(),
             last_sequence: 0,
             clamp_mss: true,
             dont_fragment: DontFragment::Copy,
@@ -215,6 +219,7 @@ impl Options {
             remote: self.endpoint(site.peer()),
             esn: self.esn,
             selectors: self.selectors.clone().unwrap_or_else(|| self.protected(site)),
+            limits: self.limits,
         };
         spec.validate().unwrap();
         spec

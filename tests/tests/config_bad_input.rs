@@ -21,6 +21,8 @@ fn good() -> Value {
         "profile": { "strong": {
             "encryption": "aes-256-gcm", "authentication": "none", "icv-length": 16, "dh-group": "group20",
             "esn": true, "replay-window": 1024,
+            "lifetime-packets-soft": 900, "lifetime-packets-hard": 1000, "lifetime-bytes-soft": 9000,
+            "lifetime-bytes-hard": 10000, "lifetime-seconds-soft": 90, "lifetime-seconds-hard": 100,
         } },
         "tunnel": [{
             "name": "b", "local": "192.0.2.1", "remote": "192.0.2.2", "profile": "strong", "protocol": "esp",
@@ -28,6 +30,8 @@ fn good() -> Value {
             "encryption": "aes-128-cbc", "authentication": "sha256", "icv-length": 16, "esn": true,
             "replay-window": 64, "dscp": 46, "df": "copy", "ttl": 64, "workers": "one", "clamp-mss": true,
             "replay-after-restart": "accept-risk",
+            "lifetime-packets-soft": 900, "lifetime-packets-hard": 1000, "lifetime-bytes-soft": 9000,
+            "lifetime-bytes-hard": 10000, "lifetime-seconds-soft": 90, "lifetime-seconds-hard": 100,
             "inbound": {
                 "spi": 4097,
                 "encryption-key": "hex:00112233445566778899aabbccddeeff",
@@ -115,6 +119,12 @@ fn wrong(path: &str) -> Option<Vec<Value>> {
         }
         "profile.replay-window" | "tunnel.replay-window" => {
             vec![json!(0), json!(31), json!(65537), json!(-1)]
+        }
+        lifetime if lifetime.contains(".lifetime-") => {
+            let mut wrong = vec![json!(0), json!(-1), json!(1.5), json!("an hour")];
+            // Beyond the hard limit.
+            wrong.extend(lifetime.ends_with("-soft").then(|| json!(10_001)));
+            wrong
         }
         "tunnel.name" | "policy.name" => vec![json!(""), json!("a b"), json!("-x")],
         "tunnel.local" => {

@@ -18,7 +18,8 @@ fn good(method: &str) -> Value {
         "name": "t", "local": "192.0.2.1", "remote": "192.0.2.2", "profile": "strong",
         "encryption": "aes-128-cbc", "authentication": "sha256", "icv_length": 16, "esn": true, "replay_window": 64,
         "dscp": "copy", "df": "set", "ttl": 64, "workers": "shared", "clamp_mss": false,
-        "replay_after_restart": "accept-risk",
+        "replay_after_restart": "accept-risk", "lifetime_packets_soft": 900, "lifetime_packets_hard": 1000,
+        "lifetime_bytes_soft": 9000, "lifetime_bytes_hard": 10000, "lifetime_seconds_soft": 90, "lifetime_seconds_hard": 100,
         "inbound": { "spi": "0x7001", "encryption_key": key(16), "authentication_key": key(32) },
         "outbound": { "spi": "0x7002", "encryption_key": key(16), "authentication_key": key(32) },
     });
@@ -29,7 +30,7 @@ fn good(method: &str) -> Value {
         })
     };
     match method {
-        "Status" | "Stats" | "PolicyList" | "Reload" => json!({}),
+        "Status" | "Stats" | "PolicyList" | "Reload" | "Monitor" => json!({}),
         "Drops" => json!({ "all": true }),
         "SaList" => json!({ "tunnel": "b" }),
         "SaShow" => json!({ "tunnel": "b", "spi": "0x1001" }),
@@ -77,6 +78,11 @@ fn wrong(path: &str) -> Vec<Value> {
         ("authentication", _) => vec![json!("sha2"), json!("none")],
         ("icv_length", _) => vec![json!(15), json!(-1), json!(256)],
         ("replay_window", _) => vec![json!(0), json!(31), json!(65537), json!(-1)],
+        (lifetime, _) if lifetime.starts_with("lifetime_") => {
+            let mut wrong = vec![json!(0), json!(-1), json!(u64::MAX)];
+            wrong.extend(lifetime.ends_with("_soft").then(|| json!(10_001)));
+            wrong
+        }
         ("dscp", _) => vec![json!("64"), json!("all")],
         ("df", _) => vec![json!("keep")],
         ("ttl", _) => vec![json!(0), json!(256)],
@@ -282,6 +288,7 @@ fn every_answer_is_as_described() {
         "SaList",
         "SaShow",
         "PolicyList",
+        "Monitor",
         "SaAdd",
         "PolicyAdd",
         "SaDelete",

@@ -192,6 +192,85 @@ fn a_new_salt_or_another_counter_mode_does_not_make_a_used_key_new() {
 }
 
 #[test]
+fn lifetimes_come_from_tunnel_profile_or_algorithm_and_end_by_the_clock() {
+    let table = |name: &str, spi: u32, remote: &str| {
+        let mut table = tunnel(name, spi);
+        table["remote"] = json!(remote);
+        table
+    };
+    let daemon = Daemon::start(BASE);
+    let shown = |name: &str| {
+        let sas = daemon.call("SaShow", json!({ "tunnel": name })).unwrap()["sas"].clone();
+        serde_json::from_value::<Vec<Value>>(sas).unwrap()
+    };
+    daemon.call("SaAdd", json!({ "tunnel": table("safe", 0x1001, "192.0.2.2") })).unwrap();
+    for sa in shown("safe") {
+        assert_eq!(sa["lifetime"], "good");
+        assert_eq!(sa.get("lifetime_seconds_hard"), None, "no limit is not shown");
+    }
+    let mut monitor = daemon.connect();
+    monitor.send(b"{\"method\":\"io.adit.Engine.Monitor\",\"more\":true}\0").unwrap();
+    let first = monitor.receive().unwrap();
+    assert_eq!((&first["parameters"], &first["continues"]), (&json!({ "event": "listening" }), &json!(true)));
+    let mut short = table("short", 0x2001, "192.0.2.3");
+    short["lifetime_packets_hard"] = json!(1000);
+    short["lifetime_bytes_soft"] = json!(5000);
+    short["lifetime_seconds_hard"] = json!(2);
+    daemon.call("SaAdd", json!({ "tunnel": short })).unwrap();
+    let sas = shown("short");
+    assert_eq!(sas.len(), 2);
+    for sa in &sas {
+        assert_eq!((&sa["lifetime_packets_hard"], &sa["lifetime_seconds_hard"]), (&json!(1000), &json!(2)));
+        // Three quarters of the hard limit, or what was written, and up to a tenth less.
+        assert!((675..=750).contains(&sa["lifetime_packets_soft"].as_u64().unwrap()), "{sa}");
+        assert!((4500..=5000).contains(&sa["lifetime_bytes_soft"].as_u64().unwrap()), "{sa}");
+        assert_eq!(sa["lifetime_seconds_soft"], 1);
+    }
+    let begun = std::time::Instant::now();
+    while shown("short").iter().any(|sa| sa["lifetime"] != "over") {
+        assert!(begun.elapsed().as_secs() < 10, "{:?}", shown("short"));
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    for sa in shown("short") {
+        assert!(sa["age_seconds"].as_u64().unwrap() >= 2, "not early: {sa}");
+    }
+    assert!(shown("safe").iter().all(|sa| sa["lifetime"] == "good"));
+    // Two ticks more: what was told is not told again.
+    std::thread::sleep(std::time::Duration::from_millis(2200));
+    drop(daemon);
+    let mut events: Vec<_> = std::iter::from_fn(|| monitor.receive())
+        .map(|piece| {
+            let text = |name: &str| piece["parameters"][name].as_str().unwrap().to_owned();
+            [text("tunnel"), text("spi"), text("direction"), text("event")].join(" ")
+        })
+        .collect();
+    events.sort();
+    let expected = ["in hard", "in soft", "out hard", "out soft"].map(|event| {
+        let (direction, end) = event.split_once(' ').unwrap();
+        let spi = if direction == "in" { "0x00002001" } else { "0x00002002" };
+        format!("short {spi} {direction} {end}_lifetime")
+    });
+    assert_eq!(events, expected);
+}
+
+#[test]
+fn limits_that_a_64_bit_cipher_cannot_keep_are_refused() {
+    let mut table = tunnel("b", 0x1001);
+    table.as_object_mut().unwrap().remove("profile");
+    (table["encryption"], table["authentication"]) = (json!("3des"), json!("sha256"));
+    for direction in ["inbound", "outbound"] {
+        table[direction]["encryption_key"] = json!(key(24));
+        table[direction]["authentication_key"] = json!(key(32));
+    }
+    let daemon = Daemon::start(&format!("[engine]\nallow-legacy = true\n{BASE}"));
+    table["lifetime_bytes_hard"] = json!((8u64 << 32) + 1);
+    let message = daemon.refused("SaAdd", json!({ "tunnel": table }), "tunnel.lifetime-bytes-hard");
+    assert!(message.contains("34359738368"), "{message}");
+    table["lifetime_bytes_hard"] = json!(8u64 << 32);
+    daemon.call("SaAdd", json!({ "tunnel": table })).unwrap();
+}
+
+#[test]
 fn a_cbc_key_needs_the_operators_word_after_a_restart() {
     let table = |risk: bool| {
         let mut table = json!({

@@ -178,6 +178,45 @@ fn keys_are_generated_for_their_algorithm() {
 }
 
 #[test]
+fn monitor_prints_as_it_happens_and_ends_with_the_daemon() {
+    use std::io::{BufRead as _, BufReader, Read as _};
+    let daemon = Daemon::start(BASE);
+    let monitor = |format: &[&str]| {
+        let mut command = Command::new(program("adit"));
+        command.arg("--socket").arg(&daemon.socket).args(format).arg("monitor");
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let mut first = String::new();
+        output.read_line(&mut first).unwrap();
+        (child, output, first)
+    };
+    let (plain, with_json) = (monitor(&[]), monitor(&["--json"]));
+    assert_eq!((&*plain.2, &*with_json.2), ("listening\n", "{\"event\":\"listening\"}\n"));
+    // Who reads no further ends it without a word.
+    let (mut child, output, _) = monitor(&[]);
+    drop(output);
+    let mut tunnel = adit_tests::control::tunnel("t", 0x1001);
+    tunnel["lifetime_seconds_hard"] = serde_json::json!(1);
+    daemon.call("SaAdd", serde_json::json!({ "tunnel": tunnel })).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let mut said = String::new();
+    let (mut child, mut output, _) = plain;
+    while said.lines().count() < 4 {
+        output.read_line(&mut said).unwrap();
+    }
+    for line in ["soft_lifetime t in 0x00001001", "hard_lifetime t out 0x00001002"] {
+        assert!(said.lines().any(|said| said == line), "{said}");
+    }
+    daemon.stop();
+    assert_eq!(child.wait().unwrap().code(), Some(3));
+    let (mut child, mut output, _) = with_json;
+    let mut rest = String::new();
+    output.read_to_string(&mut rest).unwrap();
+    assert!(rest.lines().all(|line| serde_json::from_str::<Value>(line).unwrap()["tunnel"] == "t"));
+    assert_eq!(child.wait().unwrap().code(), Some(3));
+}
+
+#[test]
 fn what_needs_no_daemon() {
     let daemon = Daemon::start(BASE);
     let directory = Directory::new();

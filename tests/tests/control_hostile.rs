@@ -171,6 +171,32 @@ fn a_hundred_idle_connections_make_room() {
 }
 
 #[test]
+fn those_who_monitor_make_room_like_the_idle() {
+    let daemon = Daemon::start(BASE);
+    let before = resident_kib();
+    let mut listening: Vec<Client> = (0..100)
+        .map(|_| {
+            let mut client = daemon.connect();
+            client.send(b"{\"method\":\"io.adit.Engine.Monitor\",\"more\":true}\0").unwrap();
+            let first = client.receive().expect("the beginning");
+            assert_eq!(
+                (&first["parameters"]["event"], &first["continues"]),
+                (&json!("listening"), &json!(true))
+            );
+            client
+        })
+        .collect();
+    answers(&daemon);
+    assert!(resident_kib().saturating_sub(before) < 8 * 1024);
+    assert!(listening[0].receive().is_none());
+    // Who says something has heard enough.
+    listening[99].send(b"{\"method\":\"io.adit.Engine.Status\"}\0").unwrap();
+    assert!(listening[99].receive().is_none());
+    // Without "more" there is no stream to wait for.
+    assert_eq!(daemon.call("Monitor", json!({})).unwrap(), json!({ "event": "listening" }));
+}
+
+#[test]
 fn a_client_that_does_not_read_is_left_alone() {
     let daemon = Daemon::start(BASE);
     let policy = |i: u32| json!({ "name": format!("policy-{i}"), "action": "bypass", "remote": [format!("10.0.{}.{}", i / 256, i % 256)] });

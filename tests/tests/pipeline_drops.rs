@@ -238,6 +238,15 @@ const CASES: &[(DropReason, fn())] = &[
         gateway.assert_drops(INSIDE, &outbound(), DropReason::SequenceExhausted);
         gateway.assert_drops(INSIDE, &outbound(), DropReason::SequenceExhausted);
     }),
+    (DropReason::HardLifetime, || {
+        let mut options = Options::new();
+        options.limits.packets.hard = 1;
+        let mut gateway = Gateway::new(Site::B, &options);
+        assert_eq!(gateway.run(INSIDE, &[outbound()]).len(), 1);
+        gateway.assert_drops(INSIDE, &outbound(), DropReason::HardLifetime);
+        assert_eq!(gateway.run(OUTSIDE, &[peer().seal(1, IPV4, &inner())]).len(), 1);
+        gateway.assert_drops(OUTSIDE, &peer().seal(2, IPV4, &inner()), DropReason::HardLifetime);
+    }),
     (DropReason::TtlExceeded, || {
         for ttl in [0, 1] {
             let dying = with_ttl(inner(), ttl);

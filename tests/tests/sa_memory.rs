@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use adit_engine::crypto::Suite;
+use adit_engine::sa::lifetime::Limits;
 use adit_engine::sa::spec::{InboundSpec, Mode, OutboundSpec, Protocol, SaSpec, Workers};
 use adit_engine::sa::{InboundSa, OutboundSa};
 use adit_engine::transform::tunnel::{DontFragment, Dscp};
@@ -39,6 +40,7 @@ fn an_sa_is_at_most_a_kibibyte_and_its_window() {
             remote: Site::B.endpoint(false),
             esn: true,
             selectors: networks(Site::A),
+            limits: Limits::default(),
         };
         let selectors = size_of_val(networks(Site::A).as_slice()) as i64;
         let (bytes, sa) = held_by(|| {

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use super::check;
 use super::config::{PolicyTable, ProfileTable, TunnelTable};
+use super::events::Events;
 use super::keyring::{Fingerprint, Keyring};
 use super::prepare::{Desired, DesiredSa, Prepared, WeakSa};
 use super::problem::Problems;
@@ -28,6 +29,7 @@ use crate::pipeline::Tables;
 use crate::policy::cover::Cover;
 use crate::policy::spd::Fallback;
 use crate::policy::{Policy, Tunnel};
+use crate::sa::lifetime::Limit;
 use crate::sa::{InboundSa, OutboundSa, publish};
 use crate::wire::Spi;
 
@@ -70,11 +72,16 @@ pub struct LiveSa<T> {
     pub fingerprint: Fingerprint,
     /// Its key was used before this process: sequence numbers start over, so the peer must start over too.
     pub peer_must_reset: bool,
+    /// When it was set up, by [`super::lifetimes::now`].
+    pub since: Duration,
+    /// How long it lives.
+    pub seconds: Limit,
 }
 
 impl<T> Clone for LiveSa<T> {
     fn clone(&self) -> Self {
-        Self { sa: self.sa.clone(), fingerprint: self.fingerprint, peer_must_reset: self.peer_must_reset }
+        let Self { ref sa, fingerprint, peer_must_reset, since, seconds } = *self;
+        Self { sa: sa.clone(), fingerprint, peer_must_reset, since, seconds }
     }
 }
 
@@ -130,6 +137,8 @@ pub struct Control {
     interfaces: Vec<Interface>,
     config: Option<PathBuf>,
     started: Instant,
+    /// What happens.
+    pub events: Events,
     /// Held for the whole of a change: changes come one after another.
     change: Mutex<Keyring>,
     /// Held for the switch only: reports never wait for a change.
@@ -154,6 +163,7 @@ impl Control {
             interfaces,
             config,
             started: Instant::now(),
+            events: Events::default(),
             change: Mutex::new(keyring),
             live: RwLock::new(live),
         }

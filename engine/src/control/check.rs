@@ -10,6 +10,7 @@ use super::config::{
     ProtocolName, SaTable, Scalar, Secret, SideName, TunnelTable, WorkersName, XdpMode,
 };
 use super::consistent::{Outline, consistent};
+use super::lifetimes;
 use super::problem::Problems;
 use super::settings::{
     Engine, Interface, PolicySettings, SaRequest, Settings, TunnelRequest, TunnelSettings,
@@ -20,6 +21,7 @@ use crate::crypto::suite::SuiteError;
 use crate::crypto::{Authentication, Encryption, Opener, Suite};
 use crate::policy::spd::Fallback;
 use crate::route::Side;
+use crate::sa::lifetime::{Limit, Limits};
 use crate::sa::selector::{PortRange, Selector, UpperSelector};
 use crate::sa::spec::{Mode, Protocol, Workers};
 use crate::transform::ah::Padding;
@@ -246,6 +248,7 @@ struct Written {
     icv_length: Option<u8>,
     esn: Option<bool>,
     replay_window: Option<u32>,
+    lifetimes: lifetimes::Written,
 }
 
 impl Written {
@@ -256,6 +259,7 @@ impl Written {
             icv_length: table.icv_length,
             esn: table.esn,
             replay_window: table.replay_window,
+            lifetimes: table.lifetimes(),
         }
     }
 
@@ -270,6 +274,7 @@ impl Written {
             icv_length: table.icv_length.or(base.filter(|_| !own).and_then(|base| base.icv_length)),
             esn: table.esn.or(base.and_then(|base| base.esn)),
             replay_window: table.replay_window.or(base.and_then(|base| base.replay_window)),
+            lifetimes: lifetimes::or(table.lifetimes(), base.map(|base| base.lifetimes).unwrap_or_default()),
         }
     }
 }
@@ -299,13 +304,13 @@ impl Written {
     }
 }
 
-/// A suite, ESN and the anti-replay window.
+/// A suite, ESN, the anti-replay window and the lifetime.
 fn crypto(
     path: &str,
     written: Written,
     allow_legacy: bool,
     problems: &mut Problems,
-) -> Option<(Suite, bool, u32)> {
+) -> Option<(Suite, bool, u32, (Limits, Limit))> {
     let before = problems.0.len();
     let Some(encryption) = written.encryption else {
         let names: Vec<_> = EncryptionName::ALL.iter().map(|name| name.name()).collect();
@@ -346,7 +351,9 @@ fn crypto(
              set esn = false as well",
         );
     }
-    suite.ok().filter(|_| problems.0.len() == before).map(|suite| (suite, esn, window))
+    let suite = suite.ok()?;
+    let limits = lifetimes::limits(path, written.lifetimes, &suite, esn, problems);
+    (problems.0.len() == before).then_some((suite, esn, window, limits))
 }
 
 fn is_legacy(encryption: EncryptionName) -> bool {
@@ -453,7 +460,7 @@ pub fn tunnel(
     if table.ttl == Some(0) {
         problems.push(format!("{path}.ttl"), "expected 1 to 255, found 0");
     }
-    let suite = crypto.map(|(suite, esn, _)| (suite, esn));
+    let suite = crypto.map(|(suite, esn, ..)| (suite, esn));
     let mut direction = |name: &str, sa: &Option<SaTable>| {
         let sa = sa.as_ref()?;
         self::sa(sa, format!("{path}.{name}"), suite, rules, problems)
@@ -463,7 +470,7 @@ pub fn tunnel(
     if problems.0.len() > before {
         return None;
     }
-    let (suite, esn, replay_window) = crypto?;
+    let (suite, esn, replay_window, (limits, seconds)) = crypto?;
     let name: Arc<str> = table.name.as_str().into();
     if suite.is_legacy() {
         let (encryption, authentication) =
@@ -487,6 +494,8 @@ pub fn tunnel(
             suite,
             esn,
             replay_window,
+            limits,
+            seconds,
             ttl: table.ttl.unwrap_or(64),
             dscp: dscp?,
             dont_fragment: match table.df {

@@ -16,6 +16,7 @@ use super::config::{
     ActionName, AhPaddingName, AuthenticationName, DestinationOptionsName, DfName, DirectionName, Document,
     EncryptionName, ModeName, PolicyTable, ProtocolName, SaTable, Scalar, Secret, TunnelTable, WorkersName,
 };
+use super::events::Event;
 use super::problem::Problems;
 use super::protocol::{PolicyAdd, SaAdd};
 use super::report::{Change, Drop, PolicyReport, SaReport, Stats, Status};
@@ -68,6 +69,8 @@ enum Command {
         #[arg(long)]
         all: bool,
     },
+    /// What happens, line by line, until interrupted: SAs that should be replaced, SAs that have ended.
+    Monitor,
     /// The configuration file.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -174,6 +177,24 @@ struct SaAddArguments {
     /// Anti-replay window in packets.
     #[arg(long)]
     replay_window: Option<u32>,
+    /// Packets after which an SA should be replaced.
+    #[arg(long)]
+    lifetime_packets_soft: Option<u64>,
+    /// Packets after which an SA stops; outbound counted by sequence numbers.
+    #[arg(long)]
+    lifetime_packets_hard: Option<u64>,
+    /// Bytes of ESP after which an SA should be replaced.
+    #[arg(long)]
+    lifetime_bytes_soft: Option<u64>,
+    /// Bytes of ESP after which an SA stops.
+    #[arg(long)]
+    lifetime_bytes_hard: Option<u64>,
+    /// Age at which an SA should be replaced.
+    #[arg(long)]
+    lifetime_seconds_soft: Option<u64>,
+    /// Age at which an SA stops.
+    #[arg(long)]
+    lifetime_seconds_hard: Option<u64>,
     /// Outer DSCP: copy, or 0 to 63.
     #[arg(long)]
     dscp: Option<String>,
@@ -378,6 +399,13 @@ fn run(cli: &Cli, hooks: &Hooks) -> Result<String, Failure> {
                 .call::<std::collections::HashMap<String, Vec<Drop>>>("Drops", &json!({ "all": all }))?;
             Ok(show(cli, &drops.remove("drops").unwrap_or_default(), |drops| render::drops(drops)))
         }
+        Command::Monitor => {
+            call()?.follow("Monitor", &nothing, |event: Event| {
+                let line = if cli.json { json!(event).to_string() } else { render::event(&event) };
+                writeln!(std::io::stdout(), "{line}").is_ok()
+            })?;
+            Ok(String::new())
+        }
         Command::Sa(SaCommand::List { tunnel }) => {
             let sas: Vec<SaReport> = call()?.list("SaList", &json!({ "tunnel": tunnel }), "sas")?;
             Ok(show(cli, &sas, |sas| render::sas(sas)))
@@ -531,6 +559,12 @@ impl SaAddArguments {
             icv_length: self.icv_length,
             esn: self.esn,
             replay_window: self.replay_window,
+            lifetime_packets_soft: self.lifetime_packets_soft,
+            lifetime_packets_hard: self.lifetime_packets_hard,
+            lifetime_bytes_soft: self.lifetime_bytes_soft,
+            lifetime_bytes_hard: self.lifetime_bytes_hard,
+            lifetime_seconds_soft: self.lifetime_seconds_soft,
+            lifetime_seconds_hard: self.lifetime_seconds_hard,
             dscp: self.dscp.clone().map(Scalar),
             df: self.df,
             ttl: self.ttl,

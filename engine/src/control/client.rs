@@ -109,6 +109,26 @@ impl Client {
         }
     }
 
+    /// One call, an answer in pieces without end: each goes to `take` as it comes, until that says false.
+    ///
+    /// # Errors
+    /// [`CallError`], also when the daemon ends.
+    pub fn follow<T: DeserializeOwned>(
+        &mut self,
+        method: &str,
+        parameters: &impl Serialize,
+        mut take: impl FnMut(T) -> bool,
+    ) -> Result<(), CallError> {
+        self.send(method, parameters, true)?;
+        self.stream.get_ref().set_read_timeout(None).map_err(lost)?;
+        loop {
+            let (piece, continues) = self.receive()?;
+            if !take(piece) || !continues {
+                return Ok(());
+            }
+        }
+    }
+
     fn send(&mut self, method: &str, parameters: &impl Serialize, more: bool) -> Result<(), CallError> {
         let call = Call { method: format!("{INTERFACE}.{method}"), parameters, more };
         // Keys travel in it: counted first, so that the buffer is allocated once and wiped.

@@ -94,6 +94,24 @@ pub struct ProfileTable {
     /// Anti-replay window in packets, 32 to 65536; default 1024. 0 switches the protection off.
     #[serde(default)]
     pub replay_window: Option<u32>,
+    /// Packets after which an SA should be replaced; default: three quarters of the hard limit, or what is safe. Up to a tenth earlier, by chance.
+    #[serde(default)]
+    pub lifetime_packets_soft: Option<u64>,
+    /// Packets after which an SA stops; outbound counted by sequence numbers; default: what is safe for the algorithm.
+    #[serde(default)]
+    pub lifetime_packets_hard: Option<u64>,
+    /// Bytes of ESP after which an SA should be replaced; default: three quarters of the hard limit, or what is safe. Up to a tenth earlier, by chance.
+    #[serde(default)]
+    pub lifetime_bytes_soft: Option<u64>,
+    /// Bytes of ESP after which an SA stops; default: what is safe for the algorithm.
+    #[serde(default)]
+    pub lifetime_bytes_hard: Option<u64>,
+    /// Age at which an SA should be replaced; default: three quarters of the hard limit. Up to a tenth earlier, by chance.
+    #[serde(default)]
+    pub lifetime_seconds_soft: Option<u64>,
+    /// Age at which an SA stops; default: none.
+    #[serde(default)]
+    pub lifetime_seconds_hard: Option<u64>,
 }
 
 /// `[[tunnel]]`
@@ -140,6 +158,24 @@ pub struct TunnelTable {
     /// See the profile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay_window: Option<u32>,
+    /// See the profile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lifetime_packets_soft: Option<u64>,
+    /// See the profile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lifetime_packets_hard: Option<u64>,
+    /// See the profile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lifetime_bytes_soft: Option<u64>,
+    /// See the profile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lifetime_bytes_hard: Option<u64>,
+    /// See the profile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lifetime_seconds_soft: Option<u64>,
+    /// See the profile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lifetime_seconds_hard: Option<u64>,
     /// Outer DSCP: "copy" (default) or 0 to 63.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dscp: Option<Scalar>,

@@ -275,7 +275,7 @@ impl Builder<'_> {
         let spec = settings.inbound_spec(request.spi, selectors, request.last_sequence);
         let sa = self.expanded(settings, outline, &request.keys, |keys| InboundSa::new(spec, keys))?;
         self.new_inbound.push((outline.field.clone(), sa.clone()));
-        Some(LiveSa { sa, fingerprint: outline.fingerprint, peer_must_reset })
+        Some(LiveSa::new(sa, outline.fingerprint, peer_must_reset, settings.seconds))
     }
 
     fn outbound(
@@ -299,7 +299,7 @@ impl Builder<'_> {
         let selectors = selectors_of(&settings.name, self.policies, false);
         let spec = settings.outbound_spec(request.spi, selectors, request.last_sequence);
         let sa = self.expanded(settings, outline, &request.keys, |keys| OutboundSa::new(spec, keys))?;
-        Some(LiveSa { sa, fingerprint: outline.fingerprint, peer_must_reset })
+        Some(LiveSa::new(sa, outline.fingerprint, peer_must_reset, settings.seconds))
     }
 
     /// Whether a key may start at sequence number 1, and whether it did so before.

@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 use super::apply::{Control, LiveSa, LiveTunnel};
 use super::check;
 use super::config::{PolicyTable, Scalar, TunnelTable, join, with_missing};
+use super::lifetimes;
 use super::prepare::selector_text;
 use super::problem::{Problem, Problems};
 use super::report::{self, Change, PolicyReport, SaReport, Stats, Status, load};
@@ -124,6 +125,8 @@ pub enum Request {
     List(List),
     /// A change, which may take a while (storage, workers).
     Change(ChangeRequest),
+    /// What happens from now on, until the client leaves.
+    Monitor,
 }
 
 /// What is answered at once.
@@ -314,6 +317,7 @@ fn request(method: &str, parameters: &str) -> Result<Request, ErrorReply> {
             let DropsParameters { all } = parse(parameters)?;
             Ok(Request::Read(Read::Drops(all.unwrap_or(false))))
         }
+        (INTERFACE, "Monitor") => nothing(Request::Monitor),
         (INTERFACE, "SaList") => {
             let TunnelParameters { tunnel } = parse(parameters)?;
             Ok(Request::List(List::Sas(SaFilter { tunnel, ..SaFilter::default() })))
@@ -397,6 +401,11 @@ fn message(value: &impl Serialize) -> Vec<u8> {
 /// A reply as it travels, with its NUL.
 pub fn reply(parameters: &impl Serialize) -> Vec<u8> {
     message(&Reply { parameters, continues: false })
+}
+
+/// The same, with more to come.
+pub fn piece_of(parameters: &impl Serialize) -> Vec<u8> {
+    message(&Reply { parameters, continues: true })
 }
 
 impl Read {
@@ -493,6 +502,7 @@ impl LiveTunnel {
             let sa = &live.sa;
             let mut report = self.settings.report(live, sa.spec.sa.spi, "in");
             report.count(&sa.counters);
+            report.live(&sa.lifetime, &sa.spec.sa.limits, live.seconds);
             report.sequence = sa.replay.right_edge();
             report.replay_window = Some(sa.replay.size());
             let selectors = sa.selectors.get();
@@ -503,6 +513,7 @@ impl LiveTunnel {
             let sa = &live.sa;
             let mut report = self.settings.report(live, sa.spec.sa.spi, "out");
             report.count(&sa.counters);
+            report.live(&sa.lifetime, &sa.spec.sa.limits, live.seconds);
             report.sequence = sa.last_sequence();
             if let (Some(_), Some((address, port))) = (sa.spec.sa.udp_port, sa.peer.get()) {
                 (report.remote, report.udp_port) = (address.to_string(), Some(port));
@@ -552,6 +563,14 @@ impl TunnelSettings {
             replayed: 0,
             icv_failed: 0,
             refused: 0,
+            lifetime: String::new(),
+            age_seconds: live.age(lifetimes::now()).as_secs(),
+            lifetime_packets_soft: None,
+            lifetime_packets_hard: None,
+            lifetime_bytes_soft: None,
+            lifetime_bytes_hard: None,
+            lifetime_seconds_soft: None,
+            lifetime_seconds_hard: None,
             key: hex::encode(&live.fingerprint[..4]),
             warnings,
             selectors: Vec::new(),

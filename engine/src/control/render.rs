@@ -5,6 +5,7 @@ use std::io::IsTerminal as _;
 use comfy_table::presets::{NOTHING, UTF8_HORIZONTAL_ONLY};
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 
+use super::events::Event;
 use super::report::{Change, Counter, Drop, PolicyReport, SaReport, Stats, Status};
 use super::settings::Settings;
 
@@ -178,11 +179,16 @@ pub(super) fn sas(sas: &[SaReport]) -> String {
             sa.sequence.to_string(),
             sa.packets.to_string(),
             sa.bytes.to_string(),
-            sa.warnings.join("; "),
+            notes(sa),
         ]);
     }
     right(&mut table, 8..11);
     finish(&table)
+}
+
+fn notes(sa: &SaReport) -> String {
+    let lifetime = (sa.lifetime != "good").then(|| format!("lifetime {}", sa.lifetime));
+    lifetime.iter().chain(&sa.warnings).map(String::as_str).collect::<Vec<_>>().join("; ")
 }
 
 pub(super) fn sa_details(sas: &[SaReport]) -> String {
@@ -206,7 +212,8 @@ pub(super) fn sa_details(sas: &[SaReport]) -> String {
         if let Some(window) = sa.replay_window {
             lines.push(format!("  replay window {window}"));
         }
-        lines.push(format!("  {} packets, {} bytes", sa.packets, sa.bytes));
+        lines.push(format!("  {} packets, {} bytes, {} s old", sa.packets, sa.bytes, sa.age_seconds));
+        lines.push(format!("  lifetime {}{}", sa.lifetime, limits(sa)));
         lines.push(format!(
             "  {} replayed, {} with a wrong ICV, {} refused",
             sa.replayed, sa.icv_failed, sa.refused
@@ -216,6 +223,25 @@ pub(super) fn sa_details(sas: &[SaReport]) -> String {
         lines.join("\n") + "\n"
     };
     sas.iter().map(block).collect::<Vec<_>>().join("\n")
+}
+
+/// ", soft at 900 packets, hard at 1000 packets and 60 seconds", as far as there are limits.
+fn limits(sa: &SaReport) -> String {
+    let end = |name: &str, figures: [Option<u64>; 3]| {
+        let kinds = figures.iter().zip(["packets", "bytes", "seconds"]);
+        let limits: Vec<_> =
+            kinds.filter_map(|(figure, kind)| figure.map(|figure| format!("{figure} {kind}"))).collect();
+        if limits.is_empty() { String::new() } else { format!(", {name} at {}", limits.join(" and ")) }
+    };
+    end("soft", [sa.lifetime_packets_soft, sa.lifetime_bytes_soft, sa.lifetime_seconds_soft])
+        + &end("hard", [sa.lifetime_packets_hard, sa.lifetime_bytes_hard, sa.lifetime_seconds_hard])
+}
+
+pub(super) fn event(event: &Event) -> String {
+    let mut words = vec![event.event.clone()];
+    words.extend([&event.tunnel, &event.direction, &event.spi].into_iter().flatten().cloned());
+    words.extend(event.missed.map(|missed| missed.to_string()));
+    words.join(" ")
 }
 
 pub(super) fn policies(policies: &[PolicyReport]) -> String {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::pipeline::{DropReason, WorkerCounters};
 use crate::sa::inbound::SaCounters;
+use crate::sa::lifetime::{self, Lifetime, Limit, Limits};
 
 /// A named counter.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -212,6 +213,28 @@ pub struct SaReport {
     pub icv_failed: u64,
     /// Dropped for another reason once the SA was found.
     pub refused: u64,
+    /// "good", "ending" past a soft limit, or "over" past a hard one: then it carries nothing.
+    pub lifetime: String,
+    /// Seconds since it was set up.
+    pub age_seconds: u64,
+    /// It should be replaced from here on, in packets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lifetime_packets_soft: Option<u64>,
+    /// It ends here, in packets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lifetime_packets_hard: Option<u64>,
+    /// It should be replaced from here on, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lifetime_bytes_soft: Option<u64>,
+    /// It ends here, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lifetime_bytes_hard: Option<u64>,
+    /// It should be replaced from here on, in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lifetime_seconds_soft: Option<u64>,
+    /// It ends here, in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lifetime_seconds_hard: Option<u64>,
     /// Names the key, not telling it: the first 8 digits of its fingerprint on this host.
     pub key: String,
     /// Weak algorithms, replay protection off, a peer that must be reset.
@@ -222,6 +245,22 @@ pub struct SaReport {
 }
 
 impl SaReport {
+    pub(super) fn live(&mut self, lifetime: &Lifetime, limits: &Limits, seconds: Limit) {
+        self.lifetime = match (lifetime.is_over(), lifetime.is_ending()) {
+            (true, _) => "over",
+            (false, true) => "ending",
+            (false, false) => "good",
+        }
+        .into();
+        let Limits { packets, bytes } = limits;
+        let written = |limit| (limit != lifetime::NONE).then_some(limit);
+        (self.lifetime_packets_soft, self.lifetime_packets_hard) =
+            (written(packets.soft), written(packets.hard));
+        (self.lifetime_bytes_soft, self.lifetime_bytes_hard) = (written(bytes.soft), written(bytes.hard));
+        (self.lifetime_seconds_soft, self.lifetime_seconds_hard) =
+            (written(seconds.soft), written(seconds.hard));
+    }
+
     pub(super) fn count(&mut self, counters: &SaCounters) {
         self.packets = load(&counters.packets);
         self.bytes = load(&counters.bytes);

@@ -27,7 +27,9 @@ use tokio::time::timeout;
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::apply::Control;
+use super::events::Event;
 use super::group;
+use super::lifetimes;
 use super::protocol::{self, Asked, Cursor, ErrorReply, MESSAGE_LIMIT, PIECE, Peer, Request};
 
 /// For a message, from its first byte to its NUL.
@@ -72,7 +74,8 @@ impl Server {
             tasks.block_on(&runtime, async {
                 match UnixListener::from_std(listener) {
                     Ok(listener) => tokio::select! {
-                        () = accept(listener, control, gid) => {}
+                        () = accept(listener, control.clone(), gid) => {}
+                        () = keep_time(&control) => {}
                         () = stopped.notified() => {}
                     },
                     Err(error) => tracing::error!(%error, "control socket"),
@@ -80,6 +83,16 @@ impl Server {
             });
         })?;
         Ok(Self { path: path.to_owned(), stop, thread: Some(thread) })
+    }
+}
+
+/// Lifetimes in seconds end within one of these.
+const TICK: Duration = Duration::from_secs(1);
+
+async fn keep_time(control: &Control) {
+    loop {
+        tokio::time::sleep(TICK).await;
+        control.pass_time(lifetimes::now());
     }
 }
 
@@ -257,6 +270,10 @@ async fn serve(
             let asked = protocol::read(&buffer[..length], peer);
             buffer[..length].zeroize();
             match asked {
+                Ok(Asked { request: Ok(Request::Monitor), more: true, oneway: false, .. }) => {
+                    drop(buffer);
+                    return monitor(&mut stream, control, idle).await;
+                }
                 Ok(asked) => answer(&mut stream, asked, peer, control).await?,
                 Err(reply) => return send(&mut stream, &reply.message()).await,
             }
@@ -322,6 +339,7 @@ async fn answer(stream: &mut UnixStream, asked: Asked, peer: Peer, control: &Arc
             }
         }
         Ok(Request::List(list)) => Cursor::new(list).whole(control).unwrap_or_else(|error| error.message()),
+        Ok(Request::Monitor) => protocol::reply(&Event::listening()),
         Ok(Request::Change(change)) => {
             let control = control.clone();
             let done = tokio::task::spawn_blocking(move || change.perform(&control)).await?;
@@ -344,6 +362,37 @@ async fn answer(stream: &mut UnixStream, asked: Asked, peer: Peer, control: &Arc
         }
     };
     if oneway { Ok(()) } else { send(stream, &reply).await }
+}
+
+/// Tells a client what happens until it leaves or says something. Between events its connection is idle like any
+/// other, and makes room when there is none.
+async fn monitor(stream: &mut UnixStream, control: &Control, idle: &impl Fn(bool)) -> io::Result<()> {
+    let mut listener = control.events.listen();
+    let mut event = Event::listening();
+    loop {
+        send(stream, &protocol::piece_of(&event)).await?;
+        idle(true);
+        event = tokio::select! {
+            next = listener.next() => match next {
+                Some(next) => next,
+                None => return Ok(()),
+            },
+            () = heard(stream) => return Ok(()),
+        };
+        idle(false);
+    }
+}
+
+/// Until the client says something, or leaves.
+async fn heard(stream: &UnixStream) {
+    loop {
+        let ready = stream.readable().await;
+        // Readiness may be older than the last read.
+        let said = stream.try_read(&mut [0]).map_err(|error| error.kind());
+        if ready.is_err() || said != Err(io::ErrorKind::WouldBlock) {
+            return;
+        }
+    }
 }
 
 async fn send(stream: &mut UnixStream, bytes: &[u8]) -> io::Result<()> {

@@ -6,10 +6,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::config::{ActionName, ProfileTable, XdpMode};
+use super::lifetimes;
 use crate::crypto::Suite;
 use crate::crypto::key::KeyMaterial;
 use crate::policy::spd::Fallback;
 use crate::route::Side;
+use crate::sa::lifetime::{Limit, Limits};
 use crate::sa::selector::Selector;
 use crate::sa::spec::{InboundSpec, Mode, OutboundSpec, Protocol, SaSpec, Workers};
 use crate::transform::tunnel::{DontFragment, Dscp};
@@ -90,6 +92,10 @@ pub struct TunnelSettings {
     pub esn: bool,
     /// Anti-replay window in packets, 0 = off.
     pub replay_window: u32,
+    /// How much its SAs may carry; each has its soft limits a little earlier.
+    pub limits: Limits,
+    /// How many seconds they live, likewise.
+    pub seconds: Limit,
     /// Outer TTL.
     pub ttl: u8,
     /// Outer DSCP.
@@ -176,12 +182,13 @@ impl TunnelSettings {
 
     /// What an inbound SA depends on.
     pub(super) fn inbound_part(&self) -> impl PartialEq + use<> {
-        (self.wire_part(), self.replay_window)
+        (self.wire_part(), self.replay_window, self.limits, self.seconds)
     }
 
     /// What an outbound SA depends on.
     pub(super) fn outbound_part(&self) -> impl PartialEq + use<> {
-        (self.wire_part(), self.workers, self.ttl, self.dscp, self.dont_fragment)
+        let header = (self.ttl, self.dscp, self.dont_fragment);
+        (self.wire_part(), self.workers, header, self.limits, self.seconds)
     }
 
     fn sa(&self, spi: Spi, selectors: Vec<Selector>) -> SaSpec {
@@ -196,6 +203,10 @@ impl TunnelSettings {
             remote: self.remote,
             esn: self.esn,
             selectors,
+            limits: Limits {
+                packets: lifetimes::jittered(self.limits.packets),
+                bytes: lifetimes::jittered(self.limits.bytes),
+            },
         }
     }
 

@@ -188,7 +188,7 @@ impl Sealer {
                 let number = packet.sequence.get();
                 let clear = format.lay_out(spi, &mut *esp, packet.payload, packet.next_header, number);
                 clear.iv.copy_from_slice(&number.to_be_bytes());
-                let (message, icv) = esp.split_at_mut(esp.len() - format.icv_length);
+                let (message, icv) = esp.split_at_mut(esp.len() - format.icv_length());
                 (format.gmac_message(salt, message, number), icv)
             })),
             SealKeys::Separate { cipher, mac } => {
@@ -211,7 +211,7 @@ impl Sealer {
                     // Encrypt, then MAC (RFC 4303 section 3.3.2).
                     mac.sign(group.iter_mut().map(|packet| {
                         let esp = mem::take(&mut packet.esp);
-                        let (message, icv) = esp.split_at_mut(esp.len() - format.icv_length);
+                        let (message, icv) = esp.split_at_mut(esp.len() - format.icv_length());
                         (&*message, format.high_word(packet.sequence.get()), icv)
                     }));
                 }
@@ -337,9 +337,9 @@ struct Format {
     esn: bool,
     /// The IV is the sequence number, and unique as long as that is (RFC 3686 section 3.1, RFC 4106 section 3.1).
     is_counter_mode: bool,
-    iv_length: usize,
-    icv_length: usize,
-    alignment: usize,
+    iv_length: u8,
+    icv_length: u8,
+    alignment: u8,
 }
 
 /// The fields of an ESP packet that is being written; `text` is still in the clear.
@@ -389,16 +389,24 @@ impl Format {
         Self {
             esn,
             is_counter_mode: suite.is_counter_mode(),
-            iv_length: suite.iv_length().into(),
-            icv_length: suite.icv_length().into(),
-            alignment: suite.alignment().into(),
+            iv_length: suite.iv_length(),
+            icv_length: suite.icv_length(),
+            alignment: suite.alignment(),
         }
+    }
+
+    fn iv_length(&self) -> usize {
+        self.iv_length.into()
+    }
+
+    fn icv_length(&self) -> usize {
+        self.icv_length.into()
     }
 
     /// Ciphertext bytes of a packet this long.
     fn text_length(&self, esp_length: usize) -> Option<usize> {
-        let length = esp_length.checked_sub(HEADER_LENGTH + self.iv_length + self.icv_length)?;
-        length.is_multiple_of(self.alignment).then_some(length)
+        let length = esp_length.checked_sub(HEADER_LENGTH + self.iv_length() + self.icv_length())?;
+        length.is_multiple_of(self.alignment.into()).then_some(length)
     }
 
     /// Writes header and plaintext: payload, padding, pad length, next header (RFC 4303 section 2).
@@ -418,7 +426,7 @@ impl Format {
         assert!(self.esn || sequence <= u32::MAX.into(), "numbers do not cycle (RFC 4303 section 3.3.3)");
 
         let (header, rest) = esp.split_at_mut(HEADER_LENGTH);
-        let (iv, rest) = rest.split_at_mut(self.iv_length);
+        let (iv, rest) = rest.split_at_mut(self.iv_length());
         let (text, icv) = rest.split_at_mut(text_length);
         header[..4].copy_from_slice(&spi.0.to_be_bytes());
         header[4..].copy_from_slice(&(sequence as u32).to_be_bytes());
@@ -441,9 +449,9 @@ impl Format {
         if !is_own_number || plaintext.len() != text_length {
             return Sealed::default();
         }
-        let (iv, rest) = rest.split_at(self.iv_length);
+        let (iv, rest) = rest.split_at(self.iv_length());
         let (text, icv) = rest.split_at(text_length);
-        Sealed { header, iv, text, icv, message: &esp[..esp.len() - self.icv_length] }
+        Sealed { header, iv, text, icv, message: &esp[..esp.len() - self.icv_length()] }
     }
 
     /// SPI and sequence number, 32 or 64 bits of it, in order (RFC 4106 section 5, RFC 4309 section 5, RFC 7634
@@ -469,7 +477,7 @@ impl Format {
         sequence: u64,
     ) -> GmacMessage<'m, Associated, &'m [u8]> {
         let (header, back) = message.split_at_checked(HEADER_LENGTH).unwrap_or_default();
-        let iv = back.get(..self.iv_length).unwrap_or_default();
+        let iv = back.get(..self.iv_length()).unwrap_or_default();
         GmacMessage { nonce: [salt, iv], front: self.aad(header, sequence), back }
     }
 

@@ -231,7 +231,7 @@ impl Authentication {
     }
 
     /// Key bytes, exactly: the hash's output (RFC 2403 section 2, RFC 2404 section 2, RFC 4868 section 2.1.1), or
-    /// one AES-128 key (RFC 3566 section 4.1, RFC 4494 section 3).
+    /// one AES-128 key (RFC 3566 section 4.1, RFC 4494).
     fn key_length(self) -> usize {
         match self {
             Self::None => 0,

@@ -52,6 +52,7 @@ drop_reasons! {
     NoOutboundSa "no_outbound_sa" Some("XfrmOutNoStates"), "A PROTECT policy whose tunnel has no outbound SA.";
     TransportFragment "transport_fragment" None, "A fragment for a transport mode SA, which takes whole datagrams only.";
     SequenceExhausted "sequence_exhausted" Some("XfrmOutStateSeqError"), "The outbound SA has no sequence numbers left.";
+    HardLifetime "hard_lifetime" Some("XfrmOutStateExpired"), "The SA is past its hard limit in packets, bytes or seconds: it needs a new key.";
     TtlExceeded "ttl_exceeded" None, "TTL or hop limit reached its end here.";
     TooBig "too_big" Some("XfrmOutError"), "Larger than the tunnel or the egress carries, and not to be fragmented.";
     NoRoute "no_route" Some("XfrmOutBundleGenError"), "No route to the destination.";

@@ -13,6 +13,7 @@ use crate::policy::{Action, Tunnel};
 use crate::route::{PortId, Side};
 use crate::sa::InboundSa;
 use crate::sa::inbound::InboundKeys;
+use crate::sa::lifetime::Allowance;
 use crate::sa::replay::{Authenticated, Candidate, Refused};
 use crate::sa::selector::Direction;
 use crate::sa::spec::Mode;
@@ -111,6 +112,9 @@ enum Sent {
 /// What a group adds to its SA's counters.
 #[derive(Default)]
 struct GroupCount {
+    /// With a right ICV and a new number.
+    verified: u64,
+    verified_bytes: u64,
     packets: u64,
     bytes: u64,
     replayed: u64,
@@ -216,6 +220,11 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         sa: &'g InboundSa,
         group: impl Iterator<Item = Sealed>,
     ) {
+        if sa.lifetime.is_over() {
+            let count = group.count();
+            sa.counters.refused.fetch_add(count as u64, Ordering::Relaxed);
+            return self.tally.drop_all(DropReason::HardLifetime, count);
+        }
         let mut count = GroupCount::default();
         // Filled and drained in place: these arrays are kilobytes, too much to move about.
         let mut taken = ArrayVec::<Taken<F::Frame>, BURST>::new();
@@ -260,13 +269,16 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             }
         });
 
+        let mut allowance = sa.allowance();
         let mut admitted: Option<Admitted<'g>> = None;
         for (Taken { place, port, mut frame }, (sequence, outcome)) in taken.drain(..).zip(&outcomes) {
             if let Some(joint) = &place.joint {
                 let headers = &place.headers(burst)[..usize::from(joint.at)];
                 frame[HEADER_LENGTH..][..headers.len()].copy_from_slice(headers);
             }
-            let sent = outcome.and_then(|()| self.decapsulate(sa, place, port, &mut frame, &mut admitted));
+            // Last of what is proven of the packet itself, so that a forged or repeated one takes nothing from it.
+            let allowed = outcome.and_then(|()| count.spend(&mut allowance, sa, place.length));
+            let sent = allowed.and_then(|()| self.decapsulate(sa, place, port, &mut frame, &mut admitted));
             match sent {
                 Ok(_) => {
                     count.packets += 1;
@@ -520,6 +532,17 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
 }
 
 impl GroupCount {
+    /// Takes a packet's part of what is left of its SA's life, which ends where it does not fit.
+    fn spend(&mut self, allowance: &mut Allowance, sa: &InboundSa, length: u16) -> Result<(), DropReason> {
+        if !allowance.take(length.into()) {
+            sa.lifetime.end();
+            return Err(DropReason::HardLifetime);
+        }
+        self.verified += 1;
+        self.verified_bytes += u64::from(length);
+        Ok(())
+    }
+
     fn refuse(&mut self, reason: DropReason) {
         match reason {
             DropReason::ReplayDuplicate | DropReason::ReplayOld | DropReason::ReplayImpossible => {
@@ -531,6 +554,9 @@ impl GroupCount {
     }
 
     fn write_down(&self, sa: &InboundSa) {
+        if self.verified > 0 {
+            sa.verified(self.verified, self.verified_bytes);
+        }
         for (counter, count) in [
             (&sa.counters.packets, self.packets),
             (&sa.counters.bytes, self.bytes),

@@ -1,8 +1,6 @@
 //! Outbound PROTECT (RFC 4303 and RFC 4302 section 3.3, RFC 4301 section 5.1): size, TTL, numbers for the group,
 //! headers, encryption and authentication of the group.
 
-use std::sync::atomic::Ordering;
-
 use arrayvec::ArrayVec;
 
 use super::scratch::{Egress, Groups, Route};
@@ -91,6 +89,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let Some(sa) = tunnel.outbound.load(self.guard) else {
             return self.tally.drop_all(DropReason::NoOutboundSa, group.count());
         };
+        if sa.lifetime.is_over() {
+            return self.tally.drop_all(DropReason::HardLifetime, group.count());
+        }
         let owner = sa.owner(self.own.worker);
         if owner != self.own.worker {
             // Untouched: the owner does all of it.
@@ -123,7 +124,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     /// made.
     pub(super) fn seal_originated(&mut self, tunnel: &'g Tunnel, packet: &IpPacket) {
         let Some(sa) = tunnel.outbound.load(self.guard) else { return };
-        if sa.owner(self.own.worker) != self.own.worker {
+        if sa.lifetime.is_over() || sa.owner(self.own.worker) != self.own.worker {
             return;
         }
         let outer = sa.outer_now();
@@ -273,7 +274,16 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     ) {
         let Group { sa, outer, egress, .. } = group;
         let fragments = &self.own.fragments;
-        let numbers = sa.take_numbers(ready.len() as u64).into_iter().flatten();
+        let mut allowance = sa.allowance();
+        let fits = |Ready { split, length, .. }: &Ready<'_, F::Frame>| {
+            let (_, behind) = lengths(sa, split.as_ref(), *length);
+            allowance.take(behind as u64)
+        };
+        let fitting = ready.iter().map(fits).take_while(|fits| *fits).count();
+        if fitting < ready.len() {
+            sa.lifetime.end();
+        }
+        let numbers = sa.take_numbers(fitting as u64).into_iter().flatten();
         let numbered =
             ready.iter_mut().zip(numbers).map(|(Ready { payload, packet, length, split, frame }, number)| {
                 let bytes = match *payload {
@@ -322,6 +332,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             }
         }
 
+        let refused =
+            if sa.lifetime.is_over() { DropReason::HardLifetime } else { DropReason::SequenceExhausted };
         let mut bytes = 0;
         for (position, Ready { length, split, mut frame, .. }) in ready.drain(..).enumerate() {
             if position < sealed {
@@ -333,13 +345,12 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 self.send_sealed(egress, sa.outer.version(), frame, headers + behind);
             } else {
                 self.frames.give_back(egress.id, frame);
-                self.tally.drop(DropReason::SequenceExhausted);
+                self.tally.drop(refused);
             }
         }
         self.tally.sealed += sealed as u64;
         if sealed > 0 {
-            sa.counters.packets.fetch_add(sealed as u64, Ordering::Relaxed);
-            sa.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
+            sa.sealed(sealed as u64, bytes);
         }
     }
 

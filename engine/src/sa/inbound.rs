@@ -1,8 +1,9 @@
 //! An inbound SA at run time.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::lifetime::{Allowance, Lifetime};
 use super::publish::Published;
 use super::replay::ReplayWindow;
 use super::selector::Selector;
@@ -50,6 +51,10 @@ pub struct InboundSa {
     pub replay: ReplayWindow,
     /// Counters.
     pub counters: SaCounters,
+    /// What is left of its life.
+    pub lifetime: Lifetime,
+    /// Packets and bytes whose ICV was right and whose number was new, whatever became of them.
+    verified: [AtomicU64; 2],
 }
 
 impl InboundSa {
@@ -68,8 +73,23 @@ impl InboundSa {
             },
             replay: ReplayWindow::new(spec.replay_window, esn, spec.last_sequence),
             counters: SaCounters::default(),
+            lifetime: Lifetime::default(),
+            verified: Default::default(),
             selectors: Published::new(Some(Arc::new(selectors))),
             spec,
         })
+    }
+
+    /// What a group may use of its lifetime.
+    pub fn allowance(&self) -> Allowance {
+        let [packets, bytes] = &self.verified;
+        self.spec.sa.limits.allowance(packets.load(Ordering::Relaxed), bytes.load(Ordering::Relaxed))
+    }
+
+    /// A group had so many packets and bytes with a right ICV and a new number.
+    pub fn verified(&self, packets: u64, bytes: u64) {
+        let add = |total: &AtomicU64, count| total.fetch_add(count, Ordering::Relaxed) + count;
+        let [all_packets, all_bytes] = &self.verified;
+        self.lifetime.used(&self.spec.sa.limits, add(all_packets, packets), add(all_bytes, bytes));
     }
 }

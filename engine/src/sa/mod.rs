@@ -3,6 +3,7 @@
 //! selectors, and the lock-free table (SAD) with the reclamation it stands on ([`publish`], [`quiescence`]).
 
 pub mod inbound;
+pub mod lifetime;
 pub mod outbound;
 pub mod peer;
 pub mod publish;

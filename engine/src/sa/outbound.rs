@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::inbound::SaCounters;
+use super::lifetime::{Allowance, Lifetime};
 use super::peer::PeerEndpoint;
 use super::spec::{OutboundSpec, Protocol, Workers};
 use crate::crypto::key::{KeyError, KeyMaterial};
@@ -37,6 +38,8 @@ pub struct OutboundSa {
     pub peer: PeerEndpoint,
     /// Counters.
     pub counters: SaCounters,
+    /// What is left of its life.
+    pub lifetime: Lifetime,
     sequence: SequenceCounter,
     owner: AtomicU32,
 }
@@ -64,6 +67,7 @@ impl OutboundSa {
                 dont_fragment: spec.dont_fragment,
             },
             counters: SaCounters::default(),
+            lifetime: Lifetime::default(),
             sequence: SequenceCounter::starting_after(spec.last_sequence),
             owner: AtomicU32::new(NO_OWNER),
             peer: PeerEndpoint::new(spec.sa.remote, spec.sa.udp_port.unwrap_or(0)),
@@ -72,9 +76,22 @@ impl OutboundSa {
     }
 
     /// Numbers for up to `count` packets: all of them, or as many as the limit (2^32-1 without ESN,
-    /// 2^64-1 with) leaves; `None` when none is left.
+    /// 2^64-1 with, or the hard limit in packets) leaves; `None` when none is left.
     pub fn take_numbers(&self, count: u64) -> Option<FreshRange> {
-        take_up_to(&self.sequence, count, self.spec.sa.sequence_limit())
+        let limit = self.spec.sa.sequence_limit().min(self.spec.sa.limits.packets.hard);
+        take_up_to(&self.sequence, count, limit)
+    }
+
+    /// What a group may use of its lifetime; the limit in packets is one on the numbers.
+    pub fn allowance(&self) -> Allowance {
+        self.spec.sa.limits.allowance(self.last_sequence(), self.counters.bytes.load(Ordering::Relaxed))
+    }
+
+    /// A group of so many packets and bytes was sealed.
+    pub fn sealed(&self, packets: u64, bytes: u64) {
+        self.counters.packets.fetch_add(packets, Ordering::Relaxed);
+        let bytes = self.counters.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.lifetime.used(&self.spec.sa.limits, self.last_sequence(), bytes);
     }
 
     /// The last number given out.

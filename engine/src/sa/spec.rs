@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
+use super::lifetime::Limits;
 use super::selector::{AddressRange, PortRange, Selector, UpperSelector};
 use crate::crypto::{Encryption, Suite};
 use crate::transform::transport::DestinationOptions;
@@ -93,6 +94,8 @@ pub struct SaSpec {
     pub esn: bool,
     /// What may travel in it: local and remote as this gateway sees them. Never empty.
     pub selectors: Vec<Selector>,
+    /// How much it may carry.
+    pub limits: Limits,
 }
 
 /// An inbound SA.
@@ -152,7 +155,12 @@ fn expect(holds: bool, field: &'static str, expected: impl FnOnce() -> String) -
 impl SaSpec {
     /// The highest sequence number an SA may ever use: it never cycles (RFC 4303 section 3.3.3).
     pub fn sequence_limit(&self) -> u64 {
-        if self.esn { u64::MAX } else { u64::from(u32::MAX) }
+        Self::last_number(self.esn)
+    }
+
+    /// The same for any SA with or without extended sequence numbers.
+    pub fn last_number(esn: bool) -> u64 {
+        if esn { u64::MAX } else { u64::from(u32::MAX) }
     }
 
     /// Lengths of its packets.

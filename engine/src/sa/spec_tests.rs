@@ -16,6 +16,7 @@ fn sa() -> SaSpec {
         remote: "198.51.100.1".parse().unwrap(),
         esn: false,
         selectors: vec![selector()],
+        limits: Limits::default(),
     }
 }
 

@@ -257,6 +257,8 @@ fn answer(daemon: &Daemon, message: &[u8], peer: Peer) {
             Ok(whole) => drop(is_reply(&whole)),
             Err(reply) => refused(&reply, message),
         },
+        // Nothing happens here by itself.
+        Ok(Request::Monitor) => {}
         Ok(Request::Change(change)) => {
             assert!(peer.changes, "a change by one who may only read");
             let before = daemon.state();

@@ -186,6 +186,7 @@ fn control() -> Vec<Vec<u8>> {
     let service = |name: &str, parameters: Value| json!({ "method": format!("org.varlink.service.{name}"), "parameters": parameters, "oneway": false });
     let calls = [
         own("Status", json!({})),
+        own("Monitor", json!({})),
         own("Stats", json!({})),
         own("Drops", json!({ "all": true })),
         own("SaList", json!({ "tunnel": "first" })),
@@ -242,7 +243,8 @@ fn tables() -> String {
         let (encryption, authentication) = suite.split_once(' ').expect("two names");
         text += &format!(
             "[profile.p{number}]\nencryption = \"{encryption}\"\nauthentication = \"{authentication}\"\n\
-             dh-group = \"group14\"\nreplay-window = {}\n",
+             dh-group = \"group14\"\nlifetime-packets-hard = 1000\nlifetime-bytes-soft = 5000\n\
+             lifetime-seconds-hard = 3600\nreplay-window = {}\n",
             32 + number
         );
     }
