@@ -65,6 +65,10 @@ fn connects(topology: &Topology, server: &str, client: &str, targets: [&str; 2])
 fn everything_passes(setup: &Setup, queues: u32) {
     let topology = Topology::new(queues);
     let (left, right) = (Listener::start(&topology, "left"), Listener::start(&topology, "right"));
+    // As strict as many distributions have it: each source must be where its route leads.
+    for name in ["ga", "gb"] {
+        topology.inside(name, "sysctl -qw net.ipv4.conf.all.rp_filter=1");
+    }
     let (a, b) = pair(&topology, setup);
     assert_eq!(routes(&a), ROUTED);
     for (from, what) in [
@@ -226,6 +230,23 @@ fn the_device_is_kept_up() {
     comes_back();
     listener.stop().assert_no_clear_text(|_, _| false);
     a.assert_conservation();
+}
+
+/// The gateway can be reached while its inside link is down, when there is nobody else to speak to.
+#[test]
+fn inside_link_down() {
+    let topology = Topology::new(1);
+    let (a, b) = pair(&topology, &setup());
+    topology.inside("gb", "ip link set dev in0 down");
+    eventually("the port is closed", Duration::from_secs(5), || {
+        b.json(&["status"])["interfaces"][0]["queues"] == 0
+    });
+    ping(&topology, "ga", "10.2.0.1");
+    assert!(!topology.attempt("ga", "ping -c 1 -W 1 10.2.0.2").status.success());
+    assert_eq!(b.dropped("no_frame"), 0);
+    assert_eq!(b.dropped("link_down") + b.dropped("no_protected_route"), 1, "{}", b.explain());
+    a.assert_conservation();
+    b.assert_conservation();
 }
 
 #[test]

@@ -46,11 +46,14 @@ fn from_gateway_to_gateway_and_to_hosts() {
             assert_eq!(through(&mut a, &mut b, HOST, &own), expected);
 
             let to_host = udp(Site::A.inside(ipv6), Site::B.host(ipv6), 100);
-            assert_eq!(through(&mut a, &mut b, HOST, &[to_host.clone()]), [(INSIDE, one_hop_on(&to_host))]);
+            assert_eq!(
+                through(&mut a, &mut b, HOST, std::slice::from_ref(&to_host)),
+                [(INSIDE, one_hop_on(&to_host))]
+            );
 
             let from_host = udp(Site::A.host(ipv6), Site::B.inside(ipv6), 100);
             assert_eq!(
-                through(&mut a, &mut b, INSIDE, &[from_host.clone()]),
+                through(&mut a, &mut b, INSIDE, std::slice::from_ref(&from_host)),
                 [(HOST, one_hop_on(&from_host))]
             );
         }
