@@ -94,6 +94,10 @@ fn what_was_delivered_does_not_lie_about_in_free_frames() {
     };
     packet[26..28].copy_from_slice(&sum.to_be_bytes());
     assert_eq!(through(&mut a, &mut b, HOST, &[packet.clone()]), [(HOST, packet)]);
+    // Traffic-flow confidentiality padding behind a packet (RFC 4303 section 2.7) is plaintext too.
+    let padded = [udp(Site::A.inside(false), Site::B.inside(false), 10), vec![0xa5; 64]].concat();
+    let sealed = Peer::of(Site::B, &Options::new()).seal(9, 4, &padded);
+    assert_eq!(b.run(OUTSIDE, &[sealed])[0].1, padded[..38]);
     assert!(b.engine.frames.free().iter().all(|frame| !frame.windows(16).any(|bytes| bytes == [0xa5; 16])));
 }
 

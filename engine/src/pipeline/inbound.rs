@@ -176,7 +176,11 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             }
             match sent {
                 Ok(Sent::InPlace { egress, version, length }) => self.emit(&egress, version, frame, length),
-                Ok(Sent::Delivered { length }) => self.deliver(port, frame, length),
+                Ok(Sent::Delivered { length }) => {
+                    // Whoever delivers wipes the packet, and does not know of the padding behind it.
+                    frame[HEADER_LENGTH..][length..plaintext_length].zeroize();
+                    self.deliver(port, frame, length);
+                }
                 Ok(Sent::Copied) | Err(_) => self.give_back_wiped(port, frame, plaintext_length),
             }
         }
