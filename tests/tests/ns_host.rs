@@ -265,6 +265,26 @@ fn routes_follow_policies() {
     a.assert_conservation();
 }
 
+/// Somebody else's interface is left alone, and named.
+#[test]
+fn a_name_that_is_taken() {
+    let topology = Topology::new(1);
+    let device = device(&topology, "ga");
+    topology.inside("ga", &format!("ip link add name {device} type bridge"));
+    let configuration = setup().configuration(&topology, "ga").replace("host-path = true", "");
+    let mut a = Gateway::start_with(&topology, "ga", &configuration);
+    assert!(topology.attempt("ga", &format!("ip link show dev {device}")).status.success());
+    a.end(Signal::TERM);
+    a.configure(&setup().configuration(&topology, "ga"));
+    a.launch();
+    let ended = a.daemon().wait_for_end(Duration::from_secs(10));
+    assert_eq!(ended.code(), Some(1));
+    let said = format!("expected no interface {device:?}");
+    assert!(a.log().contains("engine.host-path: ") && a.log().contains(&said), "{}", a.log());
+    a.detach();
+    assert!(topology.attempt("ga", &format!("ip link show dev {device}")).status.success());
+}
+
 /// A policy for everything takes what is sent from inside, and leaves the gateway its outside.
 #[test]
 fn everything_as_the_remote_prefix() {
