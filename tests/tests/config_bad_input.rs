@@ -454,6 +454,9 @@ fn what_is_right_alone_and_wrong_together() {
         let (_, found) = problems(&file);
         assert!(found.iter().any(|problem| problem.field == field), "{field}: {found:?}");
     }
+    // The host path's device is not an interface to steer, and has to be named.
+    refused(|file| file["interface"][1]["name"] = json!("a0"), "interface[1].name");
+    refused(|file| file["engine"]["instance"] = json!("fifteen-letters"), "engine.instance");
     // One key for both directions.
     refused(
         |file| {

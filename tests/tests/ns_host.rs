@@ -65,6 +65,10 @@ fn connects(topology: &Topology, server: &str, client: &str, targets: [&str; 2])
 fn everything_passes(setup: &Setup, queues: u32) {
     let topology = Topology::new(queues);
     let (left, right) = (Listener::start(&topology, "left"), Listener::start(&topology, "right"));
+    // As strict as many distributions have it: each source must be where its route leads.
+    for name in ["ga", "gb"] {
+        topology.inside(name, "sysctl -qw net.ipv4.conf.all.rp_filter=1");
+    }
     let (a, b) = pair(&topology, setup);
     assert_eq!(routes(&a), ROUTED);
     for (from, what) in [
@@ -228,6 +232,23 @@ fn the_device_is_kept_up() {
     a.assert_conservation();
 }
 
+/// The gateway can be reached while its inside link is down, when there is nobody else to speak to.
+#[test]
+fn inside_link_down() {
+    let topology = Topology::new(1);
+    let (a, b) = pair(&topology, &setup());
+    topology.inside("gb", "ip link set dev in0 down");
+    eventually("the port is closed", Duration::from_secs(5), || {
+        b.json(&["status"])["interfaces"][0]["queues"] == 0
+    });
+    ping(&topology, "ga", "10.2.0.1");
+    assert!(!topology.attempt("ga", "ping -c 1 -W 1 10.2.0.2").status.success());
+    assert_eq!(b.dropped("no_frame"), 0);
+    assert_eq!(b.dropped("link_down") + b.dropped("no_protected_route"), 1, "{}", b.explain());
+    a.assert_conservation();
+    b.assert_conservation();
+}
+
 #[test]
 fn routes_follow_policies() {
     let topology = Topology::new(1);
@@ -242,6 +263,26 @@ fn routes_follow_policies() {
     eventually("it is back", Duration::from_secs(5), || routes(&a) == ROUTED);
     ping(&topology, "ga", "10.2.0.1");
     a.assert_conservation();
+}
+
+/// Somebody else's interface is left alone, and named.
+#[test]
+fn a_name_that_is_taken() {
+    let topology = Topology::new(1);
+    let device = device(&topology, "ga");
+    topology.inside("ga", &format!("ip link add name {device} type bridge"));
+    let configuration = setup().configuration(&topology, "ga").replace("host-path = true", "");
+    let mut a = Gateway::start_with(&topology, "ga", &configuration);
+    assert!(topology.attempt("ga", &format!("ip link show dev {device}")).status.success());
+    a.end(Signal::TERM);
+    a.configure(&setup().configuration(&topology, "ga"));
+    a.launch();
+    let ended = a.daemon().wait_for_end(Duration::from_secs(10));
+    assert_eq!(ended.code(), Some(1));
+    let said = format!("expected no interface {device:?}");
+    assert!(a.log().contains("engine.host-path: ") && a.log().contains(&said), "{}", a.log());
+    a.detach();
+    assert!(topology.attempt("ga", &format!("ip link show dev {device}")).status.success());
 }
 
 /// A policy for everything takes what is sent from inside, and leaves the gateway its outside.

@@ -46,11 +46,14 @@ fn from_gateway_to_gateway_and_to_hosts() {
             assert_eq!(through(&mut a, &mut b, HOST, &own), expected);
 
             let to_host = udp(Site::A.inside(ipv6), Site::B.host(ipv6), 100);
-            assert_eq!(through(&mut a, &mut b, HOST, &[to_host.clone()]), [(INSIDE, one_hop_on(&to_host))]);
+            assert_eq!(
+                through(&mut a, &mut b, HOST, std::slice::from_ref(&to_host)),
+                [(INSIDE, one_hop_on(&to_host))]
+            );
 
             let from_host = udp(Site::A.host(ipv6), Site::B.inside(ipv6), 100);
             assert_eq!(
-                through(&mut a, &mut b, INSIDE, &[from_host.clone()]),
+                through(&mut a, &mut b, INSIDE, std::slice::from_ref(&from_host)),
                 [(HOST, one_hop_on(&from_host))]
             );
         }
@@ -91,6 +94,10 @@ fn what_was_delivered_does_not_lie_about_in_free_frames() {
     };
     packet[26..28].copy_from_slice(&sum.to_be_bytes());
     assert_eq!(through(&mut a, &mut b, HOST, &[packet.clone()]), [(HOST, packet)]);
+    // Traffic-flow confidentiality padding behind a packet (RFC 4303 section 2.7) is plaintext too.
+    let padded = [udp(Site::A.inside(false), Site::B.inside(false), 10), vec![0xa5; 64]].concat();
+    let sealed = Peer::of(Site::B, &Options::new()).seal(9, 4, &padded);
+    assert_eq!(b.run(OUTSIDE, &[sealed])[0].1, padded[..38]);
     assert!(b.engine.frames.free().iter().all(|frame| !frame.windows(16).any(|bytes| bytes == [0xa5; 16])));
 }
 

@@ -1,18 +1,22 @@
 //! Whatever bytes arrive, at whichever port, in whatever company: nothing panics, the books balance, and what leaves
 //! outside is ESP.
 
-use adit_engine::pipeline::DropReason;
+use adit_engine::pipeline::{DropReason, HostEnd};
+use adit_engine::route::PortId;
 use adit_tests::memory::{Gateway, INSIDE, OUTSIDE, Options, Peer, Site};
 use adit_tests::packet::{fix_ipv4, frame, tcp_syn, udp, unframe};
 use proptest::prelude::*;
 
-/// A packet that would pass, from A's host to B's.
+/// A packet that would pass, from A's host to B's or to B itself, or from B.
 fn good(kind: u8, length: usize) -> Vec<u8> {
     let (v4, v6) = ((Site::A.host(false), Site::B.host(false)), (Site::A.host(true), Site::B.host(true)));
-    match kind % 4 {
-        0 => udp(v4.0, v4.1, length),
-        1 => udp(v6.0, v6.1, length),
-        2 => tcp_syn(v4.0, v4.1, length as u16),
+    match kind % 6 {
+        // To the gateway itself, and from it.
+        0 => udp(v4.0, Site::B.inside(false), length),
+        1 => udp(Site::B.inside(true), v6.0, length),
+        2 => udp(v4.0, v4.1, length),
+        3 => udp(v6.0, v6.1, length),
+        4 => tcp_syn(v4.0, v4.1, length as u16),
         _ => tcp_syn(v6.0, v6.1, length as u16),
     }
 }
@@ -39,15 +43,19 @@ struct Case {
     checksum: bool,
     sealed: bool,
     next_header: u8,
-    inside: bool,
+    port: PortId,
+}
+
+fn port() -> impl Strategy<Value = PortId> {
+    prop_oneof![Just(INSIDE), Just(OUTSIDE), Just(PortId::HOST)]
 }
 
 fn case() -> impl Strategy<Value = Case> {
     let changes = prop::collection::vec((0..80_usize, any::<u8>()), 0..4);
     let cut = prop::option::weighted(0.3, 0..1500_usize);
     let next_header = prop_oneof![6 => Just(4_u8), 3 => Just(41_u8), 1 => any::<u8>()];
-    (any::<u8>(), 0..1400_usize, changes, cut, any::<bool>(), any::<bool>(), next_header, any::<bool>())
-        .prop_map(|(kind, length, changes, cut, checksum, sealed, next_header, inside)| Case {
+    (any::<u8>(), 0..1400_usize, changes, cut, any::<bool>(), any::<bool>(), next_header, port()).prop_map(
+        |(kind, length, changes, cut, checksum, sealed, next_header, port)| Case {
             kind,
             length,
             changes,
@@ -55,8 +63,9 @@ fn case() -> impl Strategy<Value = Case> {
             checksum,
             sealed,
             next_header,
-            inside,
-        })
+            port,
+        },
+    )
 }
 
 proptest! {
@@ -66,6 +75,7 @@ proptest! {
     fn any_burst_is_accounted_for(cases in prop::collection::vec(case(), 1..64)) {
         let options = Options::new();
         let mut b = Gateway::new(Site::B, &options);
+        b.engine.frames.host = Some(HostEnd { v4: [169, 254, 173, 1].into(), v6: "fe80::1".parse().unwrap() });
         let mut peer = Peer::of(Site::B, &options);
         let mut frames = Vec::new();
         for (number, case) in cases.iter().enumerate() {
@@ -76,13 +86,13 @@ proptest! {
                 // A right ICV around it, so that what follows the ICV is reached.
                 packet = peer.seal(number as u64 + 1, case.next_header, &packet);
             }
-            frames.push((if case.inside { INSIDE } else { OUTSIDE }, frame(&packet)));
+            frames.push((case.port, frame(&packet)));
         }
         // Balances the books itself.
         for (port, frame) in b.run_frames(frames) {
             let packet = unframe(&frame);
             let protocol = if packet[0] >> 4 == 4 { packet[9] } else { packet[6] };
-            prop_assert!(port == INSIDE || protocol == 50, "clear text outside: {packet:02x?}");
+            prop_assert!(port != OUTSIDE || protocol == 50, "clear text outside: {packet:02x?}");
         }
     }
 
@@ -90,11 +100,11 @@ proptest! {
     fn any_frame_at_all_is_accounted_for(
         bytes in prop::collection::vec(any::<u8>(), 0..200),
         ether_type in prop_oneof![Just([8_u8, 0]), Just([0x86, 0xdd]), any::<[u8; 2]>()],
-        inside: bool,
+        port in port(),
     ) {
         let mut b = Gateway::new(Site::B, &Options::new());
         let frame = [&[2; 12][..], &ether_type, &bytes].concat();
-        let sent = b.run_frames(vec![(if inside { INSIDE } else { OUTSIDE }, frame)]);
+        let sent = b.run_frames(vec![(port, frame)]);
         prop_assert_eq!(sent.len(), 0);
         prop_assert!(b.drops().iter().all(|(reason, count)| *reason != DropReason::IcvFailed && *count == 1));
     }

@@ -87,6 +87,15 @@ pub fn load_file(path: &Path, offline: bool) -> Result<Settings, Problems> {
 fn file(file: File, offline: bool, problems: &mut Problems) -> Option<Settings> {
     let engine = engine(&file.engine, problems);
     let interfaces = interfaces(&file.interface, engine.xdp_mode, offline, problems);
+    let host_device = format!("{}0", engine.instance);
+    if let Some(index) = interfaces.iter().position(|port| engine.host_path && port.name == host_device) {
+        problems.push(
+            format!("interface[{index}].name"),
+            format!(
+                "expected an interface that exists for itself, found {host_device:?}, the host path's device"
+            ),
+        );
+    }
     for (name, table) in &file.profile {
         let path = format!("profile.{name}");
         plain_name(&path, name, problems);

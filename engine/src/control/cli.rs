@@ -29,7 +29,7 @@ pub type Detach = fn(&Path, &str) -> Result<(), String>;
 pub struct Hooks {
     /// `adit offline`: the rest of the arguments.
     pub offline: Option<fn(&[OsString]) -> ExitCode>,
-    /// `adit detach`: bpffs and instance; opens the hooks that keep clear text in.
+    /// `adit detach`: bpffs and instance; opens the hooks that keep clear text in, and takes the host device away.
     pub detach: Option<Detach>,
 }
 
@@ -76,7 +76,7 @@ enum Command {
     Config(ConfigCommand),
     /// Make aditd read its configuration file again, whole or not at all.
     Reload,
-    /// Open the hooks of a stopped aditd: from then on the kernel forwards in clear.
+    /// Open the hooks of a stopped aditd, and take its host device away: from then on the kernel forwards in clear.
     Detach {
         /// The instance whose hooks to open.
         #[arg(long, default_value = "adit")]

@@ -296,7 +296,12 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 (Ok(Sent::InPlace { length }), Some(Admitted { flow, way: Way::Out(egress), .. })) => {
                     self.emit(egress, flow.version(), frame, length as usize);
                 }
-                (Ok(Sent::Delivered { length }), _) => self.deliver(port, frame, length as usize),
+                (Ok(Sent::Delivered { length }), _) => {
+                    // Whoever delivers wipes the packet, and does not know of the padding behind it.
+                    let length = length as usize;
+                    frame[HEADER_LENGTH + length..place.opened().end + tail].zeroize();
+                    self.deliver(port, frame, length);
+                }
                 _ => self.give_back_wiped(port, frame, place.opened().end + tail),
             }
         }
@@ -367,17 +372,26 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     }
 
     /// A transmit frame of at least `length` bytes for plaintext whose egress is not known yet: of the port that
-    /// the last one left by, or of any protected port that has one.
+    /// the last one left by, or of any protected port that has one. While none is up, the plaintext can only be for
+    /// the gateway itself, and any frame will do.
     fn take_inside(&mut self, length: usize) -> Result<(PortId, F::Frame), DropReason> {
         let mut reason = DropReason::NoProtectedRoute;
         let others = (0..self.network.ports.len()).map(|index| PortId(index as u16));
-        for id in self.own.inside.into_iter().chain(others) {
+        for id in self.own.inside.into_iter().chain(others.clone()) {
             match self.network.ports.get(usize::from(id.0)) {
                 Some(port) if port.side == Side::Protected => match self.take_frame(id, length) {
                     Ok(frame) => return Ok((id, frame)),
                     Err(refused) => reason = refused,
                 },
                 _ => {}
+            }
+        }
+        let mut inside = self.network.ports.iter().filter(|port| port.side == Side::Protected);
+        if self.frames.host().is_some() && !inside.any(|port| port.up) {
+            for id in others {
+                if let Ok(frame) = self.take_frame(id, length) {
+                    return Ok((id, frame));
+                }
             }
         }
         Err(reason)

@@ -30,6 +30,21 @@ impl Prefix {
     /// All of IPv6, ::/0.
     pub const ALL_V6: Self = Self { network: IpAddr::V6(Ipv6Addr::UNSPECIFIED), length: 0 };
 
+    /// The one of this length, at most the address's width, that `address` lies in.
+    pub fn around(address: IpAddr, length: u8) -> Self {
+        let network = match address {
+            IpAddr::V4(address) => {
+                let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
+                Ipv4Addr::from_bits(address.to_bits() & mask).into()
+            }
+            IpAddr::V6(address) => {
+                let mask = u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0);
+                Ipv6Addr::from_bits(address.to_bits() & mask).into()
+            }
+        };
+        Self { network, length }
+    }
+
     /// The fewest that together are exactly `range`.
     pub fn of_range(range: AddressRange) -> Vec<Self> {
         prefixes(std::iter::once(range))

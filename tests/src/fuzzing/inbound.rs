@@ -1,4 +1,4 @@
-//! The pipeline under a peer that has the keys and hosts that send anything.
+//! The pipeline under a peer that has the keys, hosts that send anything, and a stack of the gateway's own that does.
 //!
 //! Input: four bytes of configuration ([`Setting`]), then steps ([`Run::step`]): frames as they are, packets with
 //! their checksum mended, plaintext under a valid ICV, duplicates, forgeries, changes of the tables. Up to 64 packets
@@ -6,13 +6,13 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use adit_engine::crypto::{Authentication, Encryption};
 use adit_engine::offline::{FRAME_LENGTH, HeapFrames};
-use adit_engine::pipeline::{BURST, Received, Tables};
+use adit_engine::pipeline::{BURST, HostEnd, Received, Tables};
 use adit_engine::policy::{Action, Policy};
 use adit_engine::route::PortId;
 use adit_engine::sa::Sad;
@@ -46,7 +46,13 @@ struct Setting {
     handed_over: bool,
     /// Transmit frames.
     frames: usize,
+    /// There is a way to the gateway's own stack.
+    host: Option<HostEnd>,
 }
+
+/// Where errors to the gateway's own stack come from.
+const HOST_END: HostEnd =
+    HostEnd { v4: Ipv4Addr::new(169, 254, 173, 1), v6: Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1) };
 
 impl Setting {
     fn read(input: &mut Input<'_>) -> Self {
@@ -85,7 +91,8 @@ impl Setting {
         options.policies = clear_policies();
         (options.inside_mtu, options.outside_mtu) = (mtu(mtus), mtu(mtus >> 3));
         let frames = if frames & 0x80 == 0 { usize::MAX } else { usize::from(frames & 0x7f) };
-        Self { options, handed_over: second & 0x11 == 0x11, frames }
+        let host = (second & 0x80 != 0).then_some(HOST_END);
+        Self { options, handed_over: second & 0x11 == 0x11, frames, host }
     }
 
     /// The peer's end of the SA with this SPI, which is from `from`.
@@ -231,6 +238,7 @@ pub fn inbound(input: &[u8]) {
     let setting = Setting::read(&mut input);
     let mut gateway = Gateway::over(tables(), SITE, &setting.options);
     gateway.engine.frames = HeapFrames::new(setting.frames);
+    gateway.engine.frames.host = setting.host;
     if setting.handed_over {
         gateway.tunnel.outbound.get().unwrap().owner(1);
     }
@@ -357,6 +365,17 @@ impl Run {
                     5 => {
                         self.setting.frames = usize::from(choice >> 3);
                         self.gateway.engine.frames = HeapFrames::new(self.setting.frames);
+                        self.gateway.engine.frames.host = self.setting.host;
+                    }
+                    6 => {
+                        let flags = input.byte();
+                        let mut packet = bytes(input);
+                        mend(&mut packet, flags & !3);
+                        if flags & 0x80 != 0 {
+                            set_source(&mut packet, |ipv6| SITE.inside(ipv6));
+                        }
+                        mend(&mut packet, flags & 3);
+                        self.push(PortId::HOST, packet::frame(&packet), false);
                     }
                     _ => self.gateway.change_network(|_| ()),
                 }
@@ -407,6 +426,8 @@ impl Run {
             outputs.push((output.port, output.frame[..output.length].to_vec()));
             output.frame.fill(0);
         });
+        let mut delivered = Vec::new();
+        engine.deliver(|packet| delivered.push(packet.to_vec()));
         let handed_over: Vec<_> = engine.take_handed_over().collect();
         for (index, worker) in &handed_over {
             assert!(self.setting.handed_over && *worker == 1);
@@ -417,6 +438,9 @@ impl Run {
         let clear = before.iter().filter(|sent| !sent.sealed);
         let clear: Vec<_> = clear.map(|sent| sent.frame.get(14..).unwrap_or_default()).collect();
         self.judge(&clear, &outputs);
+        for packet in &delivered {
+            self.judge_delivered(&clear, packet);
+        }
         self.no_plaintext_left();
     }
 
@@ -454,6 +478,21 @@ impl Run {
         // RFC 4303 section 3.4.3: each number at most once.
         let accepted = self.gateway.engine.counters().opened.load(Relaxed);
         assert!(accepted <= self.sealed.len() as u64, "a number was accepted twice");
+    }
+
+    /// What reaches the gateway's own stack is of the peer's and belongs there, or an error about what that stack sent.
+    fn judge_delivered(&self, clear: &[&[u8]], packet: &[u8]) {
+        let parsed = ip::parse(packet).expect("what is delivered is a packet, checksum included");
+        assert_eq!(parsed.total_length as usize, packet.len());
+        let HostEnd { v4, v6 } = self.setting.host.expect("there is a way");
+        if [IpAddr::from(v4), v6.into()].contains(&parsed.flow.source) {
+            let quote = packet.get(usize::from(parsed.payload_offset) + 8..).unwrap_or_default();
+            assert!(carried(clear, quote), "it quotes what was received");
+            return;
+        }
+        let network = self.gateway.engine.tables.network.get().expect("a picture");
+        assert!(network.is_local(parsed.flow.destination) && !network.is_local(parsed.flow.source));
+        self.decapsulated(packet, &parsed);
     }
 
     /// Whether the policy lets a packet that looks like this pass in clear in one of `directions`.
@@ -530,6 +569,18 @@ impl Run {
 fn bytes(input: &mut Input<'_>) -> Vec<u8> {
     let length = usize::from(input.word() & 0x0fff);
     input.take(length).to_vec()
+}
+
+/// Whoever it was to be from, it is from `source` now.
+fn set_source(packet: &mut [u8], source: impl Fn(bool) -> IpAddr) {
+    let ipv6 = packet.first().is_some_and(|byte| byte >> 4 == 6);
+    let (at, octets) = match source(ipv6) {
+        IpAddr::V4(address) => (12, address.octets().to_vec()),
+        IpAddr::V6(address) => (8, address.octets().to_vec()),
+    };
+    if let Some(field) = packet.get_mut(at..at + octets.len()) {
+        field.copy_from_slice(&octets);
+    }
 }
 
 /// What a random packet never gets right, as `flags` say: 1 the checksum, 2 the length, 4 addresses, 8 which.

@@ -94,8 +94,8 @@ fn step(kind: u8, bytes: &[u8], packet: &[u8]) -> Vec<u8> {
 }
 
 fn inbound() -> Vec<Vec<u8>> {
-    /// Settings: suites, families, ESN, MTUs, selectors, scarce frames.
-    const SETTINGS: [[u8; 4]; 15] = [
+    /// Settings: suites, families, ESN, MTUs, selectors, scarce frames, a host path.
+    const SETTINGS: [[u8; 4]; 19] = [
         [0x10, 0, 0, 0],
         [0x11, 0, 0, 0],
         [0x36, 0x09, 0, 0],
@@ -111,6 +111,10 @@ fn inbound() -> Vec<Vec<u8>> {
         [0x93, 0x2c, 0x05, 0x83],
         [0x10, 0x40, 0, 0],
         [0x37, 0x40, 0x24, 0],
+        [0x10, 0x80, 0, 0],
+        [0x36, 0x89, 0, 0],
+        [0x25, 0x82, 0x24, 0],
+        [0x31, 0x91, 0x12, 0x83],
     ];
     let mut seeds = Vec::new();
     let mut seed = |index: usize, steps: Vec<u8>| {
@@ -159,6 +163,14 @@ fn inbound() -> Vec<Vec<u8>> {
             let more =
                 [&outbound[..], &step(2, &[0x17], packet), &[6, 0, 8, 0], &outbound, &[8, 0x82], &outbound];
             seed(index + variant, more.concat());
+        }
+        // From the gateway's own stack, from elsewhere into it, and to it, wherever there is a way.
+        for setting in SETTINGS.len() - 4..SETTINGS.len() {
+            let (own, foreign) = (step(8, &[6, 0x8f], packet), step(8, &[6, 0x0f], packet));
+            seed(
+                setting,
+                [&own[..], &own, &foreign, &step(4, &[1, 0x2f], packet), &[8, 0x82], &own].concat(),
+            );
         }
     }
     seeds

@@ -9,7 +9,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo,
+    LinkMessage,
 };
 use rtnetlink::{Handle, LinkUnspec};
 use rustix::fs::{Mode, OFlags};
@@ -54,7 +55,19 @@ impl Ends {
 /// # Errors
 /// No TUN in this kernel, no privilege, or an interface of that name that is something else or has an owner.
 pub fn open(name: &str, queues: usize) -> io::Result<Vec<OwnedFd>> {
-    (0..queues).map(|_| open_queue(name)).collect()
+    let explain = |error: io::Error| match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENODEV) => {
+            io::Error::other("expected /dev/net/tun, found none: modprobe tun")
+        }
+        Some(libc::EINVAL) => io::Error::other(format!(
+            "expected no interface {name:?}, or a TUN device with several queues, found another one; ip link delete dev {name}, or choose another engine.instance"
+        )),
+        Some(libc::EBUSY) => {
+            io::Error::other(format!("expected {name:?} to be free, found it in use by a process"))
+        }
+        _ => io::Error::new(error.kind(), format!("{name}: {error}")),
+    };
+    (0..queues).map(|_| open_queue(name).map_err(explain)).collect()
 }
 
 fn open_queue(name: &str) -> io::Result<OwnedFd> {
@@ -87,6 +100,8 @@ pub struct Link {
     pub up: bool,
     /// MTU in bytes.
     pub mtu: u32,
+    /// It is a TUN or TAP device.
+    pub tun: bool,
 }
 
 /// The interface of that name, if there is one.
@@ -105,8 +120,13 @@ fn read(message: &LinkMessage) -> Link {
         LinkAttribute::Mtu(mtu) => Some(*mtu),
         _ => None,
     });
-    let up = message.header.flags.contains(LinkFlags::Up);
-    Link { ifindex: message.header.index, up, mtu: mtu.unwrap_or(0) }
+    let is_tun = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::LinkInfo(parts) if parts.contains(&LinkInfo::Kind(InfoKind::Tun)));
+    Link {
+        ifindex: message.header.index,
+        up: message.header.flags.contains(LinkFlags::Up),
+        mtu: mtu.unwrap_or(0),
+        tun: message.attributes.iter().any(is_tun),
+    }
 }
 
 /// Gives the device its address and MTU, and switches it on.
@@ -120,11 +140,11 @@ pub(super) async fn configure(handle: &Handle, ifindex: u32, ends: &Ends) -> Res
     handle.address().add(ifindex, IpAddr::V4(ends.own), 31).replace().execute().await
 }
 
-/// Deletes the device.
+/// Deletes the device; somebody else's interface of that name stays.
 pub(super) async fn delete(handle: &Handle, name: &str) -> Result<(), rtnetlink::Error> {
     match find(handle, name).await? {
-        Some(link) => handle.link().del(link.ifindex).execute().await,
-        None => Ok(()),
+        Some(link) if link.tun => handle.link().del(link.ifindex).execute().await,
+        _ => Ok(()),
     }
 }
 

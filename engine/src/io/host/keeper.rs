@@ -178,8 +178,12 @@ impl Keeper {
             match self.keep().await {
                 Ok(()) => changed.notified().await,
                 Err(error) => {
-                    tracing::warn!(device = self.name, %error, "the host path is not complete; trying again");
-                    lock(&self.report).problem = Some(error.to_string());
+                    let problem = Some(error.to_string());
+                    let before = std::mem::replace(&mut lock(&self.report).problem, problem.clone());
+                    if before != problem {
+                        let device = &self.name;
+                        tracing::warn!(device, %error, "the host path is not complete; trying again");
+                    }
                     // What is wanted may change meanwhile.
                     let _ = tokio::time::timeout(RETRY, changed.notified()).await;
                     self.seen = Seen { link: self.seen.link, ..Seen::default() };

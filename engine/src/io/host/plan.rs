@@ -137,13 +137,12 @@ impl Plan {
 
     /// Keeps a peer's address out of the device, whatever names it.
     fn leave_out(&mut self, endpoint: IpAddr) {
-        let length = if endpoint.is_ipv4() { 32 } else { 128 };
+        let own_length = if endpoint.is_ipv4() { 32 } else { 128 };
         for table in [Table::Named, Table::Everything] {
-            let holds = |&(other, network, length): &RouteKey| {
-                other == table && Prefix { network, length }.contains(endpoint)
-            };
-            if self.routes.keys().any(holds) {
-                self.routes.insert((table, endpoint, length), Target::Throw);
+            let is_in =
+                |length| self.routes.contains_key(&(table, Prefix::around(endpoint, length).network, length));
+            if (0..=own_length).any(is_in) {
+                self.routes.insert((table, endpoint, own_length), Target::Throw);
             }
         }
     }
