@@ -74,6 +74,7 @@ fn sas_and_policies_come_from_arguments_files_and_standard_input() {
         "0x1002",
         "--outbound-key-file",
         outbound.to_str().unwrap(),
+        "--fresh-keys",
     ];
     let refused = adit(&daemon, &arguments);
     assert_eq!(code(&refused), 2, "others can read the key");
@@ -102,7 +103,7 @@ fn sas_and_policies_come_from_arguments_files_and_standard_input() {
     let mut child = Command::new(program("adit"))
         .arg("--socket")
         .arg(&daemon.socket)
-        .args(["sa", "add", "--file", "-"])
+        .args(["sa", "add", "--fresh-keys", "--file", "-"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -3,7 +3,7 @@
 //! ```text
 //! file ──┐                        ┌─> tables that workers read (SAD, SPD)
 //!        ├─ config ─ check ─ apply┤
-//! socket ┘                        └─> Datapath (steering hooks), Keyring (burnt keys)
+//! socket ┘                        └─> Datapath (steering hooks), Leases (sequence numbers on disk)
 //! ```
 //!
 //! One shape of a tunnel or policy serves the file and the socket ([`config`]); one set of rules decides
@@ -16,8 +16,8 @@ pub mod client;
 pub mod config;
 pub mod consistent;
 mod group;
-pub mod keyring;
 mod keys;
+pub mod leases;
 mod prepare;
 pub mod problem;
 pub mod protocol;

@@ -187,6 +187,9 @@ pub(super) fn sa_details(sas: &[SaReport]) -> String {
             ),
             format!("  key {}, sequence {}", sa.key, sa.sequence),
         ];
+        if let Some(ceiling) = sa.ceiling {
+            lines.push(format!("  recorded up to {ceiling}: a start after a crash begins above it"));
+        }
         if let Some(window) = sa.replay_window {
             lines.push(format!("  replay window {window}"));
         }

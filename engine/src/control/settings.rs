@@ -40,7 +40,7 @@ pub struct Engine {
     pub cores: Option<Vec<u32>>,
     /// Where hooks are pinned.
     pub bpffs: PathBuf,
-    /// Where burnt keys are recorded.
+    /// Where sequence leases are recorded.
     pub state_dir: PathBuf,
     /// The control socket.
     pub socket: PathBuf,
@@ -92,8 +92,6 @@ pub struct TunnelSettings {
     pub workers: Workers,
     /// Lower TCP MSS.
     pub clamp_mss: bool,
-    /// A recorded CBC or null key may be used again.
-    pub accept_replay_risk: bool,
 }
 
 /// A tunnel to set up.
@@ -116,6 +114,8 @@ pub struct SaRequest {
     pub spi: Spi,
     /// Keys, of the right length and not weak.
     pub keys: KeyMaterial,
+    /// The operator says that nobody ever used the key.
+    pub fresh: bool,
     /// Where an offline run starts; 0 otherwise.
     pub last_sequence: u64,
 }
@@ -160,6 +160,11 @@ impl TunnelSettings {
     pub(super) fn outbound_part(&self) -> impl PartialEq + use<> {
         let wire = (self.local, self.remote, self.suite, self.esn, self.workers);
         (wire, self.ttl, self.dscp, self.dont_fragment)
+    }
+
+    /// The highest sequence number of its SAs.
+    pub(super) fn sequence_limit(&self) -> u64 {
+        if self.esn { u64::MAX } else { u64::from(u32::MAX) }
     }
 
     fn sa(&self, spi: Spi, selectors: Vec<Selector>) -> SaSpec {

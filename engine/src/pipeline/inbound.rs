@@ -177,6 +177,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 Ok(Sent::Copied) | Err(_) => self.give_back_wiped(port, frame, plaintext_length),
             }
         }
+        if let Some(lease) = &sa.lease {
+            lease.reach(sa.replay.right_edge());
+        }
         self.tally.opened += count.packets;
         count.write_down(sa);
     }
@@ -211,6 +214,14 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     ) -> Result<Sent<'g>, DropReason> {
         let proof = verdict.ok_or(DropReason::IcvFailed)?;
         let number = sealed.candidate.authenticate(proof).ok_or(DropReason::IcvFailed)?;
+        // What is not recorded as received yet is not received: a crash now would forget it. Only an authentic
+        // number calls for a higher record, so nobody else can spend the numbers of an SA.
+        if let Some(lease) = &sa.lease
+            && number.sequence() > lease.ceiling()
+        {
+            lease.reach(number.sequence());
+            return Err(DropReason::ReplayFloor);
+        }
         sa.replay.commit(number).map_err(replay_reason)?;
 
         let plaintext = &mut frame[HEADER_LENGTH..HEADER_LENGTH + usize::from(sealed.ciphertext_length)];

@@ -11,6 +11,7 @@ use crate::crypto::Seal;
 use crate::policy::Tunnel;
 use crate::route::Side;
 use crate::sa::OutboundSa;
+use crate::sa::outbound::{Exhausted, Numbers};
 use crate::transform::fragment::{fragment_ipv4, write_fragment};
 use crate::transform::mss;
 use crate::wire::checksum;
@@ -221,7 +222,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     ) {
         let Group { sa, egress, .. } = group;
         let outer_length = sa.outer.length();
-        let mut numbers = sa.take_numbers(ready.len() as u64).into_iter().flatten();
+        let Numbers { range, short } = sa.take_numbers(ready.len() as u64);
+        let mut numbers = range.into_iter().flatten();
         let mut bytes = 0;
         let mut seals = ArrayVec::<Seal<'_>, BURST>::new();
         for Ready { payload, packet, length, frame } in ready.iter_mut() {
@@ -253,7 +255,10 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 self.emit(egress, sa.outer.version(), frame, length);
             } else {
                 self.frames.give_back(egress.id, frame);
-                self.tally.drop(DropReason::SequenceExhausted);
+                self.tally.drop(match short {
+                    Exhausted::Sequence => DropReason::SequenceExhausted,
+                    Exhausted::Lease => DropReason::LeaseExhausted,
+                });
             }
         }
         self.tally.sealed += sealed as u64;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use super::lease::Lease;
 use super::publish::Published;
 use super::replay::ReplayWindow;
 use super::selector::Selector;
@@ -40,21 +41,37 @@ pub struct InboundSa {
     pub opener: Opener,
     /// Anti-replay.
     pub replay: ReplayWindow,
+    /// How far numbers may be accepted: after a crash, everything at or below its ceiling counts as received.
+    pub lease: Option<Arc<Lease>>,
     /// Counters.
     pub counters: SaCounters,
 }
 
 impl InboundSa {
-    /// Compiles a request that [`InboundSpec::validate`] passed, and its keys.
+    /// Compiles a request that [`InboundSpec::validate`] passed, and its keys. What it accepts is forgotten with it:
+    /// the key must not outlive this SA.
     ///
     /// # Errors
     /// A key error names the key.
-    pub fn new(mut spec: InboundSpec, keys: &KeyMaterial) -> Result<Self, KeyError> {
+    pub fn new(spec: InboundSpec, keys: &KeyMaterial) -> Result<Self, KeyError> {
+        Self::under(None, spec, keys)
+    }
+
+    /// The same under a lease.
+    ///
+    /// # Errors
+    /// A key error names the key.
+    pub fn under(
+        lease: Option<Arc<Lease>>,
+        mut spec: InboundSpec,
+        keys: &KeyMaterial,
+    ) -> Result<Self, KeyError> {
         let selectors = std::mem::take(&mut spec.sa.selectors);
         Ok(Self {
             layout: Layout::new(&spec.sa.suite),
             opener: Opener::new(spec.sa.suite, keys, spec.sa.esn)?,
             replay: ReplayWindow::new(spec.replay_window, spec.sa.esn, spec.last_sequence),
+            lease,
             counters: SaCounters::default(),
             selectors: Published::new(Some(Arc::new(selectors))),
             spec,

@@ -78,6 +78,13 @@ pub struct Authenticated {
     sequence: u64,
 }
 
+impl Authenticated {
+    /// The full number.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+}
+
 /// The window of one inbound SA: lock-free, shared by any number of workers.
 pub struct ReplayWindow {
     size: u32,
