@@ -171,7 +171,7 @@ impl<S: Storage> Book<S> {
                 continue;
             };
             let terms = Terms::new(grant.purpose.direction, grant.limit);
-            let length = terms.length(0, lease.reached());
+            let length = terms.length(Pace::BURST, lease.reached());
             let ceiling = terms.ceiling(lease.reached(), length);
             changes.push((index, ceiling));
             let pace = Pace::new(lease.reached(), now);
@@ -238,7 +238,7 @@ impl<S: Storage> Book<S> {
             let reached = lease.reached();
             let length = tended.terms.length(tended.pace.rate(reached, now), reached);
             let spare = self.records[index].ceiling.saturating_sub(reached);
-            if self.records[index].purpose.direction == Direction::Inbound && spare / 4 > length {
+            if self.records[index].purpose.direction == Direction::Inbound && spare / 2 > length {
                 lease.lower(tended.terms.ceiling(reached, length));
                 lowered.push((index, lease));
             }

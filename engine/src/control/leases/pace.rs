@@ -17,7 +17,7 @@ pub(super) struct Terms {
 impl Terms {
     /// Outbound, a crash burns numbers, and there are plenty: 2^28 stay within what a peer's ESN inference bears,
     /// 2^20 of 32 bits bear 4,096 crashes. Inbound, a crash refuses what the peer sends until it is beyond the
-    /// ceiling: a second's worth, or 64 packets of a slow peer.
+    /// ceiling: a second's worth, or 64 packets of a peer that has been slow for a minute.
     pub(super) fn new(direction: Direction, limit: u64) -> Self {
         match direction {
             Direction::Outbound => {
@@ -52,7 +52,8 @@ impl Terms {
     }
 }
 
-/// How fast numbers go: over the last second, or in this one if that is more.
+/// How fast numbers go: over the last second, or in this one if that is more. Fast peers are forgotten slowly: what
+/// comes in a burst before storage has answered is dropped, so for a minute after a burst there is room for another.
 pub(super) struct Pace {
     since: Instant,
     from: u64,
@@ -65,8 +66,16 @@ impl Pace {
     /// Fewer say nothing: one burst is not a rate.
     const SHORTEST: Duration = Duration::from_millis(250);
 
+    /// What nobody knows the pace of yet gets room for a burst.
+    pub(super) const BURST: u64 = 4096;
+
     pub(super) fn new(reached: u64, now: Instant) -> Self {
-        Self { since: now, from: reached, rate: 0 }
+        Self { since: now, from: reached, rate: Self::BURST }
+    }
+
+    /// What is left of a rate after a second without: half of it, down to a burst's, and that in about a minute.
+    fn fade(rate: u64) -> u64 {
+        if rate > Self::BURST { (rate / 2).max(Self::BURST) } else { rate - rate.div_ceil(16) }
     }
 
     /// Numbers that were passed over.
@@ -81,7 +90,8 @@ impl Pace {
         let current = (used / elapsed.max(Self::SHORTEST).as_secs_f64()) as u64;
         let rate = current.max(self.rate);
         if elapsed >= Self::PERIOD {
-            *self = Self { since: now, from: reached, rate: current };
+            let rate = current.max(Self::fade(self.rate));
+            *self = Self { since: now, from: reached, rate };
         }
         rate
     }
@@ -116,15 +126,18 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_follows_up_at_once_and_down_after_a_second() {
+    fn the_rate_follows_up_at_once_and_down_in_its_time() {
         let start = Instant::now();
         let at = |milliseconds| start + Duration::from_millis(milliseconds);
         let mut pace = Pace::new(100, start);
-        assert_eq!(pace.rate(140, at(1)), 160, "40 packets of one burst are no 40,000 a second");
-        assert_eq!(pace.rate(1100, at(500)), 2000);
-        assert_eq!(pace.rate(1100, at(1000)), 1000);
-        assert_eq!(pace.rate(1100, at(1500)), 1000, "over the last second");
-        assert_eq!(pace.rate(1100, at(2000)), 1000);
-        assert_eq!(pace.rate(1100, at(3000)), 0);
+        assert_eq!(pace.rate(140, at(1)), Pace::BURST, "nobody knows yet");
+        assert_eq!(pace.rate(10_100, at(100)), 40_000, "a burst is a rate of a quarter of a second at most");
+        assert_eq!(pace.rate(10_100, at(1000)), 10_000);
+        assert_eq!(pace.rate(10_100, at(1500)), 10_000, "over the last second");
+        let fading: Vec<_> = (2..70).map(|second| pace.rate(10_100, at(second * 1000 + 500))).collect();
+        assert_eq!(fading[..4], [10_000, 5000, 4096, 3840]);
+        assert!(fading.is_sorted_by(|a, b| a >= b) && *fading.last().unwrap() < 64, "{fading:?}");
+        pace.skip(1_000_000);
+        assert!(pace.rate(1_010_100, at(70_000)) < 64, "a jump is no rate");
     }
 }
