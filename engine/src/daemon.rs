@@ -27,7 +27,7 @@ use tokio::sync::Notify;
 
 use crate::control::check;
 use crate::control::config::XdpMode;
-use crate::control::keyring::Keyring;
+use crate::control::leases::{Keeper, Leases};
 use crate::control::report::{Counter, DatapathReport, HostReport, InterfaceReport, WorkerReport};
 use crate::control::server::Server;
 use crate::control::settings::{Engine, Interface, Settings};
@@ -62,9 +62,11 @@ pub fn run(config: &Path, force: bool) -> Result<(), String> {
     harden()?;
     let settings = check::load_file(config, false).map_err(|problems| problems.to_string())?;
     crypto::self_test().map_err(|algorithm| format!("{algorithm} gave a wrong answer in its self-test: this machine's hardware or this build is broken"))?;
-    let keyring = Keyring::open(&settings.engine.state_dir).map_err(|error| error.to_string())?;
+    let leases = Leases::open(&settings.engine.state_dir).map_err(|error| error.to_string())?;
+    let leases = Arc::new(leases);
+    let keeper = Keeper::start(leases.clone()).map_err(|error| format!("a thread: {error}"))?;
     let daemon = Daemon::start(&settings, force)?;
-    let control = daemon.control(&settings, keyring, config);
+    let control = daemon.control(&settings, leases.clone(), config);
     let change = control.apply(settings).map_err(|problems| problems.to_string())?;
     for warning in &change.warnings {
         tracing::warn!("{warning}");
@@ -79,6 +81,11 @@ pub fn run(config: &Path, force: bool) -> Result<(), String> {
     drop(server);
     // What is under way still leaves; nothing more is received.
     daemon.workers.stop();
+    drop(keeper);
+    // Nobody numbers or accepts any more, so what was not used is free for the next start.
+    if let Err(error) = leases.release() {
+        tracing::warn!(%error, "the next start begins above the leases, as after a crash");
+    }
     Ok(())
 }
 
@@ -317,7 +324,7 @@ impl Daemon {
         Ok(Self { tables, hooks, workers, host, changed, cores: config.cores, link_events, _mirror: mirror })
     }
 
-    fn control(&self, settings: &Settings, keyring: Keyring, config: &Path) -> Arc<Control> {
+    fn control(&self, settings: &Settings, leases: Arc<Leases>, config: &Path) -> Arc<Control> {
         let datapath = Seam {
             hooks: self.hooks.clone(),
             workers: self.workers.clone(),
@@ -329,7 +336,7 @@ impl Daemon {
         Arc::new(Control::new(
             self.tables.clone(),
             Box::new(datapath),
-            keyring,
+            leases,
             settings.engine.clone(),
             settings.interfaces.clone(),
             Some(config.to_path_buf()),

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use adit_engine::control::apply::{Control, Datapath};
 use adit_engine::control::check;
-use adit_engine::control::keyring::Keyring;
+use adit_engine::control::leases::{Leases, declare_fresh};
 use adit_engine::control::report::DatapathReport;
 use adit_engine::control::server::Server;
 use adit_engine::pipeline::Tables;
@@ -135,9 +135,11 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Over `config`, in a directory of its own.
+    /// Over `config`, in a directory of its own, with keys that were declared fresh.
     pub fn start(config: &str) -> Self {
-        Self::start_in(Arc::new(Directory::new()), config).unwrap()
+        let directory = Arc::new(Directory::new());
+        declare(&directory, config);
+        Self::start_in(directory, config).unwrap()
     }
 
     /// Over `config`, in a directory that an earlier one has used.
@@ -148,13 +150,14 @@ impl Daemon {
         let path = directory.path().join("adit.toml");
         std::fs::write(&path, config).unwrap();
         let settings = check::load(config, false).map_err(|problems| problems.to_string())?;
+        let leases = Leases::open(&directory.path().join("state")).map_err(|error| error.to_string())?;
         let tables =
             Arc::new(Tables { sad: Sad::new(), spd: Published::new(None), network: Published::new(None) });
         let hooks = Arc::new(Mutex::new(Hooks::default()));
-        let keyring = Keyring::open(&directory.path().join("state")).map_err(|error| error.to_string())?;
         let datapath = Box::new(Remembering(hooks.clone()));
         let (engine, interfaces) = (settings.engine.clone(), settings.interfaces.clone());
-        let control = Control::new(tables.clone(), datapath, keyring, engine, interfaces, Some(path.clone()));
+        let control =
+            Control::new(tables.clone(), datapath, Arc::new(leases), engine, interfaces, Some(path.clone()));
         let control = Arc::new(control);
         control.apply(settings).map_err(|problems| problems.to_string())?;
         let socket = directory.path().join("run").join("adit.sock");
@@ -192,6 +195,17 @@ impl Daemon {
         assert_eq!(error["problems"][0]["field"], field, "{error}");
         error["problems"][0]["message"].as_str().unwrap().to_owned()
     }
+}
+
+/// Declares the keys of all tunnels in `config` fresh, as `adit key declare-fresh --all` does.
+///
+/// # Panics
+/// When it is refused.
+pub fn declare(directory: &Directory, config: &str) {
+    let mut settings = check::load(config, false).unwrap();
+    let names: Vec<_> = settings.tunnels.iter().map(|tunnel| tunnel.settings.name.to_string()).collect();
+    let leases = Leases::open(&directory.path().join("state")).unwrap();
+    declare_fresh(&leases, &mut settings.tunnels, &names).unwrap();
 }
 
 /// A raw client.
@@ -254,14 +268,14 @@ pub fn key(length: usize) -> String {
     bytes.fold("hex:".to_owned(), |text, byte| format!("{text}{byte:02x}"))
 }
 
-/// A tunnel as the socket takes it, aes-256-gcm, with keys of its own.
+/// A tunnel as the socket takes it, aes-256-gcm, with fresh keys of its own.
 pub fn tunnel(name: &str, spi: u32) -> Value {
     json!({
         "name": name,
         "local": "192.0.2.1",
         "remote": "192.0.2.2",
         "profile": "strong",
-        "inbound": { "spi": format!("{spi:#x}"), "encryption_key": key(36) },
-        "outbound": { "spi": format!("{:#x}", spi + 1), "encryption_key": key(36) },
+        "inbound": { "spi": format!("{spi:#x}"), "encryption_key": key(36), "fresh_key": true },
+        "outbound": { "spi": format!("{:#x}", spi + 1), "encryption_key": key(36), "fresh_key": true },
     })
 }

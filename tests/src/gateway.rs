@@ -190,10 +190,20 @@ impl<'t> Gateway<'t> {
         Self::start_with(topology, name, &setup.configuration(topology, name))
     }
 
-    /// The same with a configuration of the test's own.
+    /// The same with a configuration of the test's own. Its keys are declared fresh.
     pub fn start_with(topology: &'t Topology, name: &'static str, configuration: &str) -> Self {
         let mut this = Self { topology, name, daemon: None };
         this.configure(configuration);
+        if configuration.contains("[[tunnel]]") {
+            let config = this.file(".toml");
+            this.adit(&[
+                "key",
+                "declare-fresh",
+                "--all",
+                "--config",
+                config.to_str().expect("a path of ours"),
+            ]);
+        }
         this.restart();
         this
     }
@@ -228,6 +238,16 @@ impl<'t> Gateway<'t> {
         });
     }
 
+    /// Starts the daemon, which must end by itself; what it says.
+    pub fn refuses_to_start(&mut self) -> String {
+        let before = self.log().len();
+        self.launch();
+        let status = self.daemon().wait_for_end(Duration::from_secs(20));
+        self.daemon = None;
+        assert!(!status.success(), "aditd of {} ended as if all were well", self.name);
+        self.log()[before..].to_owned()
+    }
+
     /// Starts the daemon without waiting for anything.
     pub fn launch(&mut self) {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.file(".log")).unwrap();
@@ -246,6 +266,23 @@ impl<'t> Gateway<'t> {
         let mut daemon = self.daemon.take().expect("the daemon was started");
         daemon.signal(signal);
         daemon.wait_for_end(Duration::from_secs(10))
+    }
+
+    /// The daemon has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.daemon().0.try_wait().expect("waitpid works").is_some()
+    }
+
+    /// kill -9, also of a daemon that has just ended by itself.
+    pub fn kill(&mut self) {
+        self.daemon = None;
+    }
+
+    /// ESP packets opened in this life, if the daemon answers.
+    pub fn opened(&self) -> Option<u64> {
+        let output = self.attempt(&["stats", "--json"]);
+        let stats: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+        stats["total"].as_array()?.iter().find(|counter| counter["name"] == "opened")?["value"].as_u64()
     }
 
     /// What the daemon logged.

@@ -8,6 +8,7 @@ pub mod fuzzing;
 pub mod gateway;
 pub mod memory;
 pub mod netns;
+pub mod numbers;
 pub mod packet;
 pub mod process;
 pub mod topology;

@@ -4,6 +4,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 
 use adit_engine::crypto::key::{Key, KeyMaterial};
@@ -18,7 +19,7 @@ use adit_engine::sa::lifetime::Limits;
 use adit_engine::sa::publish::Published;
 use adit_engine::sa::selector::{AddressRange, Selector, UpperSelector};
 use adit_engine::sa::spec::{InboundSpec, Mode, OutboundSpec, Protocol, SaSpec, Workers};
-use adit_engine::sa::{InboundSa, OutboundSa, Sad};
+use adit_engine::sa::{InboundSa, Lease, OutboundSa, Sad};
 use adit_engine::transform::esp::Layout;
 use adit_engine::transform::tunnel::{DontFragment, Dscp};
 use adit_engine::wire::Spi;
@@ -130,6 +131,8 @@ pub struct Options {
     pub limits: Limits,
     /// Last number, on both sides.
     pub last_sequence: u64,
+    /// SAs under leases that grant nothing yet, and how often their keeper was rung for.
+    pub leased: Option<Arc<AtomicU32>>,
     /// Lower MSS.
     pub clamp_mss: bool,
     /// Outer DF.
@@ -169,6 +172,7 @@ impl Options {
             replay_window: 1024,
             limits: Limits::default(),
             last_sequence: 0,
+            leased: None,
             clamp_mss: true,
             dont_fragment: DontFragment::Copy,
             workers: Workers::One,
@@ -225,6 +229,14 @@ impl Options {
         spec
     }
 
+    fn lease(&self) -> Option<Arc<Lease>> {
+        let rung = self.leased.clone()?;
+        let bell = move || {
+            rung.fetch_add(1, Relaxed);
+        };
+        Some(Arc::new(Lease::starting_after(self.last_sequence, Box::new(bell))))
+    }
+
     /// The inbound SA of `site`.
     pub fn inbound(&self, site: Site) -> InboundSa {
         let spec = InboundSpec {
@@ -232,7 +244,7 @@ impl Options {
             replay_window: self.replay_window,
             last_sequence: self.last_sequence,
         };
-        InboundSa::new(spec, &self.key_material()).unwrap()
+        InboundSa::under(self.lease(), spec, &self.key_material()).unwrap()
     }
 
     /// The outbound SA of `site`.
@@ -245,7 +257,7 @@ impl Options {
             dont_fragment: self.dont_fragment,
             last_sequence: self.last_sequence,
         };
-        OutboundSa::new(spec, &self.key_material()).unwrap()
+        OutboundSa::under(self.lease(), spec, &self.key_material()).unwrap()
     }
 }
 

@@ -18,10 +18,10 @@ fn good(method: &str) -> Value {
         "name": "t", "local": "192.0.2.1", "remote": "192.0.2.2", "profile": "strong",
         "encryption": "aes-128-cbc", "authentication": "sha256", "icv_length": 16, "esn": true, "replay_window": 64,
         "dscp": "copy", "df": "set", "ttl": 64, "workers": "shared", "clamp_mss": false,
-        "replay_after_restart": "accept-risk", "lifetime_packets_soft": 900, "lifetime_packets_hard": 1000,
+        "lifetime_packets_soft": 900, "lifetime_packets_hard": 1000,
         "lifetime_bytes_soft": 9000, "lifetime_bytes_hard": 10000, "lifetime_seconds_soft": 90, "lifetime_seconds_hard": 100,
-        "inbound": { "spi": "0x7001", "encryption_key": key(16), "authentication_key": key(32) },
-        "outbound": { "spi": "0x7002", "encryption_key": key(16), "authentication_key": key(32) },
+        "inbound": { "spi": "0x7001", "encryption_key": key(16), "authentication_key": key(32), "fresh_key": true },
+        "outbound": { "spi": "0x7002", "encryption_key": key(16), "authentication_key": key(32), "fresh_key": true },
     });
     let policy = |name: &str| {
         json!({
@@ -30,7 +30,8 @@ fn good(method: &str) -> Value {
         })
     };
     match method {
-        "Status" | "Stats" | "PolicyList" | "Reload" | "Monitor" => json!({}),
+        "Status" | "Stats" | "PolicyList" | "Monitor" => json!({}),
+        "Reload" => json!({ "fresh_keys": [] }),
         "Drops" => json!({ "all": true }),
         "SaList" => json!({ "tunnel": "b" }),
         "SaShow" => json!({ "tunnel": "b", "spi": "0x1001" }),
@@ -60,7 +61,7 @@ fn wrong(path: &str) -> Vec<Value> {
     };
     let leaf = path.rsplit('.').next().unwrap();
     match (leaf, path) {
-        ("all" | "esn" | "clamp_mss" | "inbound" | "outbound" | "policies", _) => vec![],
+        ("all" | "esn" | "clamp_mss" | "fresh_key" | "inbound" | "outbound" | "policies", _) => vec![],
         ("tunnel", "SaAdd.tunnel") => vec![],
         ("tunnel", _) => vec![json!(""), json!("nobody")],
         ("spi", _) => {
@@ -92,13 +93,13 @@ fn wrong(path: &str) -> Vec<Value> {
         ("destination_options", _) => vec![json!("outside"), json!("before")],
         ("udp_port", _) => vec![json!(0), json!(65536), json!(-1)],
         ("workers", _) => vec![json!("two")],
-        ("replay_after_restart", _) => vec![json!("yes")],
         ("encryption_key" | "authentication_key", _) => keys(),
         ("last_sequence", _) => vec![json!("7")],
         ("action", _) => vec![json!("allow")],
         ("protocol", _) => vec![json!("TCP"), json!("256")],
         ("local_ports" | "remote_ports", _) => vec![json!("2-1"), json!("65536")],
         ("icmp", _) => vec![json!("8/0"), json!("256")],
+        ("fresh_keys", _) => vec![json!(["nobody"]), json!(["t", "nobody"]), json!([7])],
         ("position", _) => vec![json!(-1), json!(1.5), json!(99)],
         _ => panic!("{path} has no case: add wrong values for it"),
     }

@@ -1,8 +1,10 @@
 //! Transactions over the control socket: whole or not at all, in the right order, and no key twice.
 
+use std::sync::Arc;
+
 use adit_engine::sa::publish::Reader;
 use adit_engine::wire::Spi;
-use adit_tests::control::{BASE, Daemon, key, tunnel};
+use adit_tests::control::{BASE, Daemon, Directory, declare, key, tunnel};
 use serde_json::{Value, json};
 
 fn protect(name: &str, tunnel: &str, remote: &str) -> Value {
@@ -14,8 +16,13 @@ fn has_sa(daemon: &Daemon, spi: u32) -> bool {
 }
 
 fn config_of(tunnel: &Value, policies: &str) -> String {
+    // A file declares no key fresh: that is done once, beside it.
+    let mut tunnel = tunnel.clone();
+    for direction in ["inbound", "outbound"] {
+        tunnel[direction].as_object_mut().unwrap().remove("fresh_key");
+    }
     let mut text = toml::to_string(&json!({ "tunnel": [tunnel] })).unwrap();
-    for name in ["encryption_key", "authentication_key", "replay_window", "replay_after_restart"] {
+    for name in ["encryption_key", "authentication_key", "replay_window"] {
         text = text.replace(name, &name.replace('_', "-"));
     }
     format!("{BASE}\n{text}\n{policies}")
@@ -103,59 +110,126 @@ fn a_step_that_fails_is_taken_back() {
         }
         assert_eq!(daemon.call("Status", json!({})).unwrap()["generation"], before);
         assert_eq!(daemon.tables.spd.get().unwrap().policies.len(), 1);
-        daemon.call("SaAdd", add).expect("the keys were not burnt by what never sent");
+        daemon.call("SaAdd", add).expect("nothing was recorded of keys that never sent");
     }
 }
 
+/// Last number and ceiling of the outbound SA with this SPI.
+fn numbers(daemon: &Daemon, spi: &str) -> (u64, u64) {
+    let shown = daemon.call("SaShow", json!({ "spi": spi })).unwrap();
+    let number = |name: &str| shown["sas"][0][name].as_u64().unwrap_or_else(|| panic!("{name} in {shown}"));
+    (number("sequence"), number("ceiling"))
+}
+
+/// The same keys under other SPIs, as a request without a declaration.
+fn again(tunnel: &Value, name: &str, spi: u32) -> Value {
+    let mut tunnel = tunnel.clone();
+    tunnel["name"] = json!(name);
+    for (direction, spi) in [("inbound", spi), ("outbound", spi + 1)] {
+        let sa = tunnel[direction].as_object_mut().unwrap();
+        sa.remove("fresh_key");
+        sa.insert("spi".into(), json!(format!("{spi:#x}")));
+    }
+    json!({ "tunnel": tunnel })
+}
+
 #[test]
-fn a_counter_mode_key_never_sends_again() {
+fn a_key_begins_once_and_then_goes_on() {
+    let table = tunnel("b", 0x1001);
+    let config = config_of(&table, POLICY);
+    let directory = Arc::new(Directory::new());
+    let error = Daemon::start_in(directory.clone(), &config).err().expect("nobody declared it");
+    for field in ["tunnel[0].inbound.encryption-key", "tunnel[0].outbound.encryption-key"] {
+        assert!(error.contains(field) && error.contains("adit key declare-fresh b"), "{error}");
+    }
+    declare(&directory, &config);
+    let daemon = Daemon::start_in(directory, &config).unwrap();
+    daemon.call("Reload", json!({})).expect("the live SA's own key is no reuse");
+    let (sequence, ceiling) = numbers(&daemon, "0x1002");
+    assert!(sequence == 0 && ceiling >= 1 << 16, "{sequence} {ceiling}");
+    assert_eq!(daemon.call("Status", json!({})).unwrap()["warnings"], json!([]));
+
+    // For two live SAs, in whatever direction: refused.
+    for (direction, key) in [("outbound", "outbound"), ("outbound", "inbound")] {
+        let mut other = tunnel("c", 0x3001);
+        other["remote"] = json!("192.0.2.3");
+        other[direction]["encryption_key"] = table[key]["encryption_key"].clone();
+        daemon.refused("SaAdd", json!({ "tunnel": other }), "tunnel.outbound.encryption-key");
+    }
+
+    // After a deletion it goes on above what it had, in its own direction, and is not declared again.
+    daemon.call("SaDelete", json!({ "tunnel": "b" })).unwrap();
+    let mut declared = again(&table, "c", 0x3001);
+    declared["tunnel"]["outbound"]["fresh_key"] = json!(true);
+    let message = daemon.refused("SaAdd", declared, "tunnel.outbound.fresh-key");
+    assert!(message.contains(&ceiling.to_string()), "{message}");
+    let mut swapped = again(&table, "c", 0x3001);
+    let (inbound, outbound) =
+        (table["inbound"]["encryption_key"].clone(), table["outbound"]["encryption_key"].clone());
+    (swapped["tunnel"]["inbound"]["encryption_key"], swapped["tunnel"]["outbound"]["encryption_key"]) =
+        (outbound, inbound);
+    let message = daemon.refused("SaAdd", swapped, "tunnel.inbound.encryption-key");
+    assert!(message.contains("direction"), "{message}");
+    daemon.call("SaAdd", again(&table, "c", 0x3001)).unwrap();
+    let (sequence, second) = numbers(&daemon, "0x3002");
+    assert!(sequence == ceiling && second > ceiling, "{sequence} {second}");
+    daemon.call("SaDelete", json!({ "tunnel": "c" })).unwrap();
+
+    // After a restart that nobody prepared, too; and what was received up to the ceiling is not received again.
+    let daemon = Daemon::start_in(daemon.stop(), &config.replace("name = \"p\"", "name = \"q\"")).unwrap();
+    assert_eq!(numbers(&daemon, "0x1002").0, second);
+    let inbound = daemon.tables.sad.list()[0].clone();
+    assert!(inbound.replay.right_edge() >= 128 && inbound.replay.check(100).is_err());
+    assert!(inbound.lease.as_ref().unwrap().ceiling() > inbound.replay.right_edge());
+}
+
+#[test]
+fn a_lost_record_refuses_its_key() {
     let config = config_of(&tunnel("b", 0x1001), POLICY);
     let daemon = Daemon::start(&config);
-    daemon.call("Reload", json!({})).expect("the live SA's own key is no reuse");
-    let again = std::fs::read_to_string(&daemon.config).unwrap();
-    assert_eq!(again, config);
-
-    // On a second SA, in the other direction, after a deletion: refused.
-    let keys = |spi: u32, outbound: &Value| {
-        let mut other = tunnel("c", spi);
-        other["remote"] = json!("192.0.2.3");
-        other["outbound"]["encryption_key"] = outbound.clone();
-        other
-    };
-    let parsed: Value = toml::from_str(&config).unwrap();
-    let (inbound, outbound) = (
-        &parsed["tunnel"][0]["inbound"]["encryption-key"],
-        &parsed["tunnel"][0]["outbound"]["encryption-key"],
-    );
-    for used in [inbound, outbound] {
-        daemon.refused("SaAdd", json!({ "tunnel": keys(0x3001, used) }), "tunnel.outbound.encryption-key");
-    }
-    daemon.call("SaDelete", json!({ "tunnel": "b" })).unwrap();
-    for used in [inbound, outbound] {
-        let message = daemon.refused(
-            "SaAdd",
-            json!({ "tunnel": keys(0x3001, used) }),
-            "tunnel.outbound.encryption-key",
-        );
-        assert!(message.contains("nonces") && message.contains("adit key generate"), "{message}");
-    }
-    assert!(!has_sa(&daemon, 0x3001));
-
-    // After a restart: refused, and nothing starts.
     let directory = daemon.stop();
-    let error = Daemon::start_in(directory, &config).err().expect("a burnt key");
-    assert!(
-        error.contains("tunnel[0].outbound.encryption-key")
-            || error.contains("tunnel[0].inbound.encryption-key"),
-        "{error}"
-    );
+    let state = directory.path().join("state");
+    // Not the header, and not the first key's places: the second's.
+    let mut leases = std::fs::read(state.join("leases")).unwrap();
+    leases[4 * 4096..].fill(7);
+    let file = std::fs::File::options().write(true).open(state.join("leases")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &leases, 0).unwrap();
+    let error = Daemon::start_in(directory.clone(), &config).err().expect("damaged");
+    assert!(error.contains("encryption-key") && !error.contains("inbound"), "{error}");
+    std::fs::remove_dir_all(&state).unwrap();
+    let error = Daemon::start_in(directory, &config).err().expect("lost, and the configuration is as it was");
+    assert!(error.contains("expected a record of this key's numbers"), "{error}");
 }
 
 #[test]
-fn a_new_salt_or_another_counter_mode_does_not_make_a_used_key_new() {
+fn a_reload_may_bring_fresh_keys_if_it_says_so() {
+    let daemon = Daemon::start(&config_of(&tunnel("b", 0x1001), POLICY));
+    std::fs::write(&daemon.config, config_of(&tunnel("b", 0x2001), POLICY)).unwrap();
+    daemon.refused("Reload", json!({}), "tunnel[0].inbound.encryption-key");
+    daemon.refused("Reload", json!({ "fresh_keys": ["c"] }), "fresh_keys[0]");
+    daemon.call("Reload", json!({ "fresh_keys": ["b"] })).unwrap();
+    let message = daemon.refused("Reload", json!({ "fresh_keys": ["b"] }), "fresh_keys[0]");
+    assert!(message.contains("go on above"), "{message}");
+    daemon.call("Reload", json!({})).unwrap();
+}
+
+#[test]
+fn an_sa_without_replay_protection_needs_no_floor() {
+    let mut table = tunnel("b", 0x1001);
+    table["replay_window"] = json!(0);
+    table["esn"] = json!(false);
+    let daemon = Daemon::start(&config_of(&table, POLICY));
+    let shown = daemon.call("SaShow", json!({ "spi": "0x1001" })).unwrap();
+    assert_eq!(shown["sas"][0].get("ceiling"), None, "{shown}");
+    assert!(daemon.tables.sad.list()[0].lease.is_none());
+    Daemon::start_in(daemon.stop(), &config_of(&table, POLICY)).unwrap();
+}
+
+#[test]
+fn a_new_salt_goes_on_and_another_counter_mode_is_refused() {
     let daemon = Daemon::start(&config_of(&tunnel("b", 0x1001), POLICY));
     let aes = key(16);
-    let with = |encryption: &str, salt: &str| {
+    let with = |encryption: &str, salt: &str, fresh: bool| {
         let mut tunnel = tunnel("c", 0x3001);
         tunnel["remote"] = json!("192.0.2.3");
         tunnel.as_object_mut().unwrap().remove("profile");
@@ -169,21 +243,25 @@ fn a_new_salt_or_another_counter_mode_does_not_make_a_used_key_new() {
         }
         tunnel["inbound"]["encryption_key"] = json!(key(length));
         tunnel["outbound"]["encryption_key"] = json!(format!("{aes}{salt}"));
+        tunnel["outbound"]["fresh_key"] = json!(fresh);
         json!({ "tunnel": tunnel })
     };
-    daemon.call("SaAdd", with("aes-128-gcm", "a1b2c3d4")).unwrap();
+    daemon.call("SaAdd", with("aes-128-gcm", "a1b2c3d4", true)).unwrap();
+    let (_, ceiling) = numbers(&daemon, "0x3002");
     daemon.call("SaDelete", json!({ "tunnel": "c" })).unwrap();
-    for used in [
-        with("aes-128-gcm", "00010203"),
-        with("aes-128-ccm", "a1b2c3"),
-        with("aes-128-gmac", "a1b2c3d4"),
-        with("aes-128-ctr", "a1b2c3d4"),
-    ] {
-        let message = daemon.refused("SaAdd", used, "tunnel.outbound.encryption-key");
-        assert!(message.contains("nonces"), "{message}");
+    for (encryption, salt) in
+        [("aes-128-ccm", "a1b2c3"), ("aes-128-gmac", "a1b2c3d4"), ("aes-128-ctr", "a1b2c3d4")]
+    {
+        let other = with(encryption, salt, false);
+        let message = daemon.refused("SaAdd", other, "tunnel.outbound.encryption-key");
+        assert!(message.contains("algorithm"), "{message}");
     }
+    daemon.refused("SaAdd", with("aes-128-gcm", "00010203", true), "tunnel.outbound.fresh-key");
+    daemon.call("SaAdd", with("aes-128-gcm", "00010203", false)).unwrap();
+    assert_eq!(numbers(&daemon, "0x3002").0, ceiling, "an old key with a new salt");
+    daemon.call("SaDelete", json!({ "tunnel": "c" })).unwrap();
     // In both directions at once it is one key for two SAs.
-    let mut twice = with("aes-128-gcm", "00010203");
+    let mut twice = with("aes-128-gcm", "00010203", true);
     let fresh = key(16);
     for (direction, salt) in [("inbound", "00000001"), ("outbound", "00000002")] {
         twice["tunnel"][direction]["encryption_key"] = json!(format!("{fresh}{salt}"));
@@ -271,30 +349,6 @@ fn limits_that_a_64_bit_cipher_cannot_keep_are_refused() {
 }
 
 #[test]
-fn a_cbc_key_needs_the_operators_word_after_a_restart() {
-    let table = |risk: bool| {
-        let mut table = json!({
-            "name": "b", "local": "192.0.2.1", "remote": "192.0.2.2",
-            "encryption": "aes-128-cbc", "authentication": "sha256",
-            "inbound": { "spi": 0x1001, "encryption_key": format!("hex:{:032x}", 1), "authentication_key": format!("hex:{:064x}", 1) },
-            "outbound": { "spi": 0x1002, "encryption_key": format!("hex:{:032x}", 2), "authentication_key": format!("hex:{:064x}", 2) },
-        });
-        if risk {
-            table["replay_after_restart"] = json!("accept-risk");
-        }
-        config_of(&table, POLICY)
-    };
-    let daemon = Daemon::start(&table(false));
-    assert_eq!(daemon.call("Status", json!({})).unwrap()["warnings"], json!([]));
-    let directory = daemon.stop();
-    let error = Daemon::start_in(directory.clone(), &table(false)).err().expect("used before");
-    assert!(error.contains("accept-risk"), "{error}");
-    let daemon = Daemon::start_in(directory, &table(true)).unwrap();
-    let warnings = daemon.call("Status", json!({})).unwrap()["warnings"].to_string();
-    assert!(warnings.contains("reset the SAs of the peer"), "{warnings}");
-}
-
-#[test]
 fn a_reload_keeps_what_did_not_change() {
     let table = tunnel("b", 0x1001);
     let daemon = Daemon::start(&config_of(&table, POLICY));
@@ -326,7 +380,7 @@ fn a_reload_keeps_what_did_not_change() {
     rekeyed["local"] = table["local"].clone();
     std::fs::write(&daemon.config, config_of(&rekeyed, POLICY)).unwrap();
     drop((before, after, spd));
-    let change = daemon.call("Reload", json!({})).unwrap();
+    let change = daemon.call("Reload", json!({ "fresh_keys": ["b"] })).unwrap();
     assert_eq!(
         (&change["kept"], &change["added"], &change["removed"], &change["wiped"]),
         (&json!(0), &json!(2), &json!(2), &json!(true))
@@ -345,7 +399,7 @@ fn a_new_key_under_a_live_spi_is_refused() {
     let config = config_of(&table, POLICY).replace("name = \"b\"", "name = \"b\"\nttl = 9");
     std::fs::write(&daemon.config, config).unwrap();
     let message = daemon.refused("Reload", json!({}), "tunnel[0].outbound.encryption-key");
-    assert!(message.contains("start over"), "{message}");
+    assert!(message.contains("its numbers go on"), "{message}");
     assert!(has_sa(&daemon, 0x1001));
 }
 

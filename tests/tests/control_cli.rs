@@ -74,6 +74,7 @@ fn sas_and_policies_come_from_arguments_files_and_standard_input() {
         "0x1002",
         "--outbound-key-file",
         outbound.to_str().unwrap(),
+        "--fresh-keys",
     ];
     let refused = adit(&daemon, &arguments);
     assert_eq!(code(&refused), 2, "others can read the key");
@@ -102,7 +103,7 @@ fn sas_and_policies_come_from_arguments_files_and_standard_input() {
     let mut child = Command::new(program("adit"))
         .arg("--socket")
         .arg(&daemon.socket)
-        .args(["sa", "add", "--file", "-"])
+        .args(["sa", "add", "--fresh-keys", "--file", "-"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -136,6 +137,46 @@ fn sas_and_policies_come_from_arguments_files_and_standard_input() {
     assert!(!everything.contains('\u{1b}'), "no colours into a pipe");
     let deleted = json(&adit(&daemon, &["sa", "del", "0x1002", "--json"]));
     assert_eq!((&deleted["removed"], &deleted["wiped"]), (&1.into(), &true.into()));
+}
+
+#[test]
+fn the_first_use_of_a_key_is_declared_once() {
+    let directory = Directory::new();
+    let (config, state) = (directory.path().join("adit.toml"), directory.path().join("state"));
+    let tunnel = |name: &str, spi: u32| {
+        format!(
+            "[[tunnel]]\nname = \"{name}\"\nlocal = \"192.0.2.1\"\nremote = \"192.0.2.2\"\nprofile = \"strong\"\n\
+             [tunnel.inbound]\nspi = {spi}\nencryption-key = \"{}\"\n\
+             [tunnel.outbound]\nspi = {spi}\nencryption-key = \"{}\"\n",
+            key(36),
+            key(36)
+        )
+    };
+    let engine = format!("[engine]\nstate-dir = \"{}\"\n", state.display());
+    std::fs::write(&config, engine + BASE + &tunnel("b", 0x1001) + &tunnel("c", 0x2001)).unwrap();
+    let declare = |tunnels: &[&str]| {
+        let mut command = Command::new(program("adit"));
+        command
+            .args(["key", "declare-fresh", "--config", config.to_str().unwrap()])
+            .args(tunnels)
+            .output()
+            .unwrap()
+    };
+    assert_eq!(code(&declare(&[])), 1, "which tunnels is to be said");
+    let refused = declare(&["b", "nobody"]);
+    assert!(code(&refused) == 2 && text(&refused.stderr).contains("fresh_keys[1]"), "{refused:?}");
+    let done = declare(&["b"]);
+    assert_eq!(code(&done), 0, "{}", text(&done.stderr));
+    assert_eq!(text(&done.stdout), "tunnel[0].inbound: declared fresh\ntunnel[0].outbound: declared fresh\n");
+    for again in [&["b"], &["--all"]] {
+        let refused = declare(again);
+        assert!(code(&refused) == 2 && text(&refused.stderr).contains("go on above"), "{refused:?}");
+    }
+    let running = adit_engine::control::leases::Leases::open(&state).unwrap();
+    let refused = declare(&["c"]);
+    assert!(code(&refused) == 2 && text(&refused.stderr).contains("another aditd"), "{refused:?}");
+    drop(running);
+    assert_eq!(code(&declare(&["c"])), 0);
 }
 
 #[test]

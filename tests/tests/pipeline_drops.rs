@@ -1,6 +1,10 @@
 //! Every reason to drop that the pipeline has: one packet that is dropped for exactly that reason and no other,
 //! the books balanced, nothing sent.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
+
 use adit_engine::offline::HeapFrames;
 use adit_engine::pipeline::DropReason;
 use adit_engine::policy::Action;
@@ -237,6 +241,35 @@ const CASES: &[(DropReason, fn())] = &[
         assert_eq!(gateway.run(INSIDE, &[outbound()]).len(), 1, "2^32-1 is a number like any other");
         gateway.assert_drops(INSIDE, &outbound(), DropReason::SequenceExhausted);
         gateway.assert_drops(INSIDE, &outbound(), DropReason::SequenceExhausted);
+    }),
+    (DropReason::LeaseExhausted, || {
+        let mut options = Options::new();
+        let rung = Arc::<AtomicU32>::default();
+        options.leased = Some(rung.clone());
+        let mut gateway = Gateway::new(Site::B, &options);
+        gateway.assert_drops(INSIDE, &outbound(), DropReason::LeaseExhausted);
+        assert_eq!(rung.load(Relaxed), 1, "the keeper is called for");
+        let lease = gateway.tunnel.outbound.get().unwrap().lease.clone().unwrap();
+        lease.raise(2, u64::MAX);
+        assert_eq!(gateway.run(INSIDE, &[outbound(), outbound(), outbound()]).len(), 2);
+        assert_eq!(gateway.drops(), [(DropReason::LeaseExhausted, 2)], "both times the reason is the lease");
+    }),
+    (DropReason::ReplayFloor, || {
+        let mut options = Options::new();
+        let rung = Arc::<AtomicU32>::default();
+        options.leased = Some(rung.clone());
+        let mut gateway = Gateway::new(Site::B, &options);
+        let inner = inner();
+        // A forged number calls for nothing.
+        let mut forged = peer().seal(1 << 20, IPV4, &inner);
+        *forged.last_mut().unwrap() ^= 1;
+        gateway.run(OUTSIDE, &[forged]);
+        assert_eq!(rung.load(Relaxed), 0);
+        gateway.assert_drops(OUTSIDE, &peer().seal(7, IPV4, &inner), DropReason::ReplayFloor);
+        let lease = gateway.inbound_sa().lease.clone().unwrap();
+        assert_eq!((rung.load(Relaxed), lease.reached()), (1, 7));
+        lease.raise(7, u64::MAX);
+        assert_eq!(gateway.run(OUTSIDE, &[peer().seal(7, IPV4, &inner)]).len(), 1, "it was not received");
     }),
     (DropReason::HardLifetime, || {
         let mut options = Options::new();

@@ -4,7 +4,7 @@
 //!
 //! 1. new inbound SAs enter the SAD, then their SPIs the steering map (never the other way round);
 //! 2. the covers grow to old and new together;
-//! 3. the new keys are recorded as used: from here on they may send;
+//! 3. the first lease of each new SA is put on stable storage: from here on it may send and receive;
 //! 4. one pointer switches policies, tunnels and outbound SAs;
 //! 5. the covers shrink, old SPIs leave the steering map, then their SAs the SAD;
 //! 6. workers pass a quiescent state, and the old keys are wiped.
@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use super::check;
 use super::config::{PolicyTable, ProfileTable, TunnelTable};
 use super::events::Events;
-use super::keyring::{Fingerprint, Keyring};
+use super::leases::{self, Fingerprint, Leases};
 use super::prepare::{Desired, DesiredSa, Prepared, WeakSa};
 use super::problem::Problems;
 use super::report::{Change, DatapathReport};
@@ -70,8 +70,6 @@ pub struct LiveSa<T> {
     pub sa: Arc<T>,
     /// Names its key.
     pub fingerprint: Fingerprint,
-    /// Its key was used before this process: sequence numbers start over, so the peer must start over too.
-    pub peer_must_reset: bool,
     /// When it was set up, by [`super::lifetimes::now`].
     pub since: Duration,
     /// How long it lives.
@@ -80,8 +78,8 @@ pub struct LiveSa<T> {
 
 impl<T> Clone for LiveSa<T> {
     fn clone(&self) -> Self {
-        let Self { ref sa, fingerprint, peer_must_reset, since, seconds } = *self;
-        Self { sa: sa.clone(), fingerprint, peer_must_reset, since, seconds }
+        let Self { ref sa, fingerprint, since, seconds } = *self;
+        Self { sa: sa.clone(), fingerprint, since, seconds }
     }
 }
 
@@ -139,8 +137,9 @@ pub struct Control {
     started: Instant,
     /// What happens.
     pub events: Events,
+    leases: Arc<Leases>,
     /// Held for the whole of a change: changes come one after another.
-    change: Mutex<Keyring>,
+    change: Mutex<()>,
     /// Held for the switch only: reports never wait for a change.
     live: RwLock<Live>,
 }
@@ -150,7 +149,7 @@ impl Control {
     pub fn new(
         tables: Arc<Tables>,
         datapath: Box<dyn Datapath>,
-        keyring: Keyring,
+        leases: Arc<Leases>,
         engine: Engine,
         interfaces: Vec<Interface>,
         config: Option<PathBuf>,
@@ -164,7 +163,8 @@ impl Control {
             config,
             started: Instant::now(),
             events: Events::default(),
-            change: Mutex::new(keyring),
+            leases,
+            change: Mutex::default(),
             live: RwLock::new(live),
         }
     }
@@ -192,7 +192,7 @@ impl Control {
     pub fn apply(&self, settings: Settings) -> Result<Change, Problems> {
         let mut problems = Problems::default();
         self.fixed(&settings, &mut problems);
-        let keyring = self.lock();
+        let turn = self.lock();
         problems.or(())?;
         let desired = Desired {
             tunnels: settings.tunnels.into_iter().map(Into::into).collect(),
@@ -203,21 +203,29 @@ impl Control {
             profiles: settings.profiles,
             warnings: settings.warnings,
         };
-        self.transact(keyring, desired)
+        self.transact(turn, desired)
     }
 
-    /// Reads the configuration file again.
+    /// What storage says, if it is nothing good.
+    pub fn lease_trouble(&self) -> Option<String> {
+        self.leases.trouble()
+    }
+
+    /// Reads the configuration file again. Keys of the tunnels called `fresh` that nothing is recorded of were never
+    /// used, says the operator.
     ///
     /// # Errors
     /// As [`Control::apply`].
-    pub fn reload(&self) -> Result<Change, Problems> {
+    pub fn reload(&self, fresh: &[String]) -> Result<Change, Problems> {
         let Some(path) = &self.config else {
             return Err(Problems::one(
                 "reload",
                 "expected a configuration file, but this aditd was started without",
             ));
         };
-        self.apply(check::load_file(path, false)?)
+        let mut settings = check::load_file(path, false)?;
+        leases::mark_fresh(&self.leases, &mut settings.tunnels, fresh)?;
+        self.apply(settings)
     }
 
     /// Sets up a tunnel's SAs, and policies behind the existing ones. Of a tunnel that exists, a direction
@@ -226,7 +234,7 @@ impl Control {
     /// # Errors
     /// All problems; nothing changed.
     pub fn add_tunnel(&self, table: &TunnelTable, policies: &[PolicyTable]) -> Result<Change, Problems> {
-        let keyring = self.lock();
+        let turn = self.lock();
         let mut problems = Problems::default();
         let mut desired = self.live().unchanged();
         let mut warnings = Vec::new();
@@ -248,7 +256,7 @@ impl Control {
         problems.or(())?;
         desired.policies.extend(added);
         desired.warnings.extend(warnings.iter().cloned());
-        self.transact(keyring, desired).map(|change| Change { warnings, ..change })
+        self.transact(turn, desired).map(|change| Change { warnings, ..change })
     }
 
     /// Takes the SAs down that `means` picks; their tunnels stay while policies name them, and drop.
@@ -260,7 +268,7 @@ impl Control {
         field: &str,
         means: impl Fn(&TunnelSettings, Spi, bool) -> bool,
     ) -> Result<Change, Problems> {
-        let keyring = self.lock();
+        let turn = self.lock();
         let mut desired = self.live().unchanged();
         let mut found = false;
         {
@@ -287,7 +295,7 @@ impl Control {
                 "expected an SA that exists, found none; adit sa list shows them",
             ));
         }
-        self.transact(keyring, desired)
+        self.transact(turn, desired)
     }
 
     /// Inserts policies at `position`, or behind the others.
@@ -295,7 +303,7 @@ impl Control {
     /// # Errors
     /// All problems; nothing changed.
     pub fn add_policies(&self, tables: &[PolicyTable], position: Option<u64>) -> Result<Change, Problems> {
-        let keyring = self.lock();
+        let turn = self.lock();
         let mut problems = Problems::default();
         let mut desired = self.live().unchanged();
         let count = desired.policies.len();
@@ -312,7 +320,7 @@ impl Control {
             .collect();
         problems.or(())?;
         desired.policies.splice(position..position, added);
-        self.transact(keyring, desired)
+        self.transact(turn, desired)
     }
 
     /// Removes the policy of that name.
@@ -320,7 +328,7 @@ impl Control {
     /// # Errors
     /// There is none; nothing changed.
     pub fn delete_policy(&self, name: &str) -> Result<Change, Problems> {
-        let keyring = self.lock();
+        let turn = self.lock();
         let mut desired = self.live().unchanged();
         let before = desired.policies.len();
         desired.policies.retain(|policy| &*policy.name != name);
@@ -331,10 +339,10 @@ impl Control {
                 format!("expected a policy that exists, found {found}; adit policy list shows them"),
             ));
         }
-        self.transact(keyring, desired)
+        self.transact(turn, desired)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Keyring> {
+    fn lock(&self) -> MutexGuard<'_, ()> {
         self.change.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -360,17 +368,17 @@ impl Control {
         same("interface", self.interfaces == settings.interfaces);
     }
 
-    fn transact(&self, mut keyring: MutexGuard<'_, Keyring>, desired: Desired) -> Result<Change, Problems> {
+    fn transact(&self, _turn: MutexGuard<'_, ()>, desired: Desired) -> Result<Change, Problems> {
         let prepared = {
             let live = self.live();
-            Prepared::new(&live, &keyring, desired)?
+            Prepared::new(&live, &self.leases, desired)?
         };
-        self.install(&prepared, &mut keyring)?;
+        self.install(&prepared)?;
         Ok(self.switch(prepared))
     }
 
     /// Steps 1 to 3; taken back when one fails.
-    fn install(&self, prepared: &Prepared, keyring: &mut Keyring) -> Result<(), Problems> {
+    fn install(&self, prepared: &Prepared) -> Result<(), Problems> {
         let mut inserted = Vec::new();
         let mut steered = Vec::new();
         let result = (|| {
@@ -389,8 +397,8 @@ impl Control {
             }
             let (steering, guard) = &prepared.covers_during;
             self.datapath.set_covers(steering, guard).map_err(|error| Problems::one("policy", error))?;
-            keyring
-                .record(&prepared.new_keys)
+            self.leases
+                .grant(&prepared.grants)
                 .map_err(|error| Problems::one("engine.state-dir", error.to_string()))
         })();
         if result.is_err() {

@@ -491,7 +491,6 @@ pub fn tunnel(
             "{path}: {name}: replay-window = 0, so recorded packets can be sent again by anyone"
         ));
     }
-    let accept_replay_risk = table.replay_after_restart.is_some();
     Some(TunnelRequest {
         settings: TunnelSettings {
             name,
@@ -517,7 +516,6 @@ pub fn tunnel(
                 Some(WorkersName::One) | None => Workers::One,
             },
             clamp_mss: table.clamp_mss.unwrap_or(rules.clamp_mss),
-            accept_replay_risk,
         },
         field: path,
         inbound,
@@ -631,6 +629,13 @@ fn sa(
             0
         }),
     };
+    if rules.key_files && !rules.offline && table.fresh_key.is_some() {
+        problems.push(
+            format!("{path}.fresh-key"),
+            "expected nothing here: the first use of a key is declared once, by adit key declare-fresh; a line that \
+             stays would declare a used key fresh again when the state directory is lost. Remove it",
+        );
+    }
     let keys = KeyMaterial { encryption: encryption?, authentication: authentication? };
     if let Some((suite, esn)) = suite {
         // Expanding is the one definition of which keys are right; what it expands is wiped at once.
@@ -645,7 +650,8 @@ fn sa(
             );
         }
     }
-    (problems.0.len() == before).then_some(SaRequest { field: path, spi: spi?, keys, last_sequence })
+    let fresh = table.fresh_key.unwrap_or(false);
+    (problems.0.len() == before).then_some(SaRequest { field: path, spi: spi?, keys, fresh, last_sequence })
 }
 
 /// Checks one policy by itself.

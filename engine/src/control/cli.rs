@@ -17,6 +17,7 @@ use super::config::{
     EncryptionName, ModeName, PolicyTable, ProtocolName, SaTable, Scalar, Secret, TunnelTable, WorkersName,
 };
 use super::events::Event;
+use super::leases::{self, Leases};
 use super::problem::Problems;
 use super::protocol::{PolicyAdd, SaAdd};
 use super::report::{Change, Drop, PolicyReport, SaReport, Stats, Status};
@@ -75,7 +76,11 @@ enum Command {
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Make aditd read its configuration file again, whole or not at all.
-    Reload,
+    Reload {
+        /// Tunnels that have a key which nobody ever used; several with commas.
+        #[arg(long, value_name = "TUNNEL", value_delimiter = ',')]
+        fresh: Vec<String>,
+    },
     /// Open the hooks of a stopped aditd, and take its host device away: from then on the kernel forwards in clear.
     Detach {
         /// The instance whose hooks to open.
@@ -228,6 +233,9 @@ struct SaAddArguments {
     /// File with its authentication key.
     #[arg(long, requires = "outbound_spi")]
     outbound_authentication_key_file: Option<PathBuf>,
+    /// Nobody ever used these keys, on any host: begin a record of their numbers. Without, they go on above theirs.
+    #[arg(long)]
+    fresh_keys: bool,
 }
 
 #[derive(Subcommand)]
@@ -310,6 +318,19 @@ enum KeyCommand {
         /// Write the encryption key to this new file (mode 0600), and the authentication key to FILE.authentication.
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
+    },
+    /// Declare once, before aditd starts, that nobody ever used the keys of these tunnels: a record of their sequence
+    /// numbers begins. While aditd runs: adit reload --fresh, adit sa add --fresh-keys.
+    DeclareFresh {
+        /// The configuration that has the tunnels.
+        #[arg(long, value_name = "FILE", default_value = "/etc/adit/adit.toml")]
+        config: PathBuf,
+        /// Their names.
+        #[arg(required_unless_present = "all", value_name = "TUNNEL")]
+        tunnels: Vec<String>,
+        /// All tunnels of the configuration.
+        #[arg(long, conflicts_with = "tunnels")]
+        all: bool,
     },
 }
 
@@ -434,7 +455,7 @@ fn run(cli: &Cli, hooks: &Hooks) -> Result<String, Failure> {
         Command::Policy(PolicyCommand::Delete { name }) => {
             change(cli, call()?.call("PolicyDelete", &json!({ "name": name }))?)
         }
-        Command::Reload => change(cli, call()?.call("Reload", &nothing)?),
+        Command::Reload { fresh } => change(cli, call()?.call("Reload", &json!({ "fresh_keys": fresh }))?),
         Command::Config(ConfigCommand::Check { file }) => {
             let settings = check::load_file(file, false)?;
             let counts = json!({
@@ -449,6 +470,9 @@ fn run(cli: &Cli, hooks: &Hooks) -> Result<String, Failure> {
         Command::Detach { instance, bpffs } => detach(cli, hooks, instance, bpffs),
         Command::Key(KeyCommand::Generate { encryption, authentication, out }) => {
             generate(cli, *encryption, *authentication, out.as_deref())
+        }
+        Command::Key(KeyCommand::DeclareFresh { config, tunnels, all }) => {
+            declare_fresh(cli, config, tunnels, *all)
         }
         Command::Completions { shell } => {
             let mut bytes = Vec::new();
@@ -516,6 +540,9 @@ impl SaAddArguments {
         let mut tunnel = contents.tunnel.remove(0);
         for (name, sa) in [("inbound", &mut tunnel.inbound), ("outbound", &mut tunnel.outbound)] {
             let Some(sa) = sa else { continue };
+            if self.fresh_keys {
+                sa.fresh_key = Some(true);
+            }
             resolve(&format!("tunnel[0].{name}.encryption-key"), &mut sa.encryption_key)?;
             resolve(&format!("tunnel[0].{name}.authentication-key"), &mut sa.authentication_key)?;
         }
@@ -537,6 +564,7 @@ impl SaAddArguments {
                 spi: Scalar(spi.clone()),
                 encryption_key,
                 authentication_key,
+                fresh_key: self.fresh_keys.then_some(true),
                 last_sequence: None,
             }))
         };
@@ -570,7 +598,6 @@ impl SaAddArguments {
             ttl: self.ttl,
             workers: self.workers,
             clamp_mss: self.clamp_mss,
-            replay_after_restart: None,
             inbound: inbound?,
             outbound: outbound?,
         })
@@ -663,6 +690,18 @@ fn generate(
         written.push(path.display().to_string());
     }
     Ok(show(cli, &json!({ "files": written }), |_| written.iter().map(|path| format!("{path}\n")).collect()))
+}
+
+fn declare_fresh(cli: &Cli, config: &Path, tunnels: &[String], all: bool) -> Result<String, Failure> {
+    let mut settings = check::load_file(config, false)?;
+    let every = || settings.tunnels.iter().map(|tunnel| tunnel.settings.name.to_string()).collect();
+    let names: Vec<String> = if all { every() } else { tunnels.to_vec() };
+    let leases = Leases::open(&settings.engine.state_dir)
+        .map_err(|error| Problems::one("engine.state-dir", error.to_string()))?;
+    let fields = leases::declare_fresh(&leases, &mut settings.tunnels, &names)?;
+    Ok(show(cli, &json!({ "fresh": fields }), |_| {
+        fields.iter().map(|field| format!("{field}: declared fresh\n")).collect()
+    }))
 }
 
 macro_rules! value_enum {

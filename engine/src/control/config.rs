@@ -42,7 +42,7 @@ pub struct EngineTable {
     pub cores: Option<Vec<u32>>,
     /// A bpffs that outlives the process; default "/sys/fs/bpf".
     pub bpffs: Option<String>,
-    /// Where burnt keys are recorded; default "/var/lib/adit".
+    /// Where sequence leases of manual keys are recorded; default "/var/lib/adit".
     pub state_dir: Option<String>,
     /// The control socket; default "/run/adit/adit.sock".
     pub socket: Option<String>,
@@ -191,9 +191,6 @@ pub struct TunnelTable {
     /// Overrides `engine.clamp-mss`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clamp_mss: Option<bool>,
-    /// "accept-risk": a CBC or null key may be used again after a restart; the peer must be reset.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub replay_after_restart: Option<ReplayAfterRestart>,
     /// The SA that the peer sends with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inbound: Option<SaTable>,
@@ -214,6 +211,10 @@ pub struct SaTable {
     /// Authentication key, likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub authentication_key: Option<Secret>,
+    /// This key was never used: begin a record of its numbers. In requests (`adit sa add`) only: a line that stays in
+    /// the configuration would say so again when the record is lost; there, `adit key declare-fresh` says it once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fresh_key: Option<bool>,
     /// Last sequence number sent or received; `adit offline` only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_sequence: Option<Scalar>,
@@ -338,10 +339,6 @@ names! {
 names! {
     /// Which way a policy looks.
     DirectionName { Both "both", In "in", Out "out", }
-}
-names! {
-    /// The one thing that can be said about a manual key after a restart.
-    ReplayAfterRestart { AcceptRisk "accept-risk", }
 }
 
 /// A value that may be written as a number or as text: `4097`, `"0x1001"`.

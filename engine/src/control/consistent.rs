@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::config::ActionName;
-use super::keyring::Fingerprint;
+use super::leases::Fingerprint;
 use super::problem::Problems;
 use super::settings::{PolicySettings, SaRequest, TunnelRequest};
 use super::value;

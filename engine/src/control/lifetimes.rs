@@ -8,7 +8,7 @@ use rustix::time::{ClockId, clock_gettime};
 use super::apply::{Control, LiveSa};
 use super::config::{ProfileTable, TunnelTable};
 use super::events::Event;
-use super::keyring::Fingerprint;
+use super::leases::Fingerprint;
 use super::problem::Problems;
 use crate::crypto::{Encryption, Suite};
 use crate::sa::lifetime::{Expiry, Lifetime, Limit, Limits, MOST_BYTES_OF_A_64_BIT_CIPHER, NONE};
@@ -148,8 +148,8 @@ impl Control {
 
 impl<T> LiveSa<T> {
     /// It is set up now.
-    pub(super) fn new(sa: Arc<T>, fingerprint: Fingerprint, peer_must_reset: bool, seconds: Limit) -> Self {
-        Self { sa, fingerprint, peer_must_reset, since: now(), seconds: jittered(seconds) }
+    pub(super) fn new(sa: Arc<T>, fingerprint: Fingerprint, seconds: Limit) -> Self {
+        Self { sa, fingerprint, since: now(), seconds: jittered(seconds) }
     }
 
     /// How long it has been there.

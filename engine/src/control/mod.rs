@@ -3,7 +3,7 @@
 //! ```text
 //! file ──┐                        ┌─> tables that workers read (SAD, SPD)
 //!        ├─ config ─ check ─ apply┤
-//! socket ┘                        └─> Datapath (steering hooks), Keyring (burnt keys)
+//! socket ┘                        └─> Datapath (steering hooks), Leases (sequence numbers on disk)
 //! ```
 //!
 //! One shape of a tunnel or policy serves the file and the socket ([`config`]); one set of rules decides
@@ -17,8 +17,8 @@ pub mod config;
 pub mod consistent;
 pub mod events;
 mod group;
-pub mod keyring;
 mod keys;
+pub mod leases;
 pub mod lifetimes;
 mod prepare;
 pub mod problem;

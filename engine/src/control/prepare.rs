@@ -5,10 +5,9 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Weak};
 
 use super::apply::{Live, LivePolicy, LiveSa, LiveTunnel};
-use super::check;
 use super::config::{ActionName, ProfileTable};
 use super::consistent::{Outline, SaOutline, consistent};
-use super::keyring::{Fingerprint, Keyring, Kind};
+use super::leases::{Fingerprint, Grant, Known, Leases, Purpose};
 use super::problem::Problems;
 use super::report::{Change, load};
 use super::settings::{PolicySettings, SaRequest, TunnelRequest, TunnelSettings, selectors_of};
@@ -18,8 +17,8 @@ use crate::policy::cover::Cover;
 use crate::policy::spd::Fallback;
 use crate::policy::{Action, Policy, Spd, Tunnel};
 use crate::sa::publish::Published;
-use crate::sa::selector::Selector;
-use crate::sa::{InboundSa, OutboundSa};
+use crate::sa::selector::{Direction, Selector};
+use crate::sa::{InboundSa, Lease, OutboundSa};
 use crate::wire::Spi;
 
 /// What shall be.
@@ -91,7 +90,8 @@ pub(super) struct Prepared {
     pub(super) live: Live,
     pub(super) spd: Arc<Spd>,
     pub(super) new_inbound: Vec<(String, Arc<InboundSa>)>,
-    pub(super) new_keys: Vec<(Fingerprint, Kind)>,
+    /// To be on stable storage before the switch.
+    pub(super) grants: Vec<Grant>,
     pub(super) removed_inbound: Vec<Spi>,
     /// Live SAs whose policies changed.
     pub(super) selectors: Vec<(Arc<InboundSa>, Arc<Vec<Selector>>)>,
@@ -105,17 +105,17 @@ impl Prepared {
     ///
     /// # Errors
     /// All problems.
-    pub(super) fn new(old: &Live, keyring: &Keyring, desired: Desired) -> Result<Self, Problems> {
+    pub(super) fn new(old: &Live, leases: &Leases, desired: Desired) -> Result<Self, Problems> {
         let mut problems = Problems::default();
-        let outlines: Vec<_> = desired.tunnels.iter().map(|tunnel| outline(tunnel, old, keyring)).collect();
+        let outlines: Vec<_> = desired.tunnels.iter().map(|tunnel| outline(tunnel, old, leases)).collect();
         consistent(&outlines, &desired.policies, &mut problems);
         let mut builder = Builder {
             old,
-            keyring,
+            leases,
             policies: &desired.policies,
             problems,
             new_inbound: Vec::new(),
-            new_keys: Vec::new(),
+            grants: Vec::new(),
             selectors: Vec::new(),
             change: Change {
                 generation: old.generation + 1,
@@ -129,7 +129,7 @@ impl Prepared {
             .zip(&outlines)
             .filter_map(|(tunnel, outline)| builder.tunnel(tunnel, outline))
             .collect();
-        let Builder { problems, new_inbound, new_keys, selectors, change, .. } = builder;
+        let Builder { problems, new_inbound, grants, selectors, change, .. } = builder;
         problems.or(())?;
 
         let policies = live_policies(desired.policies, &tunnels, old);
@@ -163,7 +163,7 @@ impl Prepared {
             },
             spd: Arc::new(spd),
             new_inbound,
-            new_keys,
+            grants,
             selectors,
             change,
         })
@@ -171,7 +171,7 @@ impl Prepared {
 }
 
 /// What other tunnels and policies must agree with.
-fn outline(tunnel: &DesiredTunnel, old: &Live, keyring: &Keyring) -> Outline {
+fn outline(tunnel: &DesiredTunnel, old: &Live, leases: &Leases) -> Outline {
     let live = old.tunnel(&tunnel.settings.name);
     let key_field = tunnel.settings.key_field();
     let sa =
@@ -184,7 +184,7 @@ fn outline(tunnel: &DesiredTunnel, old: &Live, keyring: &Keyring) -> Outline {
             DesiredSa::Asked(request) => Some(SaOutline {
                 field: request.field.clone(),
                 spi: request.spi,
-                fingerprint: fingerprint(keyring.host_secret(), tunnel.settings.suite, &request.keys),
+                fingerprint: fingerprint(leases.host_secret(), tunnel.settings.suite, &request.keys),
                 key_field,
             }),
         };
@@ -206,11 +206,11 @@ fn outline(tunnel: &DesiredTunnel, old: &Live, keyring: &Keyring) -> Outline {
 
 struct Builder<'a> {
     old: &'a Live,
-    keyring: &'a Keyring,
+    leases: &'a Leases,
     policies: &'a [PolicySettings],
     problems: Problems,
     new_inbound: Vec<(String, Arc<InboundSa>)>,
-    new_keys: Vec<(Fingerprint, Kind)>,
+    grants: Vec<Grant>,
     selectors: Vec<(Arc<InboundSa>, Arc<Vec<Selector>>)>,
     change: Change,
 }
@@ -219,14 +219,15 @@ impl Builder<'_> {
     fn tunnel(&mut self, desired: DesiredTunnel, outline: &Outline) -> Option<LiveTunnel> {
         let DesiredTunnel { settings, inbound, outbound, .. } = desired;
         let live = self.old.tunnel(&settings.name);
-        let inbound = match inbound {
-            None => None,
-            Some(sa) => Some(self.inbound(&settings, sa, outline.inbound.as_ref()?, live)?),
-        };
-        let outbound = match outbound {
-            None => None,
-            Some(sa) => Some(self.outbound(&settings, sa, outline.outbound.as_ref()?, live)?),
-        };
+        let wanted = (inbound.is_some(), outbound.is_some());
+        let inbound = inbound.zip(outline.inbound.as_ref());
+        let inbound = inbound.and_then(|(sa, outline)| self.inbound(&settings, sa, outline, live));
+        let outbound = outbound.zip(outline.outbound.as_ref());
+        let outbound = outbound.and_then(|(sa, outline)| self.outbound(&settings, sa, outline, live));
+        // Both directions first: all problems are told at once.
+        if wanted != (inbound.is_some(), outbound.is_some()) {
+            return None;
+        }
         let same_outbound = |live: &&LiveTunnel| match (&live.outbound, &outbound) {
             (Some(old), Some(new)) => Arc::ptr_eq(&old.sa, &new.sa),
             (old, new) => old.is_none() && new.is_none(),
@@ -271,11 +272,13 @@ impl Builder<'_> {
                 format!("expected a free SPI for a new SA, found {} in use; choose another", request.spi);
             self.problems.push(format!("{}.spi", outline.field), message);
         }
-        let peer_must_reset = self.usable(settings, outline)?;
-        let spec = settings.inbound_spec(request.spi, selectors, request.last_sequence);
-        let sa = self.expanded(settings, outline, &request.keys, |keys| InboundSa::new(spec, keys))?;
+        let lease = self.lease(settings, outline, Direction::Inbound, request.fresh)?;
+        // Everything up to the recorded ceiling counts as received.
+        let spec = settings.inbound_spec(request.spi, selectors, used(&lease));
+        let sa =
+            self.expanded(settings, outline, &request.keys, |keys| InboundSa::under(lease, spec, keys))?;
         self.new_inbound.push((outline.field.clone(), sa.clone()));
-        Some(LiveSa::new(sa, outline.fingerprint, peer_must_reset, settings.seconds))
+        Some(LiveSa::new(sa, outline.fingerprint, settings.seconds))
     }
 
     fn outbound(
@@ -295,63 +298,82 @@ impl Builder<'_> {
             return Some(sa.clone());
         }
         let DesiredSa::Asked(request) = desired else { return None };
-        let peer_must_reset = self.usable(settings, outline)?;
+        let lease = self.lease(settings, outline, Direction::Outbound, request.fresh)?;
         let selectors = selectors_of(&settings.name, self.policies, false);
-        let spec = settings.outbound_spec(request.spi, selectors, request.last_sequence);
-        let sa = self.expanded(settings, outline, &request.keys, |keys| OutboundSa::new(spec, keys))?;
-        Some(LiveSa::new(sa, outline.fingerprint, peer_must_reset, settings.seconds))
+        let spec = settings.outbound_spec(request.spi, selectors, used(&lease));
+        let sa =
+            self.expanded(settings, outline, &request.keys, |keys| OutboundSa::under(lease, spec, keys))?;
+        Some(LiveSa::new(sa, outline.fingerprint, settings.seconds))
     }
 
-    /// Whether a key may start at sequence number 1, and whether it did so before.
-    fn usable(&mut self, settings: &TunnelSettings, outline: &SaOutline) -> Option<bool> {
-        let field = format!("{}.{}", outline.field, outline.key_field);
-        let algorithm = check::encryption_name(settings.suite.encryption());
-        let live = self
-            .old
-            .tunnels
-            .iter()
-            .flat_map(LiveTunnel::fingerprints)
-            .any(|live| live == outline.fingerprint);
-        let used = self.keyring.used(&outline.fingerprint);
-        let kind = if settings.suite.is_counter_mode() { Kind::Counter } else { Kind::Block };
-        if live {
-            self.problems.push(
-                field,
-                "expected a new key, because settings or SPI of the SA that uses this one would change and its \
-                 sequence numbers would start over; adit key generate makes one",
-            );
-            return None;
-        }
-        match (used, kind) {
-            (None, _) => {
-                self.new_keys.push((outline.fingerprint, kind));
+    /// The lease that an SA's numbers begin above, or none if it needs none; nothing if its key may not be used.
+    fn lease(
+        &mut self,
+        settings: &TunnelSettings,
+        outline: &SaOutline,
+        direction: Direction,
+        fresh: bool,
+    ) -> Option<Option<Arc<Lease>>> {
+        let id = outline.fingerprint;
+        let purpose = Purpose::new(direction, settings.suite);
+        let limit = settings.sequence_limit();
+        let mut live = self.old.tunnels.iter().flat_map(LiveTunnel::fingerprints);
+        let (field, message) = match self.leases.known(&id) {
+            _ if live.any(|live| live == id) => (
+                outline.key_field,
+                "expected a key that no other SA uses, found the one of an SA that would change; adit sa delete that \
+                 SA first, and its numbers go on, or give this one a new key (adit key generate)"
+                    .into(),
+            ),
+            Some(Known::Record { purpose: known, .. }) if known != purpose => (
+                outline.key_field,
+                "expected a key for this direction and algorithm only, found one that this host used for another; \
+                 adit key generate makes a new one"
+                    .into(),
+            ),
+            Some(Known::Record { ceiling, .. }) if fresh => (
+                "fresh-key",
+                format!(
+                    "expected no declaration, found that this key has a record up to number {ceiling}: it goes on \
+                     above that; leave fresh-key out"
+                ),
+            ),
+            Some(Known::Record { ceiling, .. }) if ceiling >= limit => (
+                outline.key_field,
+                format!(
+                    "expected a key with sequence numbers left, found that all up to {limit} may have been used; give \
+                     both gateways a new one (adit key generate)"
+                ),
+            ),
+            Some(Known::Lost) => (
+                outline.key_field,
+                format!(
+                    "expected the record of this key's numbers in {}, found one that is damaged or was put back: which \
+                     were used is not known any more; give both gateways a new key (adit key generate)",
+                    self.leases.directory().display()
+                ),
+            ),
+            None if !fresh => (
+                outline.key_field,
+                format!(
+                    "expected a record of this key's numbers in {}, found none. If nobody ever used the key, declare \
+                     that once: adit key declare-fresh {tunnel} before aditd starts, adit reload --fresh {tunnel} while \
+                     it runs, adit sa add --fresh-keys. If somebody did, give both gateways a new one (adit key generate)",
+                    self.leases.directory().display(),
+                    tunnel = settings.name
+                ),
+            ),
+            Some(Known::Record { .. }) | None => {
                 self.change.added += 1;
-                Some(false)
+                // Without replay protection there is nothing to remember but that the key was used.
+                let protected = direction == Direction::Outbound || settings.replay_window != 0;
+                let lease = protected.then(|| self.leases.begin(&id));
+                self.grants.push(Grant { id, purpose, lease: lease.clone(), limit });
+                return Some(lease);
             }
-            (Some(Kind::Block), Kind::Block) if settings.accept_replay_risk => {
-                self.change.added += 1;
-                Some(true)
-            }
-            (Some(Kind::Block), Kind::Block) => {
-                self.problems.push(
-                    field,
-                    "expected a key that was never used on this host: recorded packets could be sent again; give a new \
-                     one (adit key generate), or set replay-after-restart = \"accept-risk\" and reset the peer",
-                );
-                None
-            }
-            (Some(_), _) => {
-                self.problems.push(
-                    field,
-                    format!(
-                        "expected a key that was never used on this host: {algorithm} repeats nonces when a key starts \
-                         over, which gives plaintext and keys away; give both gateways a new one \
-                         (adit key generate --encryption {algorithm})"
-                    ),
-                );
-                None
-            }
-        }
+        };
+        self.problems.push(format!("{}.{field}", outline.field), message);
+        None
     }
 
     fn expanded<T>(
@@ -370,6 +392,11 @@ impl Builder<'_> {
             }
         }
     }
+}
+
+/// What an SA under this lease begins above.
+fn used(lease: &Option<Arc<Lease>>) -> u64 {
+    lease.as_ref().map_or(0, |lease| lease.reached())
 }
 
 /// Policies as workers read them; an unchanged policy is the same object, a changed tunnel's keeps its count.

@@ -169,8 +169,8 @@ pub enum ChangeRequest {
     PolicyAdd(PolicyAdd),
     /// `PolicyDelete`
     PolicyDelete(String),
-    /// `Reload`
-    Reload,
+    /// `Reload`, and the tunnels whose keys are fresh.
+    Reload(Vec<String>),
 }
 
 /// Parameters of `SaAdd`.
@@ -237,6 +237,13 @@ struct SaDeleteParameters {
     spi: Option<Scalar>,
     #[serde(default)]
     direction: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReloadParameters {
+    #[serde(default)]
+    fresh_keys: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -353,7 +360,10 @@ fn request(method: &str, parameters: &str) -> Result<Request, ErrorReply> {
             let NameParameters { name } = parse(parameters)?;
             Ok(Request::Change(ChangeRequest::PolicyDelete(name)))
         }
-        (INTERFACE, "Reload") => nothing(Request::Change(ChangeRequest::Reload)),
+        (INTERFACE, "Reload") => {
+            let ReloadParameters { fresh_keys } = parse(parameters)?;
+            Ok(Request::Change(ChangeRequest::Reload(fresh_keys.unwrap_or_default())))
+        }
         (INTERFACE | "org.varlink.service", _) => {
             Err(ErrorReply::service("MethodNotFound", json!({ "method": method })))
         }
@@ -451,7 +461,7 @@ impl ChangeRequest {
             }
             Self::PolicyAdd(add) => control.add_policies(&add.policies, add.position),
             Self::PolicyDelete(name) => control.delete_policy(&name),
-            Self::Reload => control.reload(),
+            Self::Reload(fresh) => control.reload(&fresh),
         }
     }
 }
@@ -461,12 +471,7 @@ fn status(control: &Control) -> Status {
     let live = control.live();
     let mut warnings = live.warnings.clone();
     warnings.extend(datapath.warnings);
-    for tunnel in live.tunnels.iter().filter(|tunnel| tunnel.peer_must_reset()) {
-        warnings.push(format!(
-            "tunnel {}: its keys were used before this start; reset the SAs of the peer {} too, or it drops what we send as replayed",
-            tunnel.settings.name, tunnel.settings.remote
-        ));
-    }
+    warnings.extend(control.lease_trouble());
     Status {
         version: env!("CARGO_PKG_VERSION").into(),
         instance: control.engine.instance.clone(),
@@ -488,11 +493,6 @@ fn status(control: &Control) -> Status {
 }
 
 impl LiveTunnel {
-    fn peer_must_reset(&self) -> bool {
-        self.inbound.as_ref().is_some_and(|sa| sa.peer_must_reset)
-            || self.outbound.as_ref().is_some_and(|sa| sa.peer_must_reset)
-    }
-
     fn reports(&self, filter: &SaFilter) -> Vec<SaReport> {
         if filter.tunnel.as_deref().is_some_and(|name| name != &*self.settings.name) {
             return Vec::new();
@@ -504,6 +504,7 @@ impl LiveTunnel {
             report.count(&sa.counters);
             report.live(&sa.lifetime, &sa.spec.sa.limits, live.seconds);
             report.sequence = sa.replay.right_edge();
+            report.lease(sa.lease.as_deref(), sa.lease.as_ref().map_or(0, |lease| lease.reached()));
             report.replay_window = Some(sa.replay.size());
             let selectors = sa.selectors.get();
             report.selectors = texts(filter, selectors.as_deref().map_or(&[], Vec::as_slice));
@@ -515,6 +516,7 @@ impl LiveTunnel {
             report.count(&sa.counters);
             report.live(&sa.lifetime, &sa.spec.sa.limits, live.seconds);
             report.sequence = sa.last_sequence();
+            report.lease(sa.lease.as_deref(), sa.last_sequence());
             if let (Some(_), Some((address, port))) = (sa.spec.sa.udp_port, sa.peer.get()) {
                 (report.remote, report.udp_port) = (address.to_string(), Some(port));
             }
@@ -540,9 +542,6 @@ impl TunnelSettings {
         if self.replay_window == 0 && direction == "in" {
             warnings.push("no replay protection".into());
         }
-        if live.peer_must_reset {
-            warnings.push("key used before this start: reset the peer".into());
-        }
         SaReport {
             tunnel: self.name.to_string(),
             direction: direction.into(),
@@ -558,6 +557,7 @@ impl TunnelSettings {
             esn: self.esn,
             replay_window: None,
             sequence: 0,
+            ceiling: None,
             packets: 0,
             bytes: 0,
             replayed: 0,

@@ -209,6 +209,9 @@ pub(super) fn sa_details(sas: &[SaReport]) -> String {
         if let Some(port) = sa.udp_port {
             lines.push(format!("  in UDP, the peer at port {port}"));
         }
+        if let Some(ceiling) = sa.ceiling {
+            lines.push(format!("  recorded up to {ceiling}: a start after a crash begins above it"));
+        }
         if let Some(window) = sa.replay_window {
             lines.push(format!("  replay window {window}"));
         }

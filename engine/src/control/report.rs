@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 
 use crate::pipeline::{DropReason, WorkerCounters};
+use crate::sa::Lease;
 use crate::sa::inbound::SaCounters;
 use crate::sa::lifetime::{self, Lifetime, Limit, Limits};
 
@@ -203,6 +204,10 @@ pub struct SaReport {
     pub replay_window: Option<u32>,
     /// Highest sequence number received, or last one sent.
     pub sequence: u64,
+    /// No number above it is used before stable storage says so; a start after a crash begins above it. Absent where
+    /// numbers have no lease.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ceiling: Option<u64>,
     /// Packets opened or sealed.
     pub packets: u64,
     /// Bytes of ESP or AH.
@@ -237,7 +242,7 @@ pub struct SaReport {
     pub lifetime_seconds_hard: Option<u64>,
     /// Names the key, not telling it: the first 8 digits of its fingerprint on this host.
     pub key: String,
-    /// Weak algorithms, replay protection off, a peer that must be reset.
+    /// Weak algorithms, replay protection off, a lease at its end.
     pub warnings: Vec<String>,
     /// What it may carry, as "10.1.0.0/16 - 10.2.0.0/16 tcp"; in `SaShow` only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -259,6 +264,17 @@ impl SaReport {
         (self.lifetime_bytes_soft, self.lifetime_bytes_hard) = (written(bytes.soft), written(bytes.hard));
         (self.lifetime_seconds_soft, self.lifetime_seconds_hard) =
             (written(seconds.soft), written(seconds.hard));
+    }
+
+    /// How far numbers may go; `wanted` is the highest one used or waited for.
+    pub(super) fn lease(&mut self, lease: Option<&Lease>, wanted: u64) {
+        if let Some(lease) = lease {
+            let ceiling = lease.ceiling();
+            self.ceiling = Some(ceiling);
+            if wanted >= ceiling {
+                self.warnings.push("lease exhausted: waiting for the state directory".into());
+            }
+        }
     }
 
     pub(super) fn count(&mut self, counters: &SaCounters) {

@@ -42,7 +42,7 @@ pub struct Engine {
     pub cores: Option<Vec<u32>>,
     /// Where hooks are pinned.
     pub bpffs: PathBuf,
-    /// Where burnt keys are recorded.
+    /// Where sequence leases are recorded.
     pub state_dir: PathBuf,
     /// The control socket.
     pub socket: PathBuf,
@@ -106,8 +106,6 @@ pub struct TunnelSettings {
     pub workers: Workers,
     /// Lower TCP MSS.
     pub clamp_mss: bool,
-    /// A recorded CBC or null key may be used again.
-    pub accept_replay_risk: bool,
 }
 
 /// A tunnel to set up.
@@ -130,6 +128,8 @@ pub struct SaRequest {
     pub spi: Spi,
     /// Keys, of the right length and not weak.
     pub keys: KeyMaterial,
+    /// The operator says that nobody ever used the key.
+    pub fresh: bool,
     /// Where an offline run starts; 0 otherwise.
     pub last_sequence: u64,
 }
@@ -189,6 +189,11 @@ impl TunnelSettings {
     pub(super) fn outbound_part(&self) -> impl PartialEq + use<> {
         let header = (self.ttl, self.dscp, self.dont_fragment);
         (self.wire_part(), self.workers, header, self.limits, self.seconds)
+    }
+
+    /// The highest sequence number of its SAs.
+    pub(super) fn sequence_limit(&self) -> u64 {
+        if self.esn { u64::MAX } else { u64::from(u32::MAX) }
     }
 
     fn sa(&self, spi: Spi, selectors: Vec<Selector>) -> SaSpec {

@@ -37,6 +37,7 @@ drop_reasons! {
     ReplayDuplicate "replay_duplicate" Some("XfrmInStateSeqError"), "A sequence number that was received before.";
     ReplayOld "replay_old" Some("XfrmInStateSeqError"), "A sequence number left of the anti-replay window.";
     ReplayImpossible "replay_impossible" Some("XfrmInStateSeqError"), "A sequence number no correct peer sends (zero, or outside the ESN space).";
+    ReplayFloor "replay_floor" Some("XfrmInStateSeqError"), "An authentic packet beyond what is recorded as received: the record on disk has not kept up.";
     IcvFailed "icv_failed" Some("XfrmInStateProtoError"), "The integrity check failed.";
     BadPadLength "bad_pad_length" Some("XfrmInStateProtoError"), "An authenticated packet with a pad length beyond its payload.";
     BadPadding "bad_padding" Some("XfrmInStateProtoError"), "An authenticated packet whose padding is not 1, 2, 3, …";
@@ -52,6 +53,7 @@ drop_reasons! {
     NoOutboundSa "no_outbound_sa" Some("XfrmOutNoStates"), "A PROTECT policy whose tunnel has no outbound SA.";
     TransportFragment "transport_fragment" None, "A fragment for a transport mode SA, which takes whole datagrams only.";
     SequenceExhausted "sequence_exhausted" Some("XfrmOutStateSeqError"), "The outbound SA has no sequence numbers left.";
+    LeaseExhausted "lease_exhausted" Some("XfrmOutStateSeqError"), "The next sequence number is beyond the lease on disk: the state directory has not kept up.";
     HardLifetime "hard_lifetime" Some("XfrmOutStateExpired"), "The SA is past its hard limit in packets, bytes or seconds: it needs a new key.";
     TtlExceeded "ttl_exceeded" None, "TTL or hop limit reached its end here.";
     TooBig "too_big" Some("XfrmOutError"), "Larger than the tunnel or the egress carries, and not to be fragmented.";

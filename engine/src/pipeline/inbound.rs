@@ -255,11 +255,23 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
 
         let mut outcomes = ArrayVec::<(u64, Result<(), DropReason>), BURST>::new();
         let mut numbers = ArrayVec::<Authenticated, BURST>::new();
+        let ceiling = sa.lease.as_ref().map_or(u64::MAX, |lease| lease.ceiling());
         for (verdict, candidate) in verdicts.drain(..).zip(candidates.drain(..)) {
             let sequence = candidate.sequence();
-            let number = verdict.and_then(|proof| candidate.authenticate(proof));
-            outcomes.push((sequence, number.as_ref().map(|_| ()).ok_or(DropReason::IcvFailed)));
-            numbers.extend(number);
+            let outcome = match verdict.and_then(|proof| candidate.authenticate(proof)) {
+                None => Err(DropReason::IcvFailed),
+                // What is not recorded as received yet is not received: a crash now would forget it. Only an
+                // authentic number calls for a higher record, so nobody else can spend the numbers of an SA.
+                Some(_) if sequence > ceiling => {
+                    sa.lease.iter().for_each(|lease| lease.reach(sequence));
+                    Err(DropReason::ReplayFloor)
+                }
+                Some(number) => {
+                    numbers.push(number);
+                    Ok(())
+                }
+            };
+            outcomes.push((sequence, outcome));
         }
         // Looks again: copies in one burst, or at two workers, all passed the check.
         let mut authentic = outcomes.iter_mut().map(|(_, outcome)| outcome).filter(|outcome| outcome.is_ok());
@@ -304,6 +316,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 }
                 _ => self.give_back_wiped(port, frame, place.opened().end + tail),
             }
+        }
+        if let Some(lease) = &sa.lease {
+            lease.reach(sa.replay.right_edge());
         }
         self.tally.opened += count.packets;
         count.write_down(sa);

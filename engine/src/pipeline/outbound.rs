@@ -9,7 +9,7 @@ use crate::crypto::{Seal, Sign};
 use crate::policy::Tunnel;
 use crate::route::{PortId, Side};
 use crate::sa::OutboundSa;
-use crate::sa::outbound::OutboundKeys;
+use crate::sa::outbound::{Exhausted, Numbers, OutboundKeys};
 use crate::sa::spec::Mode;
 use crate::transform::ah::{self, Role};
 use crate::transform::fragment::{fragment_ipv4, write_fragment};
@@ -283,9 +283,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if fitting < ready.len() {
             sa.lifetime.end();
         }
-        let numbers = sa.take_numbers(fitting as u64).into_iter().flatten();
-        let numbered =
-            ready.iter_mut().zip(numbers).map(|(Ready { payload, packet, length, split, frame }, number)| {
+        let Numbers { range, short } = sa.take_numbers(fitting as u64);
+        let numbered = ready.iter_mut().zip(range.into_iter().flatten()).map(
+            |(Ready { payload, packet, length, split, frame }, number)| {
                 let bytes = match *payload {
                     Payload::Received { index } => &burst[index].frame[HEADER_LENGTH..][..*length],
                     Payload::Fragment { start } => &fragments[start..start + *length],
@@ -293,7 +293,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 // Unique among the SA's last 2^16 packets, whichever workers send them (RFC 6864 section 4.3).
                 let identification = number.get() as u16;
                 (write_headers(sa, outer, packet, bytes, split.as_ref(), frame, identification), number)
-            });
+            },
+        );
         let mut sealed = 0;
         match &sa.keys {
             OutboundKeys::Esp(sealer) => {
@@ -332,8 +333,11 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             }
         }
 
-        let refused =
-            if sa.lifetime.is_over() { DropReason::HardLifetime } else { DropReason::SequenceExhausted };
+        let refused = match short {
+            _ if sa.lifetime.is_over() => DropReason::HardLifetime,
+            Exhausted::Lease => DropReason::LeaseExhausted,
+            Exhausted::Sequence => DropReason::SequenceExhausted,
+        };
         let mut bytes = 0;
         for (position, Ready { length, split, mut frame, .. }) in ready.drain(..).enumerate() {
             if position < sealed {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::lease::Lease;
 use super::lifetime::{Allowance, Lifetime};
 use super::publish::Published;
 use super::replay::ReplayWindow;
@@ -49,6 +50,8 @@ pub struct InboundSa {
     pub keys: InboundKeys,
     /// Anti-replay.
     pub replay: ReplayWindow,
+    /// How far numbers may be accepted: after a crash, everything at or below its ceiling counts as received.
+    pub lease: Option<Arc<Lease>>,
     /// Counters.
     pub counters: SaCounters,
     /// What is left of its life.
@@ -58,11 +61,24 @@ pub struct InboundSa {
 }
 
 impl InboundSa {
-    /// Compiles a request that [`InboundSpec::validate`] passed, and its keys.
+    /// Compiles a request that [`InboundSpec::validate`] passed, and its keys. What it accepts is forgotten with it:
+    /// the key must not outlive this SA.
     ///
     /// # Errors
     /// A key error names the key.
-    pub fn new(mut spec: InboundSpec, keys: &KeyMaterial) -> Result<Self, KeyError> {
+    pub fn new(spec: InboundSpec, keys: &KeyMaterial) -> Result<Self, KeyError> {
+        Self::under(None, spec, keys)
+    }
+
+    /// The same under a lease.
+    ///
+    /// # Errors
+    /// A key error names the key.
+    pub fn under(
+        lease: Option<Arc<Lease>>,
+        mut spec: InboundSpec,
+        keys: &KeyMaterial,
+    ) -> Result<Self, KeyError> {
         let selectors = std::mem::take(&mut spec.sa.selectors);
         let (suite, esn) = (spec.sa.suite, spec.sa.esn);
         Ok(Self {
@@ -72,6 +88,7 @@ impl InboundSa {
                 Protocol::Ah(_) => InboundKeys::Ah(Verifier::new(suite, keys, esn)?),
             },
             replay: ReplayWindow::new(spec.replay_window, esn, spec.last_sequence),
+            lease,
             counters: SaCounters::default(),
             lifetime: Lifetime::default(),
             verified: Default::default(),

@@ -1,8 +1,9 @@
 //! Security associations: the validated request ([`spec`]), what a worker reads at run time ([`inbound`],
 //! [`outbound`]: different types, so neither can be used for the other), the anti-replay window, the
-//! selectors, and the lock-free table (SAD) with the reclamation it stands on ([`publish`], [`quiescence`]).
+//! selectors, the lease that says how far numbers may go, and the lock-free table (SAD) with the reclamation it stands on ([`publish`], [`quiescence`]).
 
 pub mod inbound;
+pub mod lease;
 pub mod lifetime;
 pub mod outbound;
 pub mod peer;
@@ -14,5 +15,6 @@ pub mod selector;
 pub mod spec;
 
 pub use inbound::InboundSa;
+pub use lease::Lease;
 pub use outbound::OutboundSa;
 pub use sad::Sad;

@@ -1,8 +1,10 @@
 //! An outbound SA at run time.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::inbound::SaCounters;
+use super::lease::Lease;
 use super::lifetime::{Allowance, Lifetime};
 use super::peer::PeerEndpoint;
 use super::spec::{OutboundSpec, Protocol, Workers};
@@ -40,18 +42,51 @@ pub struct OutboundSa {
     pub counters: SaCounters,
     /// What is left of its life.
     pub lifetime: Lifetime,
+    /// How far numbers may go; all the way to the limit without.
+    pub lease: Option<Arc<Lease>>,
     sequence: SequenceCounter,
     owner: AtomicU32,
 }
 
+/// Numbers for a group of packets.
+pub struct Numbers {
+    /// As many as there are; each is used once.
+    pub range: Option<FreshRange>,
+    /// Why there are not more, if there are fewer than were asked for.
+    pub short: Exhausted,
+}
+
+/// Why an SA cannot number a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Exhausted {
+    /// It has used all numbers there are (RFC 4303 section 3.3.3).
+    Sequence,
+    /// Stable storage has not kept up: the next number is above the lease.
+    Lease,
+}
+
 impl OutboundSa {
-    /// Compiles a request that [`OutboundSpec::validate`] passed, and its keys.
+    /// Compiles a request that [`OutboundSpec::validate`] passed, and its keys. Its numbers have no lease: the key
+    /// must not outlive this SA.
     ///
     /// # Errors
     /// A key error names the key.
     pub fn new(spec: OutboundSpec, keys: &KeyMaterial) -> Result<Self, KeyError> {
+        Self::under(None, spec, keys)
+    }
+
+    /// The same under a lease, which must not reach beyond the SA's sequence limit.
+    ///
+    /// # Errors
+    /// A key error names the key.
+    pub fn under(
+        lease: Option<Arc<Lease>>,
+        spec: OutboundSpec,
+        keys: &KeyMaterial,
+    ) -> Result<Self, KeyError> {
         let (suite, esn) = (spec.sa.suite, spec.sa.esn);
         Ok(Self {
+            lease,
             layout: spec.sa.layout(),
             keys: match spec.sa.protocol {
                 Protocol::Esp => OutboundKeys::Esp(Sealer::new(suite, keys, esn)?),
@@ -75,11 +110,19 @@ impl OutboundSa {
         })
     }
 
-    /// Numbers for up to `count` packets: all of them, or as many as the limit (2^32-1 without ESN,
-    /// 2^64-1 with, or the hard limit in packets) leaves; `None` when none is left.
-    pub fn take_numbers(&self, count: u64) -> Option<FreshRange> {
+    /// Numbers for up to `count` packets: all of them, or as many as the lease leaves, which never reaches beyond
+    /// the limit (2^32-1 without ESN, 2^64-1 with, or the hard limit in packets).
+    pub fn take_numbers(&self, count: u64) -> Numbers {
         let limit = self.spec.sa.sequence_limit().min(self.spec.sa.limits.packets.hard);
-        take_up_to(&self.sequence, count, limit)
+        let ceiling = self.lease.as_ref().map_or(limit, |lease| lease.ceiling()).min(limit);
+        let range = take_up_to(&self.sequence, count, ceiling);
+        let short = if ceiling < limit { Exhausted::Lease } else { Exhausted::Sequence };
+        if let Some(lease) = &self.lease {
+            // With nothing given out, the next number is wanted.
+            let wanted = u64::from(range.is_none() && short == Exhausted::Lease);
+            lease.reach(self.sequence.last() + wanted);
+        }
+        Numbers { range, short }
     }
 
     /// What a group may use of its lifetime; the limit in packets is one on the numbers.

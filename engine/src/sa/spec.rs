@@ -105,8 +105,8 @@ pub struct InboundSpec {
     pub sa: SaSpec,
     /// Anti-replay window: 32..=65536, or 0 = off (only when written out; refused with ESN).
     pub replay_window: u32,
-    /// Highest sequence number already received (offline runs): 0 for a new SA. What is at or below it is
-    /// refused as received.
+    /// Highest sequence number that counts as received (by an earlier life of the key, or as an offline run wants):
+    /// 0 for a new key. What is at or below it is refused.
     pub last_sequence: u64,
 }
 
@@ -123,7 +123,8 @@ pub struct OutboundSpec {
     pub dscp: Dscp,
     /// Outer DF.
     pub dont_fragment: DontFragment,
-    /// Last sequence number already used (offline runs): 0 for a new SA.
+    /// Last sequence number that an earlier life of the key may have used, or as an offline run wants: 0 for a new
+    /// key.
     pub last_sequence: u64,
 }
 

@@ -7,6 +7,8 @@
 
 extern crate self as std;
 
+#[path = "../../../engine/src/sa/lease.rs"]
+pub mod lease;
 #[path = "../../../engine/src/sa/quiescence.rs"]
 pub mod quiescence;
 #[path = "../../../engine/src/sa/replay.rs"]

@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use adit_engine::control::check;
-use adit_engine::control::keyring::Keyring;
+use adit_engine::control::leases::{Leases, declare_fresh};
 use adit_engine::control::protocol::{self, Asked, Cursor, ErrorReply, MESSAGE_LIMIT, PIECE, Peer, Request};
 use adit_engine::control::report::DatapathReport;
+use adit_engine::control::settings::Settings;
 use adit_engine::control::{Control, Datapath, Problems};
+use adit_engine::crypto::key::fingerprint;
 use adit_engine::pipeline::Tables;
 use adit_engine::policy::cover::Cover;
 use adit_engine::sa::Sad;
@@ -38,7 +40,6 @@ name = "first"
 local = "192.0.2.1"
 remote = "192.0.2.2"
 profile = "cbc"
-replay-after-restart = "accept-risk"
 [tunnel.inbound]
 spi = 0x1001
 encryption-key = "hex:000102030405060708090a0b0c0d0e0f"
@@ -112,11 +113,12 @@ struct State {
     covers: (Cover, Cover),
 }
 
-/// A daemon without sockets, its tables, and the directory of its keyring.
+/// A daemon without sockets, its tables, and the directory of its leases.
 struct Daemon {
     control: Control,
     tables: Arc<Tables>,
     hooks: Arc<Mutex<Hooks>>,
+    leases: Arc<Leases>,
     directory: PathBuf,
 }
 
@@ -127,20 +129,34 @@ impl Daemon {
         Self::start(Arc::new(tables))
     }
 
-    /// Over tables without SAs, with [`CONFIGURATION`] and a keyring that is empty but for its keys: a burnt
-    /// key is refused for ever, and the same input should always end the same way.
+    /// Over tables without SAs, with [`CONFIGURATION`] and leases of its keys only: a key that was declared fresh is
+    /// refused when it is declared again, and the same input should always end the same way.
     fn start(tables: Arc<Tables>) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let directory = std::env::temp_dir().join(format!("adit-fuzz-{}-{number}", std::process::id()));
-        let settings = check::load(CONFIGURATION, false).expect("right as it is written");
-        let keyring = Keyring::open(&directory).expect("a directory of our own");
+        let mut settings = check::load(CONFIGURATION, false).expect("right as it is written");
+        let leases = Leases::open(&directory).expect("a directory of our own");
+        declare_fresh(&leases, &mut settings.tunnels, &["first".into()]).expect("a key that nobody used");
         let (engine, interfaces) = (settings.engine.clone(), settings.interfaces.clone());
         let hooks = Arc::new(Mutex::new(Hooks::default()));
         let datapath = Box::new(Remembering(Arc::clone(&hooks)));
-        let control = Control::new(Arc::clone(&tables), datapath, keyring, engine, interfaces, None);
+        let leases = Arc::new(leases);
+        let control =
+            Control::new(Arc::clone(&tables), datapath, Arc::clone(&leases), engine, interfaces, None);
         control.apply(settings).expect("nothing stands against it");
-        Self { control, tables, hooks, directory }
+        Self { control, tables, hooks, leases, directory }
+    }
+
+    /// Keys that nobody used are fresh, so that a configuration gets as far as it can.
+    fn declare(&self, settings: &mut Settings) {
+        for tunnel in &mut settings.tunnels {
+            let suite = tunnel.settings.suite;
+            for sa in tunnel.inbound.iter_mut().chain(&mut tunnel.outbound) {
+                let id = fingerprint(self.leases.host_secret(), suite, &sa.keys);
+                sa.fresh = self.leases.known(&id).is_none();
+            }
+        }
     }
 
     fn restart(&mut self) {
@@ -349,8 +365,9 @@ fn configuration(daemon: &mut Daemon, bytes: &[u8], offline: bool) {
         return;
     }
     match check::load(text, offline) {
-        Ok(settings) => {
+        Ok(mut settings) => {
             let before = daemon.state();
+            daemon.declare(&mut settings);
             match daemon.control.apply(settings) {
                 Ok(change) => {
                     daemon.is_whole();

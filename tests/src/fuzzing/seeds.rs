@@ -182,9 +182,9 @@ fn control() -> Vec<Vec<u8>> {
     let tunnel = json!({
         "name": "second", "local": "2001:db8::1", "remote": "2001:db8::2", "encryption": "aes-128-ccm",
         "icv_length": 8, "esn": true, "replay_window": 64, "dscp": 46, "df": "clear", "ttl": 9,
-        "workers": "shared", "clamp_mss": false, "replay_after_restart": "accept-risk",
-        "inbound": { "spi": "0x2001", "encryption_key": "hex:00112233445566778899aabbccddeeff010203" },
-        "outbound": { "spi": 8194, "encryption_key": "hex:10112233445566778899aabbccddeeff010203" },
+        "workers": "shared", "clamp_mss": false,
+        "inbound": { "spi": "0x2001", "encryption_key": "hex:00112233445566778899aabbccddeeff010203", "fresh_key": true },
+        "outbound": { "spi": 8194, "encryption_key": "hex:10112233445566778899aabbccddeeff010203", "fresh_key": true },
     });
     let policies = json!([
         { "name": "web", "action": "protect", "tunnel": "first", "local": ["10.9.0.0/16", "10.8.0.1-10.8.0.9"],
