@@ -109,6 +109,8 @@ fn tunnel(c: &mut Criterion) {
         let header = OuterHeader {
             source: source.parse().unwrap(),
             destination: destination.parse().unwrap(),
+            protocol: protocol::ESP,
+            udp_ports: None,
             ttl: 64,
             dscp: Dscp::Copy,
             dont_fragment: DontFragment::Copy,

@@ -1,9 +1,9 @@
-"""A gateway made of scapy: an independent implementation of ESP at the other end of the wire.
+"""A gateway made of scapy: an independent implementation of ESP and AH at the other end of the wire.
 
-It opens every ESP packet the engine sealed, answers the echo request inside it, and seals the answer for the
+It opens every packet the engine sealed, answers the echo request inside it, and seals the answer for the
 engine to open. Its SAs come as JSON on standard input; what it saw leaves as one JSON line per packet.
 
-    [{"spi_in", "spi_out", "crypt", "crypt_key_in", "crypt_key_out", "icv", "auth", "auth_key_in", "auth_key_out",
+    [{"protocol", "udp", "spi_in", "spi_out", "crypt", "crypt_key_in", "crypt_key_out", "icv", "auth", "auth_key_in", "auth_key_out",
       "esn", "local", "remote"}, ...]
 """
 
@@ -12,15 +12,27 @@ import select
 import socket
 import sys
 
-from scapy.layers.inet import ICMP, IP
+from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
-from scapy.layers.ipsec import ESP, SecurityAssociation
+from scapy.layers.ipsec import AH, ESP, SecurityAssociation
 
 ETH_P_IP, ETH_P_IPV6 = 0x0800, 0x86DD
+IPPROTO_UDP, IPPROTO_ESP, IPPROTO_AH = 17, 50, 51
+NAT_TRAVERSAL_PORT = 4500
 
 
 def association(entry, direction, source, destination):
     header = IPv6 if ":" in source else IP
+    if entry["protocol"] == "ah":
+        return SecurityAssociation(
+            AH,
+            spi=entry[f"spi_{direction}"],
+            auth_algo=entry["auth"],
+            auth_key=bytes.fromhex(entry[f"auth_key_{direction}"]),
+            tunnel_header=header(src=source, dst=destination),
+            esn_en=entry["esn"],
+            esn=0,
+        )
     return SecurityAssociation(
         ESP,
         spi=entry[f"spi_{direction}"],
@@ -30,9 +42,19 @@ def association(entry, direction, source, destination):
         auth_algo=entry["auth"],
         auth_key=bytes.fromhex(entry[f"auth_key_{direction}"]) or None,
         tunnel_header=header(src=source, dst=destination),
+        nat_t_header=UDP(sport=NAT_TRAVERSAL_PORT, dport=NAT_TRAVERSAL_PORT) if entry["udp"] else None,
         esn_en=entry["esn"],
         esn=0,
     )
+
+
+def opened(association, packet):
+    """What is inside; scapy leaves IPv4 in AH as bytes."""
+    inner = association.decrypt(packet)
+    if isinstance(inner, (IP, IPv6)):
+        return inner
+    content = bytes(inner)
+    return IP(content) if content[0] >> 4 == 4 else IPv6(content)
 
 
 def answer(inner):
@@ -53,20 +75,26 @@ def main():
     outbound = {e["spi_in"]: association(e, "out", e["local"], e["remote"]) for e in entries}
     remote = {e["spi_in"]: e["remote"] for e in entries}
 
-    # The packet socket hears whole datagrams. The raw ESP sockets send, and keep the kernel from answering
+    # The packet socket hears whole datagrams. The raw sockets send, and keep the kernel from answering
     # "protocol unreachable" (which it does for what does not fit their buffers, so they are emptied).
     heard = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0003))
     heard.bind(("out0", 0x0003))
-    raw4 = socket.socket(socket.AF_INET, socket.SOCK_RAW, 50)
-    raw6 = socket.socket(socket.AF_INET6, socket.SOCK_RAW, 50)
-    raw4.setsockopt(socket.IPPROTO_IP, socket.IP_HDRINCL, 1)
+    raws = {}
+    # The same for UDP: a socket that has the port.
+    bound = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    bound.bind(("::", NAT_TRAVERSAL_PORT))
+    bound.setblocking(False)
+    for protocol in (IPPROTO_UDP, IPPROTO_ESP, IPPROTO_AH):
+        raw4 = socket.socket(socket.AF_INET, socket.SOCK_RAW, protocol)
+        raw6 = socket.socket(socket.AF_INET6, socket.SOCK_RAW, protocol)
+        raw4.setsockopt(socket.IPPROTO_IP, socket.IP_HDRINCL, 1)
+        raw4.setblocking(False)
+        raw6.setblocking(False)
+        raws[protocol] = (raw4, raw6)
     print(json.dumps({"event": "ready"}), flush=True)
 
-    raw4.setblocking(False)
-    raw6.setblocking(False)
-
     while True:
-        readable, _, _ = select.select([heard, raw4, raw6], [], [])
+        readable, _, _ = select.select([heard, bound, *(raw for pair in raws.values() for raw in pair)], [], [])
         for raw in readable:
             if raw is not heard:
                 raw.recv(65535)
@@ -76,12 +104,17 @@ def main():
         if kind == socket.PACKET_OUTGOING or ethertype not in (ETH_P_IP, ETH_P_IPV6):
             continue
         packet = IP(datagram) if ethertype == ETH_P_IP else IPv6(datagram)
-        if ESP not in packet:
+        if AH in packet:
+            protocol, layer = IPPROTO_AH, packet[AH]
+        elif ESP in packet:
+            protocol, layer = IPPROTO_UDP if UDP in packet else IPPROTO_ESP, packet[ESP]
+        else:
             continue
-        spi = packet[ESP].spi
-        event = {"event": "packet", "spi": spi, "sequence": packet[ESP].seq, "length": len(datagram)}
+        raw4, raw6 = raws[protocol]
+        spi = layer.spi
+        event = {"event": "packet", "spi": spi, "sequence": layer.seq, "length": len(datagram)}
         try:
-            inner = inbound[spi].decrypt(packet)
+            inner = opened(inbound[spi], packet)
             event["inner"] = inner.summary()
             reply = answer(inner)
             if reply is not None:

@@ -1,6 +1,7 @@
 //! What the outside tests share: gateways that run the real programs in namespaces with a wire that can be
 //! listened to, gateways in memory, and the published vectors.
 
+pub mod ah_peer;
 pub mod allocator;
 pub mod control;
 pub mod fuzzing;

@@ -16,7 +16,7 @@ use adit_engine::policy::{Action, Policy, Spd, Tunnel};
 use adit_engine::route::{Network, NetworkBuilder, Port, PortId, RouteTarget, Side};
 use adit_engine::sa::publish::Published;
 use adit_engine::sa::selector::{AddressRange, Selector, UpperSelector};
-use adit_engine::sa::spec::{InboundSpec, OutboundSpec, SaSpec, Workers};
+use adit_engine::sa::spec::{InboundSpec, Mode, OutboundSpec, Protocol, SaSpec, Workers};
 use adit_engine::sa::{InboundSa, OutboundSa, Sad};
 use adit_engine::transform::esp::Layout;
 use adit_engine::transform::tunnel::{DontFragment, Dscp};
@@ -109,6 +109,12 @@ impl Site {
 /// What a test may choose of a gateway.
 #[derive(Clone)]
 pub struct Options {
+    /// ESP or AH.
+    pub protocol: Protocol,
+    /// Tunnel, or transport between the hosts of [`Site::host`], whose addresses are the gateways' then.
+    pub mode: Mode,
+    /// ESP in UDP: the peer's port.
+    pub udp_port: Option<u16>,
     /// Algorithms.
     pub suite: Suite,
     /// Keys: encryption with its salt, authentication.
@@ -150,6 +156,9 @@ impl Options {
         let key =
             |length: usize, step: u8| (0..length as u8).map(|index| (index + 1).wrapping_mul(step)).collect();
         Self {
+            protocol: Protocol::Esp,
+            mode: Mode::Tunnel,
+            udp_port: None,
             suite,
             keys: (key(suite.encryption_key_length(), 37), key(suite.authentication_key_length(), 91)),
             outer_ipv6: false,
@@ -173,16 +182,42 @@ impl Options {
         KeyMaterial { encryption: key(&self.keys.0), authentication: key(&self.keys.1) }
     }
 
+    /// The endpoint of `site`.
+    pub fn endpoint(&self, site: Site) -> IpAddr {
+        match self.mode {
+            Mode::Tunnel => site.endpoint(self.outer_ipv6),
+            Mode::Transport(_) => site.host(self.outer_ipv6),
+        }
+    }
+
+    /// What the policy of `site` protects.
+    fn protected(&self, site: Site) -> Vec<Selector> {
+        match self.mode {
+            Mode::Tunnel => networks(site),
+            Mode::Transport(_) => vec![Selector {
+                local: AddressRange::single(self.endpoint(site)),
+                remote: AddressRange::single(self.endpoint(site.peer())),
+                protocol: None,
+                upper: UpperSelector::Any,
+            }],
+        }
+    }
+
     fn sa(&self, site: Site, spi: Spi) -> SaSpec {
-        SaSpec {
+        let spec = SaSpec {
             tunnel: TUNNEL.into(),
             spi: self.spi.unwrap_or(spi),
+            protocol: self.protocol,
+            mode: self.mode,
+            udp_port: self.udp_port,
             suite: self.suite,
-            local: site.endpoint(self.outer_ipv6),
-            remote: site.peer().endpoint(self.outer_ipv6),
+            local: self.endpoint(site),
+            remote: self.endpoint(site.peer()),
             esn: self.esn,
-            selectors: self.selectors.clone().unwrap_or_else(|| networks(site)),
-        }
+            selectors: self.selectors.clone().unwrap_or_else(|| self.protected(site)),
+        };
+        spec.validate().unwrap();
+        spec
     }
 
     /// The inbound SA of `site`.
@@ -266,13 +301,13 @@ impl Gateway {
     pub fn over(tables: Arc<Tables>, site: Site, options: &Options) -> Self {
         let tunnel = Arc::new(Tunnel {
             name: TUNNEL.into(),
-            local: site.endpoint(options.outer_ipv6),
-            remote: site.peer().endpoint(options.outer_ipv6),
+            local: options.endpoint(site),
+            remote: options.endpoint(site.peer()),
             clamp_mss: options.clamp_mss,
             outbound: Published::new(Some(Arc::new(options.outbound(site)))),
         });
         let mut policies = options.policies.clone();
-        policies.push(policy("site", networks(site), Action::Protect(Arc::clone(&tunnel))));
+        policies.push(policy("site", options.protected(site), Action::Protect(Arc::clone(&tunnel))));
         let inbound = options.inbound(site);
         tables.sad.remove(inbound.spec.sa.spi);
         tables.sad.insert(Arc::new(inbound)).unwrap();
@@ -296,7 +331,7 @@ impl Gateway {
     pub fn change_network(&self, change: impl FnOnce(&mut Vec<Port>)) {
         let mut builder_ports = ports(self.site, &self.options);
         change(&mut builder_ports);
-        let picture = network_of(self.site, builder_ports);
+        let picture = network_of(self.site, builder_ports, self.options.mode);
         self.engine.tables.network.replace(Some(Arc::new(picture)));
     }
 
@@ -383,10 +418,10 @@ fn ports(site: Site, options: &Options) -> Vec<Port> {
 
 /// Networks on their links, the default route out of the outside port to the peer.
 fn network(site: Site, options: &Options) -> Network {
-    network_of(site, ports(site, options))
+    network_of(site, ports(site, options), options.mode)
 }
 
-fn network_of(site: Site, ports: Vec<Port>) -> Network {
+fn network_of(site: Site, ports: Vec<Port>, mode: Mode) -> Network {
     let mut builder = NetworkBuilder::new();
     for port in ports {
         builder.port(port);
@@ -397,6 +432,9 @@ fn network_of(site: Site, ports: Vec<Port>) -> Network {
         builder.route(address(any), default, 0, RouteTarget::Gateway(OUTSIDE, peer));
         builder.neighbour(OUTSIDE, peer, MacAddress(PEER_MAC));
         builder.neighbour(INSIDE, site.host(ipv6), MacAddress(super::packet::HOST_MAC));
+        if let Mode::Transport(_) = mode {
+            builder.local(site.host(ipv6));
+        }
     }
     builder.build(1)
 }
@@ -424,8 +462,8 @@ impl Peer {
             sealer: Sealer::new(options.suite, &options.key_material(), options.esn).unwrap(),
             layout: Layout::new(&options.suite),
             ivs: IvSource::from_seed([9; 32]),
-            source: site.peer().endpoint(options.outer_ipv6),
-            destination: site.endpoint(options.outer_ipv6),
+            source: options.endpoint(site.peer()),
+            destination: options.endpoint(site),
             spi: options.spi.unwrap_or(site.spi_inbound()),
         }
     }

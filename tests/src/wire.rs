@@ -20,7 +20,7 @@ pub struct Listener {
 /// What a frame on the wire was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
-    /// ESP with this SPI and sequence number.
+    /// ESP or AH with this SPI and sequence number.
     Esp {
         /// SPI.
         spi: u32,
@@ -114,6 +114,17 @@ pub fn judge(frame: &[u8]) -> Kind {
             sequence: u32::from_be_bytes(payload[4..8].try_into().unwrap()),
             source,
         },
+        51 if payload.len() >= 12 => Kind::Esp {
+            spi: u32::from_be_bytes(payload[4..8].try_into().unwrap()),
+            sequence: u32::from_be_bytes(payload[8..12].try_into().unwrap()),
+            source,
+        },
+        // ESP in UDP; IKE begins with four zeros where that has its SPI (RFC 3948 section 2.2).
+        17 if payload.len() >= 16 && payload[2..4] == [0x11, 0x94] && payload[8..12] != [0; 4] => Kind::Esp {
+            spi: u32::from_be_bytes(payload[8..12].try_into().unwrap()),
+            sequence: u32::from_be_bytes(payload[12..16].try_into().unwrap()),
+            source,
+        },
         // Neighbour and router discovery, MLD: link-local talk of the kernels, hop-by-hop header in front of MLD.
         58 if matches!(payload.first(), Some(130..=137 | 143)) => Kind::Link,
         0 if payload.first() == Some(&58) && destination.is_multicast() => Kind::Link,
@@ -122,7 +133,7 @@ pub fn judge(frame: &[u8]) -> Kind {
 }
 
 impl Heard {
-    /// Ends the test if any frame is neither ESP nor the link's own talk nor one that `bypass` lists.
+    /// Ends the test if any frame is neither ESP or AH nor the link's own talk nor one that `bypass` lists.
     pub fn assert_no_clear_text(&self, bypass: impl Fn(&Kind, &[u8]) -> bool) {
         let leaked: Vec<_> = self.leaks(bypass).collect();
         assert!(
@@ -140,13 +151,13 @@ impl Heard {
             .filter(move |(kind, frame)| matches!(kind, Kind::Clear { .. }) && !bypass(kind, frame))
     }
 
-    /// ESP packets with `spi`.
+    /// ESP or AH packets with `spi`.
     pub fn esp(&self, spi: u32) -> u64 {
         self.frames.iter().filter(|(kind, _)| matches!(kind, Kind::Esp { spi: s, .. } if *s == spi)).count()
             as u64
     }
 
-    /// ESP packets by outer source.
+    /// ESP or AH packets by outer source.
     pub fn esp_from(&self, from: IpAddr) -> u64 {
         self.frames
             .iter()

@@ -23,7 +23,8 @@ fn good() -> Value {
             "esn": true, "replay-window": 1024,
         } },
         "tunnel": [{
-            "name": "b", "local": "192.0.2.1", "remote": "192.0.2.2", "profile": "strong",
+            "name": "b", "local": "192.0.2.1", "remote": "192.0.2.2", "profile": "strong", "protocol": "esp",
+            "mode": "tunnel", "udp-port": 4500,
             "encryption": "aes-128-cbc", "authentication": "sha256", "icv-length": 16, "esn": true,
             "replay-window": 64, "dscp": 46, "df": "copy", "ttl": 64, "workers": "one", "clamp-mss": true,
             "replay-after-restart": "accept-risk",
@@ -39,6 +40,13 @@ fn good() -> Value {
                 "authentication-key": "hex:ff112233445566778899aabbccddeeff00112233445566778899aabbccddeeff",
                 "last-sequence": 7,
             },
+        }, {
+            "name": "hosts", "local": "192.0.2.1", "remote": "192.0.2.7", "protocol": "ah", "mode": "transport",
+            "ah-padding": "linux", "destination-options": "before", "authentication": "sha256",
+            "inbound": {
+                "spi": 4099,
+                "authentication-key": "hex:77112233445566778899aabbccddeeff00112233445566778899aabbccddeeff",
+            },
         }],
         "policy": [
             {
@@ -47,6 +55,10 @@ fn good() -> Value {
                 "direction": "both",
             },
             { "name": "ping", "action": "protect", "tunnel": "b", "protocol": "icmp", "icmp": "8/0" },
+            {
+                "name": "host", "action": "protect", "tunnel": "hosts", "local": ["192.0.2.1"],
+                "remote": ["192.0.2.7"],
+            },
         ],
     })
 }
@@ -115,6 +127,12 @@ fn wrong(path: &str) -> Option<Vec<Value>> {
             json!("2001:db8::1"),
             json!("192.0.2.1"),
         ],
+        "tunnel.protocol" => vec![json!("gre"), json!("ESP")],
+        // What AH and transport mode do not have is set here: each of those fields says so.
+        "tunnel.mode" => vec![json!("host"), json!("transport")],
+        "tunnel.udp-port" => vec![json!(0), json!(65536), json!(-1)],
+        "tunnel.ah-padding" => vec![json!("align4")],
+        "tunnel.destination-options" => vec![json!("outside")],
         "tunnel.profile" => vec![json!(""), json!("weak")],
         "tunnel.dscp" => vec![json!("all"), json!(64), json!(-1), json!("")],
         "tunnel.df" => vec![json!("keep")],
@@ -197,6 +215,10 @@ fn place(path: &str) -> (String, String) {
                 // icmp is only right in the second policy.
                 "policy" if path == "policy.icmp" => {
                     (pointer, name) = ("/policy/1".into(), "policy[1]".into())
+                }
+                // Only right with AH, and in transport mode: in the second tunnel.
+                "tunnel" if ["tunnel.ah-padding", "tunnel.destination-options"].contains(&path) => {
+                    (pointer, name) = ("/tunnel/1".into(), "tunnel[1]".into())
                 }
                 "interface" | "tunnel" | "policy" => {
                     pointer += "/0";
@@ -288,6 +310,8 @@ fn related(path: &str) -> Option<&'static str> {
         "interface.name" => Some("interface[1].name"),
         // The peer's address is compared with ours.
         "tunnel.local" => Some("tunnel[0].remote"),
+        // The outer header's fields are refused, one by one.
+        "tunnel.mode" => Some("tunnel[0].ttl"),
         _ => None,
     }
 }
@@ -394,27 +418,27 @@ fn what_is_right_alone_and_wrong_together() {
     second(&mut file, |_| {});
     assert!(problems(&file).1.is_empty(), "the second tunnel is right: {:?}", problems(&file).1);
     for (change, field) in [
-        ((|tunnel: &mut Value| tunnel["name"] = json!("b")) as fn(&mut Value), "tunnel[1].name"),
-        (|tunnel| tunnel["inbound"]["spi"] = json!(4097), "tunnel[1].inbound.spi"),
+        ((|tunnel: &mut Value| tunnel["name"] = json!("b")) as fn(&mut Value), "tunnel[2].name"),
+        (|tunnel| tunnel["inbound"]["spi"] = json!(4097), "tunnel[2].inbound.spi"),
         (
             |tunnel| {
                 tunnel["remote"] = json!("192.0.2.2");
                 tunnel["outbound"]["spi"] = json!("4098");
             },
-            "tunnel[1].outbound.spi",
+            "tunnel[2].outbound.spi",
         ),
         (
             |tunnel| {
                 tunnel["outbound"]["encryption-key"] =
                     good()["tunnel"][0]["outbound"]["encryption-key"].clone()
             },
-            "tunnel[1].outbound.encryption-key",
+            "tunnel[2].outbound.encryption-key",
         ),
     ] {
         let mut file = good();
         second(&mut file, change);
         if field.ends_with("encryption-key") {
-            file["tunnel"][1]["outbound"]["authentication-key"] =
+            file["tunnel"][2]["outbound"]["authentication-key"] =
                 file["tunnel"][0]["outbound"]["authentication-key"].clone();
         }
         let (_, found) = problems(&file);
@@ -431,6 +455,42 @@ fn what_is_right_alone_and_wrong_together() {
             }
         },
         "tunnel[0].outbound.encryption-key",
+    );
+    // AH does not encrypt, ESP has no AH padding, a tunnel has no transport mode, and the reverse.
+    refused(|file| file["tunnel"][1]["encryption"] = json!("aes-128-cbc"), "tunnel[1].encryption");
+    refused(|file| file["tunnel"][1]["authentication"] = json!("none"), "tunnel[1].authentication");
+    refused(|file| remove(file, "/tunnel/1/authentication"), "tunnel[1].authentication");
+    refused(|file| file["tunnel"][1]["profile"] = json!("strong"), "tunnel[1].encryption");
+    refused(
+        |file| remove(file, "/tunnel/1/inbound/authentication-key"),
+        "tunnel[1].inbound.authentication-key",
+    );
+    refused(
+        |file| file["tunnel"][1]["inbound"]["encryption-key"] = json!("hex:00112233445566778899aabbccddeeff"),
+        "tunnel[1].inbound.encryption-key",
+    );
+    refused(|file| file["tunnel"][1]["protocol"] = json!("esp"), "tunnel[1].ah-padding");
+    refused(|file| file["tunnel"][1]["mode"] = json!("tunnel"), "tunnel[1].destination-options");
+    for (field, value) in [("dscp", json!(0)), ("df", json!("set")), ("ttl", json!(64))] {
+        let mut file = good();
+        file["tunnel"][1][field] = value;
+        let (_, found) = problems(&file);
+        let name = format!("tunnel[1].{field}");
+        assert!(found.iter().any(|problem| problem.field == name), "{name}: {found:?}");
+    }
+    refused(|file| file["tunnel"][1]["udp-port"] = json!(4500), "tunnel[1].udp-port");
+    // Transport mode is between the endpoints, and nobody else.
+    refused(|file| file["policy"][2]["local"] = json!(["192.0.2.0/24"]), "policy[2].local");
+    refused(|file| file["policy"][2]["remote"] = json!(["192.0.2.8"]), "policy[2].remote");
+    refused(|file| remove(file, "/policy/2/remote"), "policy[2].remote");
+    // A key for two AH SAs is named as what it is.
+    refused(
+        |file| {
+            let mut other = file["tunnel"][1]["inbound"].clone();
+            other["spi"] = json!(4100);
+            file["tunnel"][1]["outbound"] = other;
+        },
+        "tunnel[1].outbound.authentication-key",
     );
     refused(|file| file["policy"][1]["name"] = json!("web"), "policy[1].name");
     refused(|file| remove(file, "/policy/0/tunnel"), "policy[0].tunnel");

@@ -80,6 +80,11 @@ fn wrong(path: &str) -> Vec<Value> {
         ("dscp", _) => vec![json!("64"), json!("all")],
         ("df", _) => vec![json!("keep")],
         ("ttl", _) => vec![json!(0), json!(256)],
+        ("mode", _) => vec![json!("host"), json!("")],
+        // By the one or the other: not these words, or not beside ESP in a tunnel.
+        ("ah_padding", _) => vec![json!("align4"), json!("linux")],
+        ("destination_options", _) => vec![json!("outside"), json!("before")],
+        ("udp_port", _) => vec![json!(0), json!(65536), json!(-1)],
         ("workers", _) => vec![json!("two")],
         ("replay_after_restart", _) => vec![json!("yes")],
         ("encryption_key" | "authentication_key", _) => keys(),

@@ -161,13 +161,24 @@ fn a_new_salt_or_another_counter_mode_does_not_make_a_used_key_new() {
         tunnel.as_object_mut().unwrap().remove("profile");
         tunnel["encryption"] = json!(encryption);
         let length = if encryption == "aes-128-ccm" { 19 } else { 20 };
+        if encryption == "aes-128-ctr" {
+            tunnel["authentication"] = json!("aes-cmac");
+            for direction in ["inbound", "outbound"] {
+                tunnel[direction]["authentication_key"] = json!(key(16));
+            }
+        }
         tunnel["inbound"]["encryption_key"] = json!(key(length));
         tunnel["outbound"]["encryption_key"] = json!(format!("{aes}{salt}"));
         json!({ "tunnel": tunnel })
     };
     daemon.call("SaAdd", with("aes-128-gcm", "a1b2c3d4")).unwrap();
     daemon.call("SaDelete", json!({ "tunnel": "c" })).unwrap();
-    for used in [with("aes-128-gcm", "00010203"), with("aes-128-ccm", "a1b2c3")] {
+    for used in [
+        with("aes-128-gcm", "00010203"),
+        with("aes-128-ccm", "a1b2c3"),
+        with("aes-128-gmac", "a1b2c3d4"),
+        with("aes-128-ctr", "a1b2c3d4"),
+    ] {
         let message = daemon.refused("SaAdd", used, "tunnel.outbound.encryption-key");
         assert!(message.contains("nonces"), "{message}");
     }

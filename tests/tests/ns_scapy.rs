@@ -19,6 +19,8 @@ use serde_json::{Value, json};
 
 /// One suite, as adit and as scapy call it.
 struct Suite {
+    protocol: &'static str,
+    in_udp: bool,
     encryption: &'static str,
     authentication: &'static str,
     icv: u8,
@@ -33,30 +35,71 @@ fn suites() -> Vec<Suite> {
         ("aes-128-cbc", "AES-CBC"),
         ("aes-192-cbc", "AES-CBC"),
         ("aes-256-cbc", "AES-CBC"),
+        ("aes-128-ctr", "AES-CTR"),
+        ("aes-192-ctr", "AES-CTR"),
+        ("aes-256-ctr", "AES-CTR"),
     ];
+    // scapy has no XCBC-MAC; that one is proven by RFC 3566's answers and by OpenSSL's AES instead.
     let hashes = [
         ("md5", "HMAC-MD5-96", 12),
         ("sha1", "HMAC-SHA1-96", 12),
         ("sha256", "SHA2-256-128", 16),
         ("sha384", "SHA2-384-192", 24),
         ("sha512", "SHA2-512-256", 32),
+        ("aes-cmac", "AES-CMAC-96", 12),
     ];
     let mut suites = Vec::new();
     for (encryption, cipher) in ciphers {
         for (authentication, hash, icv) in hashes {
-            suites.push(Suite { encryption, authentication, icv, scapy: (cipher, hash) });
+            suites.push(Suite {
+                protocol: "esp",
+                in_udp: false,
+                encryption,
+                authentication,
+                icv,
+                scapy: (cipher, hash),
+            });
         }
+    }
+    for (authentication, hash, icv) in hashes {
+        suites.push(Suite {
+            protocol: "ah",
+            in_udp: false,
+            encryption: "null",
+            authentication,
+            icv,
+            scapy: ("NULL", hash),
+        });
     }
     // scapy writes 16-byte ICVs for GCM whatever it is told; 8 and 12 are proven by OpenSSL's answers instead.
     for (encryption, cipher, icvs) in [
         ("aes-128-ccm", "AES-CCM", &[8, 12, 16][..]),
+        ("aes-192-ccm", "AES-CCM", &[8, 12, 16]),
+        ("aes-256-ccm", "AES-CCM", &[8, 12, 16]),
         ("aes-128-gcm", "AES-GCM", &[16]),
         ("aes-192-gcm", "AES-GCM", &[16]),
         ("aes-256-gcm", "AES-GCM", &[16]),
+        ("chacha20-poly1305", "CHACHA20-POLY1305", &[16]),
+        ("aes-128-gmac", "AES-NULL-GMAC", &[16]),
+        ("aes-192-gmac", "AES-NULL-GMAC", &[16]),
+        ("aes-256-gmac", "AES-NULL-GMAC", &[16]),
     ] {
         for &icv in icvs {
-            suites.push(Suite { encryption, authentication: "none", icv, scapy: (cipher, "NULL") });
+            suites.push(Suite {
+                protocol: "esp",
+                in_udp: false,
+                encryption,
+                authentication: "none",
+                icv,
+                scapy: (cipher, "NULL"),
+            });
         }
+    }
+    for (encryption, authentication, icv, scapy) in [
+        ("aes-128-gcm", "none", 16, ("AES-GCM", "NULL")),
+        ("aes-256-cbc", "sha512", 32, ("AES-CBC", "SHA2-512-256")),
+    ] {
+        suites.push(Suite { protocol: "esp", in_udp: true, encryption, authentication, icv, scapy });
     }
     suites
 }
@@ -99,18 +142,20 @@ fn every_suite(outer_v6: bool, esn: bool) {
         };
         let _ = write!(
             configuration,
-            "\n[[tunnel]]\nname = \"t{n}\"\nlocal = \"{local}\"\nremote = \"{remote}\"\nencryption = \"{}\"\n\
-             authentication = \"{}\"\nicv-length = {}\nesn = {esn}\n{}{}\n\
+            "\n[[tunnel]]\nname = \"t{n}\"\nlocal = \"{local}\"\nremote = \"{remote}\"\nprotocol = \"{}\"\nencryption = \"{}\"\n\
+             authentication = \"{}\"\nicv-length = {}\nesn = {esn}\n{}{}{}\n\
              [[policy]]\nname = \"p{n}v4\"\naction = \"protect\"\ntunnel = \"t{n}\"\nlocal = [\"10.1.0.0/24\"]\nremote = [\"10.2.{n}.0/24\"]\n\
              [[policy]]\nname = \"p{n}v6\"\naction = \"protect\"\ntunnel = \"t{n}\"\nlocal = [\"2001:db8:1::/64\"]\nremote = [\"2001:db8:2:{n:x}::/64\"]\n",
+            suite.protocol,
             suite.encryption,
             suite.authentication,
             suite.icv,
+            if suite.in_udp { "udp-port = 4500\n" } else { "" },
             side("inbound", spi_ba, &ba),
             side("outbound", spi_ab, &ab),
         );
         peer.push(json!({
-            "spi_in": spi_ab, "spi_out": spi_ba,
+            "protocol": suite.protocol, "udp": suite.in_udp, "spi_in": spi_ab, "spi_out": spi_ba,
             "crypt": suite.scapy.0, "auth": suite.scapy.1,
             "icv": suite.scapy.1.starts_with("NULL").then_some(suite.icv),
             "crypt_key_in": ab.0, "auth_key_in": ab.1, "crypt_key_out": ba.0, "auth_key_out": ba.1,
@@ -139,8 +184,9 @@ fn every_suite(outer_v6: bool, esn: bool) {
 
     let gateway = Gateway::start_with(&topology, "ga", &configuration);
     for (n, suite) in suites().iter().enumerate() {
-        let Suite { encryption, authentication, icv, .. } = suite;
-        let what = format!("{encryption} {authentication} icv {icv} esn {esn} outer v6 {outer_v6}");
+        let Suite { protocol, encryption, authentication, icv, .. } = suite;
+        let what =
+            format!("{protocol} {encryption} {authentication} icv {icv} esn {esn} outer v6 {outer_v6}");
         for target in [format!("10.2.{n}.1"), format!("2001:db8:2:{n:x}::1")] {
             // Sizes around the padding's corners.
             for size in ["1", "14", "15", "1200"] {
@@ -159,8 +205,8 @@ fn every_suite(outer_v6: bool, esn: bool) {
     let heard = listener.stop();
     heard.assert_no_clear_text(|_, _| false);
     heard.assert_sequence_numbers_unique();
-    assert_eq!(heard.esp_from(local.parse().unwrap()), sent, "ESP packets the engine put on the wire");
-    assert_eq!(heard.esp_from(remote.parse().unwrap()), sent, "ESP packets scapy put on the wire");
+    assert_eq!(heard.esp_from(local.parse().unwrap()), sent, "packets the engine put on the wire");
+    assert_eq!(heard.esp_from(remote.parse().unwrap()), sent, "packets scapy put on the wire");
     eventually("all counted", Duration::from_secs(2), || gateway.totals().in_flight == 0);
     let totals = gateway.totals();
     assert_eq!((totals.sealed, totals.opened, totals.dropped), (sent, sent, 0), "{totals:?}");

@@ -7,8 +7,11 @@ use adit_engine::pipeline::Received;
 use adit_engine::policy::Action;
 use adit_engine::route::PortId;
 use adit_engine::sa::selector::{AddressRange, Selector, UpperSelector};
+use adit_engine::sa::spec::Protocol;
+use adit_engine::transform::ah::Padding;
+use adit_tests::ah_peer::AhPeer;
 use adit_tests::allocator::{self, Counting};
-use adit_tests::memory::{Gateway, INSIDE, OUTSIDE, Options, Peer, Site, address, policy, suite};
+use adit_tests::memory::{Gateway, INSIDE, OUTSIDE, Options, Peer, SPI_TO_B, Site, address, policy, suite};
 use adit_tests::packet::{DONT_FRAGMENT, frame, tcp_syn, udp, with_fragment_field, with_ttl};
 
 #[global_allocator]
@@ -55,19 +58,19 @@ fn outbound() -> Vec<(PortId, Vec<u8>)> {
 }
 
 /// One fresh packet, duplicates, forgeries, and every refusal after the ICV, inbound.
-fn inbound(peer: &mut Peer) -> Vec<(PortId, Vec<u8>)> {
+fn inbound(mut seal: impl FnMut(u64, u8, &[u8]) -> Vec<u8>) -> Vec<(PortId, Vec<u8>)> {
     let (source, destination) = (Site::A.host(false), Site::B.host(false));
     let mut packets = Vec::new();
     for number in 1..=4 {
-        let good = peer.seal(number * 8, 4, &udp(source, destination, 256));
+        let good = seal(number * 8, 4, &udp(source, destination, 256));
         let mut forged = good.clone();
         *forged.last_mut().unwrap() ^= 1;
         packets.extend([good, forged]);
-        packets.push(peer.seal(number * 8 + 1, 4, &udp(source, address("10.3.0.1"), 64)));
-        packets.push(peer.seal(number * 8 + 2, 59, &[0; 64]));
-        packets.push(peer.seal(number * 8 + 3, 17, &[0; 64]));
-        packets.push(peer.seal(number * 8 + 4, 4, &with_ttl(udp(source, destination, 64), 1)));
-        packets.push(peer.seal(number * 8 + 5, 4, &[0; 64]));
+        packets.push(seal(number * 8 + 1, 4, &udp(source, address("10.3.0.1"), 64)));
+        packets.push(seal(number * 8 + 2, 59, &[0; 64]));
+        packets.push(seal(number * 8 + 3, 17, &[0; 64]));
+        packets.push(seal(number * 8 + 4, 4, &with_ttl(udp(source, destination, 64), 1)));
+        packets.push(seal(number * 8 + 5, 4, &[0; 64]));
         packets.push(udp(source, destination, 64));
     }
     packets.into_iter().map(|packet| (OUTSIDE, frame(&packet))).collect()
@@ -79,14 +82,19 @@ fn a_warmed_pipeline_allocates_nothing() {
     let any = AddressRange { first: address("10.66.0.0"), last: address("10.66.255.255") };
     let clear =
         Selector { local: Site::A.network(false), remote: any, protocol: None, upper: UpperSelector::Any };
-    for suite in [
-        suite(Encryption::Aes128Gcm, Authentication::None),
-        suite(Encryption::Aes128Ccm, Authentication::None),
-        suite(Encryption::Aes256Cbc, Authentication::Sha512),
-        suite(Encryption::TripleDes, Authentication::Md5),
-        suite(Encryption::Null, Authentication::Sha256),
+    for (protocol, suite) in [
+        (Protocol::Esp, suite(Encryption::Aes128Gcm, Authentication::None)),
+        (Protocol::Esp, suite(Encryption::Aes128Ccm, Authentication::None)),
+        (Protocol::Esp, suite(Encryption::Aes256Cbc, Authentication::Sha512)),
+        (Protocol::Esp, suite(Encryption::TripleDes, Authentication::Md5)),
+        (Protocol::Esp, suite(Encryption::Null, Authentication::Sha256)),
+        (Protocol::Esp, suite(Encryption::Aes192Ctr, Authentication::AesCmac)),
+        (Protocol::Esp, suite(Encryption::ChaCha20Poly1305, Authentication::None)),
+        (Protocol::Esp, suite(Encryption::Aes256Gmac, Authentication::None)),
+        (Protocol::Ah(Padding::Rfc4302), suite(Encryption::Null, Authentication::Sha256)),
     ] {
         let options = Options {
+            protocol,
             policies: vec![policy("clear", vec![clear], Action::Bypass)],
             // Without a window every round's packets pass, not only the first's.
             replay_window: 0,
@@ -99,7 +107,18 @@ fn a_warmed_pipeline_allocates_nothing() {
         for replay_window in [0, 1024] {
             let options = Options { replay_window, ..options.clone() };
             let mut b = Gateway::new(Site::B, &options);
-            let burst = inbound(&mut Peer::of(Site::B, &options));
+            let burst = match protocol {
+                Protocol::Esp => {
+                    let mut peer = Peer::of(Site::B, &options);
+                    inbound(|number, next_header, payload| peer.seal(number, next_header, payload))
+                }
+                Protocol::Ah(_) => {
+                    let (key, spi, padding) = (options.keys.1.clone(), SPI_TO_B.0, 0);
+                    let addresses = (options.endpoint(Site::A), options.endpoint(Site::B));
+                    let peer = AhPeer { key, spi, esn: false, addresses, padding };
+                    inbound(|number, next_header, payload| peer.sign(number, next_header, payload))
+                }
+            };
             assert_eq!(allocations(&mut b, &burst, 500), 0, "inbound, {suite:?}, window {replay_window}");
             assert!(b.drops().len() >= 7 && b.engine.counters().opened.load(Relaxed) > 0, "{:?}", b.drops());
         }

@@ -325,6 +325,10 @@ const CASES: &[(DropReason, fn())] = &[
 
 /// What drops elsewhere, and where that is tested.
 const ELSEWHERE: &[(DropReason, &str)] = &[
+    (DropReason::NatKeepalive, "vectors_packets"),
+    (DropReason::AhLength, "pipeline_ah"),
+    (DropReason::AhHeaders, "pipeline_ah"),
+    (DropReason::TransportFragment, "pipeline_transport"),
     (DropReason::BadPadLength, "vectors_packets: no honest sealer makes it"),
     (DropReason::BadPadding, "vectors_packets: no honest sealer makes it"),
     (DropReason::NoNeighbour, "io: the pipeline hands such a frame out as unresolved"),

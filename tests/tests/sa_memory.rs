@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use adit_engine::crypto::Suite;
-use adit_engine::sa::spec::{InboundSpec, OutboundSpec, SaSpec, Workers};
+use adit_engine::sa::spec::{InboundSpec, Mode, OutboundSpec, Protocol, SaSpec, Workers};
 use adit_engine::sa::{InboundSa, OutboundSa};
 use adit_engine::transform::tunnel::{DontFragment, Dscp};
 use adit_engine::wire::Spi;
@@ -31,6 +31,9 @@ fn an_sa_is_at_most_a_kibibyte_and_its_window() {
         let spec = || SaSpec {
             tunnel: tunnel.clone(),
             spi: Spi(0x1000),
+            protocol: Protocol::Esp,
+            mode: Mode::Tunnel,
+            udp_port: None,
             suite,
             local: Site::A.endpoint(false),
             remote: Site::B.endpoint(false),

@@ -116,7 +116,7 @@ outcomes! {
     PassIke "pass_ike" "IKE to one of the gateway's addresses: the kernel's.";
     PassOwn "pass_own" "The rest to one of the gateway's addresses: the kernel's.";
     PassOutside "pass_outside" "Outside every cover: the kernel's.";
-    EngineEsp "engine_esp" "To one of the gateway's addresses with a known SPI: the engine's.";
+    EngineEsp "engine_esp" "ESP or AH to one of the gateway's addresses with a known SPI: the engine's.";
     EngineOutbound "engine_outbound" "From inside to an address under the cover: the engine's.";
     EngineInboundClear "engine_inbound_clear" "From outside, in clear, under the reversed cover: the engine's.";
     DropUnknownSpi "drop_unknown_spi" "ESP or AH to one of the gateway's addresses that no SA is for.";

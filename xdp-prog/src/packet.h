@@ -26,6 +26,8 @@
 #define PROTOCOL_HIP 139
 #define PROTOCOL_SHIM6 140
 
+#define AH_SPI_OFFSET 4
+
 #define PORT_IKE 500
 #define PORT_IKE_NAT 4500
 

@@ -64,7 +64,7 @@ struct {
 	__type(value, __u8);
 } own_addresses6 SEC(".maps");
 
-/* SPIs of inbound ESP SAs, as on the wire. */
+/* SPIs of inbound SAs, as on the wire: one space for ESP and AH. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -115,7 +115,8 @@ INLINE int is_link_business(const struct packet *packet)
 					   local_cover(packet, &packet->destination)) & ADIT_NAMED);
 }
 
-INLINE enum adit_outcome decide_esp(const __u32 *spi, void *data_end, const struct packet *packet)
+/* ESP or AH to one of our addresses; which of the two the SA is for, the engine looks at. */
+INLINE enum adit_outcome decide_spi(const __u32 *spi, void *data_end, const struct packet *packet)
 {
 	if (packet->fragment != WHOLE)
 		return ADIT_drop_esp_fragment;
@@ -146,7 +147,7 @@ INLINE enum adit_outcome decide_udp(void *data, void *data_end, const struct pac
 		return ADIT_drop_malformed;
 	if (*marker == 0)
 		return ADIT_pass_ike;
-	return decide_esp(marker, data_end, packet);
+	return decide_spi(marker, data_end, packet);
 }
 
 /* To one of the gateway's own addresses. */
@@ -155,10 +156,10 @@ INLINE enum adit_outcome decide_own(void *data, void *data_end, const struct pac
 	if (!packet->protocol_known)
 		return ADIT_drop_malformed;
 	if (packet->protocol == PROTOCOL_ESP)
-		return decide_esp(transport(data, packet), data_end, packet);
-	/* There are no AH SAs, so every SPI of AH is unknown. */
+		return decide_spi(transport(data, packet), data_end, packet);
+	/* RFC 4302 section 2: next header, length and reserved come first. */
 	if (packet->protocol == PROTOCOL_AH)
-		return packet->fragment != WHOLE ? ADIT_drop_esp_fragment : ADIT_drop_unknown_spi;
+		return decide_spi(transport(data, packet) + AH_SPI_OFFSET, data_end, packet);
 	if (packet->protocol == PROTOCOL_UDP && packet->fragment != LATER_FRAGMENT) {
 		/* IKE goes before the cover: a selector that contains the peer must not cut off the negotiation. */
 		enum adit_outcome outcome = decide_udp(data, data_end, packet);

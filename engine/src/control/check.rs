@@ -1,35 +1,32 @@
 //! From what is written to what it means: the rules of a configuration, all problems at once.
 
+mod engine;
+
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::config::{
-    ActionName, AuthenticationName, DfName, DirectionName, Document, EncryptionName, EngineTable,
-    FallbackName, File, InterfaceTable, PolicyTable, ProfileTable, SaTable, Scalar, Secret, SideName,
-    TunnelTable, WorkersName, XdpMode,
+    ActionName, AhPaddingName, AuthenticationName, DestinationOptionsName, DfName, DirectionName, Document,
+    EncryptionName, File, ModeName, PolicyTable, ProfileTable, ProtocolName, SaTable, Scalar, Secret,
+    TunnelTable, WorkersName,
 };
 use super::consistent::{Outline, consistent};
 use super::problem::Problems;
-use super::settings::{
-    Engine, Interface, PolicySettings, SaRequest, Settings, TunnelRequest, TunnelSettings,
-};
-use super::{group, keys, value};
+use super::settings::{PolicySettings, SaRequest, Settings, TunnelRequest, TunnelSettings};
+use super::{keys, value};
 use crate::crypto::key::KeyMaterial;
 use crate::crypto::suite::SuiteError;
 use crate::crypto::{Authentication, Encryption, Opener, Suite};
-use crate::policy::spd::Fallback;
-use crate::route::Side;
 use crate::sa::selector::{PortRange, Selector, UpperSelector};
-use crate::sa::spec::Workers;
+use crate::sa::spec::{Mode, Protocol, Workers};
+use crate::transform::ah::Padding;
+use crate::transform::transport::DestinationOptions;
 use crate::transform::tunnel::{DontFragment, Dscp};
 use crate::wire::protocol;
 
 /// The anti-replay window when none is written.
 pub const DEFAULT_REPLAY_WINDOW: u32 = 1024;
-
-/// The host device is the instance and a digit; an interface's name has at most 15 characters (IFNAMSIZ).
-const HOST_INSTANCE_LENGTH_MAX: usize = 14;
 
 /// What else decides whether a table stands.
 pub struct Rules<'a> {
@@ -81,17 +78,8 @@ pub fn load_file(path: &Path, offline: bool) -> Result<Settings, Problems> {
 }
 
 fn file(file: File, offline: bool, problems: &mut Problems) -> Option<Settings> {
-    let engine = engine(&file.engine, problems);
-    let interfaces = interfaces(&file.interface, engine.xdp_mode, offline, problems);
-    let host_device = format!("{}0", engine.instance);
-    if let Some(index) = interfaces.iter().position(|port| engine.host_path && port.name == host_device) {
-        problems.push(
-            format!("interface[{index}].name"),
-            format!(
-                "expected an interface that exists for itself, found {host_device:?}, the host path's device"
-            ),
-        );
-    }
+    let engine = engine::engine(&file.engine, problems);
+    let interfaces = engine::interfaces(&file.interface, &engine, offline, problems);
     for (name, table) in &file.profile {
         let path = format!("profile.{name}");
         plain_name(&path, name, problems);
@@ -126,112 +114,6 @@ fn file(file: File, offline: bool, problems: &mut Problems) -> Option<Settings> 
         return None;
     }
     Some(Settings { engine, interfaces, profiles: file.profile, tunnels, policies, warnings })
-}
-
-fn engine(table: &EngineTable, problems: &mut Problems) -> Engine {
-    let path = |field: &str, value: &Option<String>, default: &str, problems: &mut Problems| {
-        let path = PathBuf::from(value.as_deref().unwrap_or(default));
-        if !path.is_absolute() {
-            let found = value::found(&path.to_string_lossy());
-            problems.push(format!("engine.{field}"), format!("expected an absolute path, found {found}"));
-        }
-        path
-    };
-    let instance = table.instance.clone().unwrap_or_else(|| "adit".into());
-    plain_name("engine.instance", &instance, problems);
-    let host_path = table.host_path.unwrap_or(false);
-    if host_path && instance.len() > HOST_INSTANCE_LENGTH_MAX {
-        problems.push(
-            "engine.instance",
-            format!(
-                "expected at most {HOST_INSTANCE_LENGTH_MAX} characters beside host-path = true, because its device is named after the instance, found {}",
-                value::found(&instance)
-            ),
-        );
-    }
-    if let Some(cores) = &table.cores {
-        let mut sorted = cores.clone();
-        sorted.sort_unstable();
-        sorted.dedup();
-        if cores.is_empty() || sorted.len() < cores.len() {
-            problems.push("engine.cores", format!("expected at least one core, each once, found {cores:?}"));
-        }
-        if let Some(core) = cores.iter().find(|core| **core > 4095) {
-            problems.push("engine.cores", format!("expected core numbers up to 4095, found {core}"));
-        }
-    }
-    if let Some(name) = &table.socket_group
-        && group::id(name).is_none()
-    {
-        let found = value::found(name);
-        problems.push(
-            "engine.socket-group",
-            format!("expected a group of this system, found {found}; groupadd it first"),
-        );
-    }
-    Engine {
-        cores: table.cores.clone(),
-        bpffs: path("bpffs", &table.bpffs, "/sys/fs/bpf", problems),
-        state_dir: path("state-dir", &table.state_dir, "/var/lib/adit", problems),
-        socket: path("socket", &table.socket, "/run/adit/adit.sock", problems),
-        socket_group: table.socket_group.clone(),
-        fallback: match table.default {
-            Some(FallbackName::Discard) => Fallback::Discard,
-            _ => Fallback::Kernel,
-        },
-        allow_legacy: table.allow_legacy.unwrap_or(false),
-        xdp_mode: table.xdp_mode.unwrap_or(XdpMode::Auto),
-        clamp_mss: table.clamp_mss.unwrap_or(true),
-        host_path,
-        instance,
-    }
-}
-
-fn interfaces(
-    tables: &[InterfaceTable],
-    mode: XdpMode,
-    offline: bool,
-    problems: &mut Problems,
-) -> Vec<Interface> {
-    for (index, table) in tables.iter().enumerate() {
-        let name = &table.name;
-        // IFNAMSIZ is 16 with the terminating zero.
-        let plain =
-            !name.is_empty() && name.len() < 16 && !name.contains(|c: char| c == '/' || c.is_whitespace());
-        if !plain {
-            let found = value::found(name);
-            problems.push(
-                format!("interface[{index}].name"),
-                format!("expected an interface name, found {found}"),
-            );
-        }
-        if tables[..index].iter().any(|other| other.name == *name) {
-            problems.push(
-                format!("interface[{index}].name"),
-                format!("expected each interface once, found {name:?} again"),
-            );
-        }
-    }
-    for side in [SideName::Protected, SideName::Unprotected] {
-        if !offline && !tables.iter().any(|table| table.side == side) {
-            let side = side.name();
-            problems.push(
-                "interface",
-                format!("expected at least one interface with side = {side:?}, found none"),
-            );
-        }
-    }
-    tables
-        .iter()
-        .map(|table| Interface {
-            name: table.name.clone(),
-            side: match table.side {
-                SideName::Protected => Side::Protected,
-                SideName::Unprotected => Side::Unprotected,
-            },
-            mode: table.mode.unwrap_or(mode),
-        })
-        .collect()
 }
 
 /// Names appear in listings, logs and paths.
@@ -278,6 +160,31 @@ impl Written {
             esn: table.esn.or(base.and_then(|base| base.esn)),
             replay_window: table.replay_window.or(base.and_then(|base| base.replay_window)),
         }
+    }
+}
+
+impl Written {
+    /// AH has no cipher, so none is expected; its hash is.
+    fn of_ah(self, path: &str, problems: &mut Problems) -> Option<Self> {
+        let before = problems.0.len();
+        if let Some(encryption) = self.encryption
+            && encryption != EncryptionName::Null
+        {
+            problems.push(
+                format!("{path}.encryption"),
+                format!(
+                    "expected nothing, or null, with protocol = \"ah\", which does not encrypt, found {}",
+                    encryption.name()
+                ),
+            );
+        }
+        if matches!(self.authentication, None | Some(AuthenticationName::None)) {
+            problems.push(
+                format!("{path}.authentication"),
+                "expected sha256, sha384 or sha512 with protocol = \"ah\", which does nothing else, found none",
+            );
+        }
+        (problems.0.len() == before).then_some(Self { encryption: Some(EncryptionName::Null), ..self })
     }
 }
 
@@ -345,13 +252,13 @@ fn describe(
     match error {
         SuiteError::NothingProtected => (
             "authentication",
-            "expected md5, sha1, sha256, sha384 or sha512, because null encryption without authentication protects \
-             nothing (RFC 4303 section 3.2), found none"
+            "expected sha256, sha384, sha512, aes-cmac or aes-xcbc, because null encryption without authentication \
+             protects nothing (RFC 4303 section 3.2), found none"
                 .into(),
         ),
         SuiteError::NotAuthenticated => (
             "authentication",
-            format!("expected sha256, sha384 or sha512 beside {encryption}: a cipher without integrity is refused (RFC 8221 section 4), found none"),
+            format!("expected sha256, sha384, sha512, aes-cmac or aes-xcbc beside {encryption}: a cipher without integrity is refused (RFC 8221 section 4), found none"),
         ),
         SuiteError::DoublyAuthenticated => (
             "authentication",
@@ -418,10 +325,15 @@ pub fn tunnel(
         known
     });
     let unknown_profile = table.profile.is_some() && profile.is_none();
-    let crypto = if unknown_profile {
-        None
-    } else {
-        crypto(&path, Written::of_tunnel(table, profile), rules.allow_legacy, problems)
+    let (protocol, mode) = (protocol(table, &path, problems), mode(table, &path, problems));
+    let udp_port = udp_port(table, &path, problems);
+    let written = Written::of_tunnel(table, profile);
+    let crypto = match protocol {
+        _ if unknown_profile => None,
+        Protocol::Esp => crypto(&path, written, rules.allow_legacy, problems),
+        Protocol::Ah(_) => written
+            .of_ah(&path, problems)
+            .and_then(|written| crypto(&path, written, rules.allow_legacy, problems)),
     };
     let dscp = table
         .dscp
@@ -458,6 +370,9 @@ pub fn tunnel(
             name,
             local: local?,
             remote: remote?,
+            protocol,
+            mode,
+            udp_port,
             suite,
             esn,
             replay_window,
@@ -478,6 +393,72 @@ pub fn tunnel(
         field: path,
         inbound,
         outbound,
+    })
+}
+
+/// ESP, or AH and its padding.
+fn protocol(table: &TunnelTable, path: &str, problems: &mut Problems) -> Protocol {
+    if table.protocol == Some(ProtocolName::Ah) {
+        return Protocol::Ah(match table.ah_padding {
+            Some(AhPaddingName::Linux) => Padding::Linux,
+            Some(AhPaddingName::Rfc4302) | None => Padding::Rfc4302,
+        });
+    }
+    if let Some(padding) = table.ah_padding {
+        problems.push(
+            format!("{path}.ah-padding"),
+            format!("expected nothing here without protocol = \"ah\", found {}", padding.name()),
+        );
+    }
+    Protocol::Esp
+}
+
+/// The peer's port of ESP in UDP.
+fn udp_port(table: &TunnelTable, path: &str, problems: &mut Problems) -> Option<u16> {
+    let port = table.udp_port?;
+    let wrong = match (table.protocol, table.mode) {
+        (Some(ProtocolName::Ah), _) => {
+            Some("expected nothing here with protocol = \"ah\", which no NAT lets through")
+        }
+        (_, Some(ModeName::Transport)) => Some("expected nothing here with mode = \"transport\""),
+        _ if port == 0 => Some("expected a port of the peer's from 1 to 65535"),
+        _ => None,
+    };
+    if let Some(expected) = wrong {
+        problems.push(format!("{path}.udp-port"), format!("{expected}, found {port}"));
+    }
+    Some(port)
+}
+
+/// Tunnel or transport mode; each refuses the fields that mean nothing in it.
+fn mode(table: &TunnelTable, path: &str, problems: &mut Problems) -> Mode {
+    if table.mode != Some(ModeName::Transport) {
+        if let Some(rule) = table.destination_options {
+            problems.push(
+                format!("{path}.destination-options"),
+                format!("expected nothing here without mode = \"transport\", found {}", rule.name()),
+            );
+        }
+        return Mode::Tunnel;
+    }
+    let outer = [
+        ("dscp", table.dscp.as_ref().map(|dscp| value::found(&dscp.0))),
+        ("df", table.df.map(|df| df.name().into())),
+        ("ttl", table.ttl.map(|ttl| ttl.to_string())),
+    ];
+    for (field, found) in outer {
+        if let Some(found) = found {
+            problems.push(
+                format!("{path}.{field}"),
+                format!(
+                    "expected nothing here with mode = \"transport\", where packets keep their own header, found {found}"
+                ),
+            );
+        }
+    }
+    Mode::Transport(match table.destination_options {
+        Some(DestinationOptionsName::Before) => DestinationOptions::Before,
+        Some(DestinationOptionsName::After) | None => DestinationOptions::After,
     })
 }
 
@@ -652,10 +633,19 @@ impl From<EncryptionName> for Encryption {
             EncryptionName::Aes128Cbc => Self::Aes128Cbc,
             EncryptionName::Aes192Cbc => Self::Aes192Cbc,
             EncryptionName::Aes256Cbc => Self::Aes256Cbc,
+            EncryptionName::Aes128Ctr => Self::Aes128Ctr,
+            EncryptionName::Aes192Ctr => Self::Aes192Ctr,
+            EncryptionName::Aes256Ctr => Self::Aes256Ctr,
             EncryptionName::Aes128Ccm => Self::Aes128Ccm,
+            EncryptionName::Aes192Ccm => Self::Aes192Ccm,
+            EncryptionName::Aes256Ccm => Self::Aes256Ccm,
             EncryptionName::Aes128Gcm => Self::Aes128Gcm,
             EncryptionName::Aes192Gcm => Self::Aes192Gcm,
             EncryptionName::Aes256Gcm => Self::Aes256Gcm,
+            EncryptionName::ChaCha20Poly1305 => Self::ChaCha20Poly1305,
+            EncryptionName::Aes128Gmac => Self::Aes128Gmac,
+            EncryptionName::Aes192Gmac => Self::Aes192Gmac,
+            EncryptionName::Aes256Gmac => Self::Aes256Gmac,
         }
     }
 }
@@ -669,6 +659,8 @@ impl From<AuthenticationName> for Authentication {
             AuthenticationName::Sha256 => Self::Sha256,
             AuthenticationName::Sha384 => Self::Sha384,
             AuthenticationName::Sha512 => Self::Sha512,
+            AuthenticationName::AesXcbc => Self::AesXcbc,
+            AuthenticationName::AesCmac => Self::AesCmac,
         }
     }
 }

@@ -13,8 +13,8 @@ use zeroize::Zeroizing;
 use super::check;
 use super::client::{CallError, Client};
 use super::config::{
-    ActionName, AuthenticationName, DfName, DirectionName, Document, EncryptionName, PolicyTable, SaTable,
-    Scalar, Secret, TunnelTable, WorkersName,
+    ActionName, AhPaddingName, AuthenticationName, DestinationOptionsName, DfName, DirectionName, Document,
+    EncryptionName, ModeName, PolicyTable, ProtocolName, SaTable, Scalar, Secret, TunnelTable, WorkersName,
 };
 use super::problem::Problems;
 use super::protocol::{PolicyAdd, SaAdd};
@@ -141,13 +141,28 @@ struct SaAddArguments {
     /// The peer's endpoint.
     #[arg(long, required_unless_present = "file")]
     remote: Option<String>,
+    /// esp, or ah.
+    #[arg(long)]
+    protocol: Option<ProtocolName>,
+    /// tunnel, or transport.
+    #[arg(long)]
+    mode: Option<ModeName>,
+    /// Padding of AH over IPv4: rfc4302 or linux.
+    #[arg(long)]
+    ah_padding: Option<AhPaddingName>,
+    /// Destination options in transport mode: after or before.
+    #[arg(long)]
+    destination_options: Option<DestinationOptionsName>,
+    /// ESP in UDP to this port of the peer's.
+    #[arg(long)]
+    udp_port: Option<u16>,
     /// A profile of the configuration.
     #[arg(long)]
     profile: Option<String>,
     /// Encryption algorithm, as aes-256-gcm.
     #[arg(long)]
     encryption: Option<EncryptionName>,
-    /// Authentication algorithm, as sha256; none beside GCM and CCM.
+    /// Authentication algorithm, as sha256; none beside one that authenticates by itself.
     #[arg(long)]
     authentication: Option<AuthenticationName>,
     /// ICV bytes.
@@ -268,7 +283,7 @@ enum KeyCommand {
         /// Encryption algorithm.
         #[arg(long)]
         encryption: EncryptionName,
-        /// Authentication algorithm; none beside GCM and CCM.
+        /// Authentication algorithm; none beside an encryption that authenticates by itself.
         #[arg(long, default_value = "none")]
         authentication: AuthenticationName,
         /// Write the encryption key to this new file (mode 0600), and the authentication key to FILE.authentication.
@@ -505,6 +520,11 @@ impl SaAddArguments {
             name: self.name.clone().unwrap_or_default(),
             local: self.local.clone().unwrap_or_default(),
             remote: self.remote.clone().unwrap_or_default(),
+            protocol: self.protocol,
+            mode: self.mode,
+            ah_padding: self.ah_padding,
+            destination_options: self.destination_options,
+            udp_port: self.udp_port,
             profile: self.profile.clone(),
             encryption: self.encryption,
             authentication: self.authentication,

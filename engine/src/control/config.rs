@@ -106,6 +106,22 @@ pub struct TunnelTable {
     pub local: String,
     /// The peer's endpoint, of the same IP version.
     pub remote: String,
+    /// "esp" (default), or "ah", which authenticates and does not encrypt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<ProtocolName>,
+    /// "tunnel" (default), or "transport" between the endpoints themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<ModeName>,
+    /// Padding of AH over IPv4: "rfc4302" (default) or "linux", whose states pad to 8 bytes without `align4`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ah_padding: Option<AhPaddingName>,
+    /// Transport mode over IPv6: destination options "after" ESP or AH (default) or "before" it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination_options: Option<DestinationOptionsName>,
+    /// ESP in UDP (RFC 3948) between our port 4500 and this port of the peer's, mostly 4500 too; where a NAT gives
+    /// the peer another, or another address, it is followed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub udp_port: Option<u16>,
     /// A profile; algorithms written here override its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub profile: Option<String>,
@@ -230,14 +246,17 @@ names! {
     /// Encryption algorithms.
     EncryptionName {
         Null "null", Des "des", TripleDes "3des", Aes128Cbc "aes-128-cbc", Aes192Cbc "aes-192-cbc",
-        Aes256Cbc "aes-256-cbc", Aes128Ccm "aes-128-ccm", Aes128Gcm "aes-128-gcm", Aes192Gcm "aes-192-gcm",
-        Aes256Gcm "aes-256-gcm",
+        Aes256Cbc "aes-256-cbc", Aes128Ctr "aes-128-ctr", Aes192Ctr "aes-192-ctr", Aes256Ctr "aes-256-ctr",
+        Aes128Ccm "aes-128-ccm", Aes192Ccm "aes-192-ccm", Aes256Ccm "aes-256-ccm", Aes128Gcm "aes-128-gcm",
+        Aes192Gcm "aes-192-gcm", Aes256Gcm "aes-256-gcm", ChaCha20Poly1305 "chacha20-poly1305",
+        Aes128Gmac "aes-128-gmac", Aes192Gmac "aes-192-gmac", Aes256Gmac "aes-256-gmac",
     }
 }
 names! {
     /// Authentication algorithms.
     AuthenticationName {
         None "none", Md5 "md5", Sha1 "sha1", Sha256 "sha256", Sha384 "sha384", Sha512 "sha512",
+        AesXcbc "aes-xcbc", AesCmac "aes-cmac",
     }
 }
 names! {
@@ -251,6 +270,22 @@ names! {
 names! {
     /// Inside or outside (RFC 4301 section 3.1).
     SideName { Protected "protected", Unprotected "unprotected", }
+}
+names! {
+    /// What a tunnel's SAs protect with.
+    ProtocolName { Esp "esp", Ah "ah", }
+}
+names! {
+    /// What they protect (RFC 4301 section 3.3).
+    ModeName { Tunnel "tunnel", Transport "transport", }
+}
+names! {
+    /// How AH is padded over IPv4.
+    AhPaddingName { Rfc4302 "rfc4302", Linux "linux", }
+}
+names! {
+    /// Where destination options go in transport mode.
+    DestinationOptionsName { After "after", Before "before", }
 }
 names! {
     /// The outer DF bit (RFC 4301 section 8.1).

@@ -10,8 +10,10 @@ use super::problem::Problems;
 use super::settings::{PolicySettings, SaRequest, TunnelRequest};
 use super::value;
 use crate::crypto::key;
-use crate::sa::selector::Direction;
+use crate::sa::selector::{AddressRange, Direction};
+use crate::sa::spec::Mode;
 use crate::wire::ip::{Flow, Fragment, Upper};
+use crate::wire::udp::NAT_TRAVERSAL_PORT;
 use crate::wire::{Spi, protocol};
 
 /// One direction of a tunnel, as far as other tunnels are concerned.
@@ -22,6 +24,8 @@ pub struct SaOutline {
     pub spi: Spi,
     /// Names the key.
     pub fingerprint: Fingerprint,
+    /// The field that has it.
+    pub key_field: &'static str,
 }
 
 /// A tunnel, new or live, as far as other tunnels and policies are concerned.
@@ -34,6 +38,10 @@ pub struct Outline {
     pub local: IpAddr,
     /// The peer's endpoint.
     pub remote: IpAddr,
+    /// What its own packets are to a router: ESP, AH or UDP.
+    pub carrier: u8,
+    /// Tunnel or transport.
+    pub mode: Mode,
     /// Inbound SA.
     pub inbound: Option<SaOutline>,
     /// Outbound SA.
@@ -48,6 +56,7 @@ impl Outline {
                 field: sa.field.clone(),
                 spi: sa.spi,
                 fingerprint: key::fingerprint(host_secret, request.settings.suite, &sa.keys),
+                key_field: request.settings.key_field(),
             })
         };
         Self {
@@ -55,6 +64,8 @@ impl Outline {
             name: request.settings.name.clone(),
             local: request.settings.local,
             remote: request.settings.remote,
+            carrier: request.settings.carrier(),
+            mode: request.settings.mode,
             inbound: sa(&request.inbound),
             outbound: sa(&request.outbound),
         }
@@ -94,7 +105,7 @@ pub fn consistent(tunnels: &[Outline], policies: &[PolicySettings], problems: &m
         for sa in tunnel.inbound.iter().chain(&tunnel.outbound) {
             if let Some(first) = keys.insert(sa.fingerprint, &sa.field) {
                 problems.push(
-                    format!("{}.encryption-key", sa.field),
+                    format!("{}.{}", sa.field, sa.key_field),
                     format!("expected a key of its own for each SA and direction, found the key of {first} again; adit key generate makes another"),
                 );
             }
@@ -120,17 +131,48 @@ pub fn consistent(tunnels: &[Outline], policies: &[PolicySettings], problems: &m
         }
     }
     for tunnel in tunnels {
+        if let Mode::Transport(_) = tunnel.mode {
+            between_endpoints(tunnel, policies, problems);
+        }
         loops(tunnel, policies, problems);
     }
 }
 
-/// Refuses a tunnel whose own ESP packets are under a PROTECT policy: they would have to go into a tunnel again.
+/// Transport mode is for packets between the endpoints themselves (RFC 4301 section 4.1).
+fn between_endpoints(tunnel: &Outline, policies: &[PolicySettings], problems: &mut Problems) {
+    for policy in policies.iter().filter(|policy| policy.tunnel.as_ref() == Some(&tunnel.name)) {
+        for selector in &policy.selectors {
+            for (field, endpoint, found) in
+                [("local", tunnel.local, &selector.local), ("remote", tunnel.remote, &selector.remote)]
+            {
+                if *found != AddressRange::single(endpoint) {
+                    problems.push(
+                        format!("{}.{field}", policy.field),
+                        format!(
+                            "expected [\"{endpoint}\"], the {field} endpoint of {}, which is in transport mode, found {}",
+                            tunnel.name,
+                            value::address_range_text(found)
+                        ),
+                    );
+                    // One message a policy is enough.
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Refuses a tunnel whose own packets are under a PROTECT policy: they would have to go into a tunnel again. In
+/// transport mode they are under that tunnel's own: what it protects and what it sends have the same addresses.
 fn loops(tunnel: &Outline, policies: &[PolicySettings], problems: &mut Problems) {
     let outer = Flow {
         source: tunnel.local,
         destination: tunnel.remote,
-        protocol: protocol::ESP,
-        upper: Upper::Opaque,
+        protocol: tunnel.carrier,
+        upper: match tunnel.carrier {
+            protocol::UDP => Upper::Ports { source: NAT_TRAVERSAL_PORT, destination: NAT_TRAVERSAL_PORT },
+            _ => Upper::Opaque,
+        },
     };
     let means = |policy: &&PolicySettings| {
         policy.outbound
@@ -141,6 +183,7 @@ fn loops(tunnel: &Outline, policies: &[PolicySettings], problems: &mut Problems)
     };
     if let Some(policy) = policies.iter().find(means)
         && policy.action == ActionName::Protect
+        && (tunnel.mode == Mode::Tunnel || policy.tunnel.as_ref() != Some(&tunnel.name))
     {
         problems.push(
             format!("{}.remote", policy.field),

@@ -30,7 +30,7 @@ const RING_FILE: &str = "burnt-keys";
 /// What using a recorded key again would repeat.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
-    /// GCM, CCM: nonces. Refused for ever.
+    /// Counter modes: nonces. Refused for ever.
     Counter,
     /// CBC, null: sequence numbers. Refused unless the operator accepts the risk.
     Block,

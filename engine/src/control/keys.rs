@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use super::config::Secret;
 use crate::crypto::key::{Key, KeyError, KeyMaterial, KeyRole};
-use crate::crypto::{Encryption, Opener, Suite};
+use crate::crypto::{Opener, Suite};
 
 /// Longest key file in bytes; the longest key is 64 bytes.
 const FILE_LIMIT: u64 = 1024;
@@ -87,12 +87,9 @@ pub(super) fn describe(error: KeyError, suite: Suite) -> (&'static str, String) 
     let encryption = super::check::encryption_name(suite.encryption());
     match error {
         KeyError::Length { role: KeyRole::Encryption, expected, found } => {
-            let salt = match suite.encryption() {
-                Encryption::Aes128Gcm | Encryption::Aes192Gcm | Encryption::Aes256Gcm => {
-                    ", the last 4 of them the salt"
-                }
-                Encryption::Aes128Ccm => ", the last 3 of them the salt",
-                _ => "",
+            let salt = match suite.encryption().salt_length() {
+                0 => String::new(),
+                length => format!(", the last {length} of them the salt"),
             };
             let message = format!(
                 "expected {expected} bytes for {encryption}{salt}, found {found}; \

@@ -173,16 +173,19 @@ impl Prepared {
 /// What other tunnels and policies must agree with.
 fn outline(tunnel: &DesiredTunnel, old: &Live, keyring: &Keyring) -> Outline {
     let live = old.tunnel(&tunnel.settings.name);
+    let key_field = tunnel.settings.key_field();
     let sa =
         |desired: &Option<DesiredSa>, direction, live: Option<(Spi, Fingerprint)>| match desired.as_ref()? {
             DesiredSa::Stays => {
                 let (spi, fingerprint) = live?;
-                Some(SaOutline { field: format!("{}.{direction}", tunnel.field), spi, fingerprint })
+                let field = format!("{}.{direction}", tunnel.field);
+                Some(SaOutline { field, spi, fingerprint, key_field })
             }
             DesiredSa::Asked(request) => Some(SaOutline {
                 field: request.field.clone(),
                 spi: request.spi,
                 fingerprint: fingerprint(keyring.host_secret(), tunnel.settings.suite, &request.keys),
+                key_field,
             }),
         };
     let live_inbound =
@@ -196,6 +199,8 @@ fn outline(tunnel: &DesiredTunnel, old: &Live, keyring: &Keyring) -> Outline {
         name: tunnel.settings.name.clone(),
         local: tunnel.settings.local,
         remote: tunnel.settings.remote,
+        carrier: tunnel.settings.carrier(),
+        mode: tunnel.settings.mode,
     }
 }
 
@@ -299,7 +304,7 @@ impl Builder<'_> {
 
     /// Whether a key may start at sequence number 1, and whether it did so before.
     fn usable(&mut self, settings: &TunnelSettings, outline: &SaOutline) -> Option<bool> {
-        let field = format!("{}.encryption-key", outline.field);
+        let field = format!("{}.{}", outline.field, outline.key_field);
         let algorithm = check::encryption_name(settings.suite.encryption());
         let live = self
             .old

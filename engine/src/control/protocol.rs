@@ -504,6 +504,9 @@ impl LiveTunnel {
             let mut report = self.settings.report(live, sa.spec.sa.spi, "out");
             report.count(&sa.counters);
             report.sequence = sa.last_sequence();
+            if let (Some(_), Some((address, port))) = (sa.spec.sa.udp_port, sa.peer.get()) {
+                (report.remote, report.udp_port) = (address.to_string(), Some(port));
+            }
             report.selectors = texts(filter, &sa.spec.sa.selectors);
             reports.push(report);
         }
@@ -533,6 +536,9 @@ impl TunnelSettings {
             tunnel: self.name.to_string(),
             direction: direction.into(),
             spi: spi.to_string(),
+            protocol: self.protocol.name().into(),
+            mode: self.mode.name().into(),
+            udp_port: self.udp_port,
             local: self.local.to_string(),
             remote: self.remote.to_string(),
             encryption: check::encryption_name(self.suite.encryption()).into(),

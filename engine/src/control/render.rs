@@ -138,7 +138,9 @@ pub(super) fn drops(drops: &[Drop]) -> String {
 }
 
 fn algorithms(sa: &SaReport) -> String {
-    if sa.authentication == "none" {
+    if sa.protocol == "ah" {
+        sa.authentication.clone()
+    } else if sa.authentication == "none" {
         sa.encryption.clone()
     } else {
         format!("{} {}", sa.encryption, sa.authentication)
@@ -153,6 +155,8 @@ pub(super) fn sas(sas: &[SaReport]) -> String {
         "tunnel",
         "dir",
         "spi",
+        "protocol",
+        "mode",
         "local",
         "remote",
         "algorithms",
@@ -166,6 +170,8 @@ pub(super) fn sas(sas: &[SaReport]) -> String {
             sa.tunnel.clone(),
             sa.direction.clone(),
             sa.spi.clone(),
+            sa.protocol.clone(),
+            sa.mode.clone(),
             sa.local.clone(),
             sa.remote.clone(),
             algorithms(sa),
@@ -175,7 +181,7 @@ pub(super) fn sas(sas: &[SaReport]) -> String {
             sa.warnings.join("; "),
         ]);
     }
-    right(&mut table, 6..9);
+    right(&mut table, 8..11);
     finish(&table)
 }
 
@@ -185,13 +191,18 @@ pub(super) fn sa_details(sas: &[SaReport]) -> String {
         let mut lines = vec![
             format!("{}: {} {} from {from} to {to}", sa.tunnel, sa.direction, sa.spi),
             format!(
-                "  {}, icv {} bytes, esn {}",
+                "  {} {}, {}, icv {} bytes, esn {}",
+                sa.protocol,
+                sa.mode,
                 algorithms(sa),
                 sa.icv_length,
                 if sa.esn { "on" } else { "off" }
             ),
             format!("  key {}, sequence {}", sa.key, sa.sequence),
         ];
+        if let Some(port) = sa.udp_port {
+            lines.push(format!("  in UDP, the peer at port {port}"));
+        }
         if let Some(window) = sa.replay_window {
             lines.push(format!("  replay window {window}"));
         }

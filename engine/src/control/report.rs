@@ -79,9 +79,9 @@ pub struct WorkerReport {
     pub dropped: u64,
     /// Frames in rings and queues.
     pub in_flight: u64,
-    /// ESP packets sealed.
+    /// Packets sealed in ESP or AH.
     pub sealed: u64,
-    /// ESP packets opened.
+    /// Packets out of ESP or AH, verified and delivered.
     pub opened: u64,
     /// Forwarded in clear under a BYPASS policy.
     pub bypassed: u64,
@@ -178,9 +178,16 @@ pub struct SaReport {
     pub direction: String,
     /// SPI, as 0x00001001.
     pub spi: String,
+    /// "esp" or "ah".
+    pub protocol: String,
+    /// "tunnel" or "transport".
+    pub mode: String,
+    /// The peer's port, where ESP is in UDP: outbound as last seen, inbound as set up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub udp_port: Option<u16>,
     /// Our endpoint.
     pub local: String,
-    /// The peer's endpoint.
+    /// The peer's endpoint; where ESP is in UDP, outbound as last seen.
     pub remote: String,
     /// Encryption algorithm.
     pub encryption: String,
@@ -197,7 +204,7 @@ pub struct SaReport {
     pub sequence: u64,
     /// Packets opened or sealed.
     pub packets: u64,
-    /// Bytes of ESP.
+    /// Bytes of ESP or AH.
     pub bytes: u64,
     /// Dropped as replayed.
     pub replayed: u64,

@@ -11,9 +11,9 @@ use crate::crypto::key::KeyMaterial;
 use crate::policy::spd::Fallback;
 use crate::route::Side;
 use crate::sa::selector::Selector;
-use crate::sa::spec::{InboundSpec, OutboundSpec, SaSpec, Workers};
+use crate::sa::spec::{InboundSpec, Mode, OutboundSpec, Protocol, SaSpec, Workers};
 use crate::transform::tunnel::{DontFragment, Dscp};
-use crate::wire::Spi;
+use crate::wire::{Spi, protocol};
 
 /// A checked configuration.
 pub struct Settings {
@@ -78,6 +78,12 @@ pub struct TunnelSettings {
     pub local: IpAddr,
     /// The peer's endpoint.
     pub remote: IpAddr,
+    /// ESP or AH.
+    pub protocol: Protocol,
+    /// Tunnel or transport.
+    pub mode: Mode,
+    /// The peer's port, where ESP is in UDP.
+    pub udp_port: Option<u16>,
     /// Algorithms.
     pub suite: Suite,
     /// Extended sequence numbers.
@@ -153,21 +159,38 @@ impl PolicySettings {
 }
 
 impl TunnelSettings {
+    /// The field of the key that an SA is known by: its cipher's, or its hash's where nothing is encrypted.
+    pub(super) fn key_field(&self) -> &'static str {
+        if self.suite.encryption_key_length() == 0 { "authentication-key" } else { "encryption-key" }
+    }
+
+    /// What its own packets are to a router: ESP, AH or UDP.
+    pub(super) fn carrier(&self) -> u8 {
+        if self.udp_port.is_some() { protocol::UDP } else { self.protocol.number() }
+    }
+
+    /// What both SAs depend on.
+    fn wire_part(&self) -> impl PartialEq + use<> {
+        (self.local, self.remote, self.protocol, self.mode, self.udp_port, self.suite, self.esn)
+    }
+
     /// What an inbound SA depends on.
     pub(super) fn inbound_part(&self) -> impl PartialEq + use<> {
-        (self.local, self.remote, self.suite, self.esn, self.replay_window)
+        (self.wire_part(), self.replay_window)
     }
 
     /// What an outbound SA depends on.
     pub(super) fn outbound_part(&self) -> impl PartialEq + use<> {
-        let wire = (self.local, self.remote, self.suite, self.esn, self.workers);
-        (wire, self.ttl, self.dscp, self.dont_fragment)
+        (self.wire_part(), self.workers, self.ttl, self.dscp, self.dont_fragment)
     }
 
     fn sa(&self, spi: Spi, selectors: Vec<Selector>) -> SaSpec {
         SaSpec {
             tunnel: self.name.clone(),
             spi,
+            protocol: self.protocol,
+            mode: self.mode,
+            udp_port: self.udp_port,
             suite: self.suite,
             local: self.local,
             remote: self.remote,

@@ -6,7 +6,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
-use super::{Encryption, Suite};
+use super::{Authentication, Encryption, Suite};
 
 /// Secret bytes. They leave this type only into an expanded key of this module's own making.
 pub struct Key(Zeroizing<Box<[u8]>>);
@@ -34,9 +34,9 @@ impl Key {
 
 /// The keys of one SA.
 pub struct KeyMaterial {
-    /// Encryption key, AEAD salt at its end; empty for null.
+    /// Encryption key, the salt of a counter mode at its end; empty for null.
     pub encryption: Key,
-    /// Authentication key; empty for AEADs.
+    /// Authentication key; empty beside what authenticates by itself.
     pub authentication: Key,
 }
 
@@ -148,18 +148,23 @@ fn is_weak_des(key: &[u8]) -> bool {
 /// A keyed fingerprint that names a key without telling it: HMAC-SHA256 under a host's own secret over
 /// algorithm and key, cut to 16 bytes. What a cipher makes no difference of has one name:
 ///
-/// - GCM and CCM are one counter mode over one block cipher, and an AES key serves one of them, once. So neither
-///   which of them, nor the salt, nor the ICV length takes part, and a new salt does not make an old key new.
+/// - CTR, GCM, GMAC and CCM are one counter mode over one block cipher, and an AES key serves one of them, once. So
+///   neither which of them, nor the salt, nor the ICV length takes part, nor a separate authentication key: a new one
+///   of these does not make an old key new. The same holds for a key of ChaCha20-Poly1305.
 /// - The parity bits of DES and 3DES keys take no part.
 pub fn fingerprint(host_secret: &[u8; 32], suite: Suite, keys: &KeyMaterial) -> [u8; 16] {
     let mut mac = Hmac::<Sha256>::new_from_slice(host_secret).expect("HMAC takes keys of any length");
     let encryption = suite.encryption();
     let mut cipher_key = Zeroizing::new(keys.encryption.expose().to_vec());
     let mut name = encryption.name();
+    let mut authentication = (suite.authentication(), keys.authentication.expose());
     if suite.is_counter_mode() {
-        name = "aes counter mode";
+        if encryption != Encryption::ChaCha20Poly1305 {
+            name = "aes counter mode";
+        }
         let length = cipher_key.len().saturating_sub(encryption.salt_length());
         cipher_key.truncate(length);
+        authentication = (Authentication::None, &[]);
     }
     if matches!(encryption, Encryption::Des | Encryption::TripleDes) {
         cipher_key.iter_mut().for_each(|byte| *byte &= WITHOUT_PARITY as u8);
@@ -168,8 +173,8 @@ pub fn fingerprint(host_secret: &[u8; 32], suite: Suite, keys: &KeyMaterial) -> 
         b"adit key fingerprint 2".as_slice(),
         name.as_bytes(),
         &cipher_key,
-        suite.authentication().name().as_bytes(),
-        keys.authentication.expose(),
+        authentication.0.name().as_bytes(),
+        authentication.1,
     ];
     for field in fields {
         // Its length in front of each field: no two lists of fields are the same bytes.
@@ -187,7 +192,6 @@ mod tests {
     use des::cipher::{Array, BlockCipherEncrypt};
 
     use super::*;
-    use crate::crypto::Authentication;
 
     fn material(encryption: &[u8], authentication: &[u8]) -> KeyMaterial {
         let key = |bytes: &[u8]| Key::new(Zeroizing::new(bytes.into()));
@@ -288,6 +292,24 @@ mod tests {
         assert_eq!(fingerprint(&secret, gcm, &material(&salted, &[])), name, "an old key with a new salt");
         let ccm = suite(Encryption::Aes128Ccm, Authentication::None);
         assert_eq!(fingerprint(&secret, ccm, &material(&salted[..19], &[])), name, "the same key under CCM");
+        let gmac = suite(Encryption::Aes128Gmac, Authentication::None);
+        assert_eq!(fingerprint(&secret, gmac, &material(&salted, &[])), name, "the same key under GMAC");
+        for authentication in [Authentication::Sha256, Authentication::AesCmac] {
+            let ctr = suite(Encryption::Aes128Ctr, authentication);
+            let beside = vec![7; ctr.authentication_key_length()];
+            assert_eq!(
+                fingerprint(&secret, ctr, &material(&salted, &beside)),
+                name,
+                "the same key under CTR"
+            );
+        }
+        let chacha = suite(Encryption::ChaCha20Poly1305, Authentication::None);
+        let long = suite(Encryption::Aes256Gcm, Authentication::None);
+        let other = fingerprint(&secret, chacha, &material(&[1; 36], &[]));
+        assert_ne!(other, fingerprint(&secret, long, &material(&[1; 36], &[])), "another cipher");
+        let mut salted_anew = [1; 36];
+        salted_anew[35] = 2;
+        assert_eq!(fingerprint(&secret, chacha, &material(&salted_anew, &[])), other);
         salted[15] = 2;
         assert_ne!(fingerprint(&secret, gcm, &material(&salted, &[])), name);
         let longer = suite(Encryption::Aes192Gcm, Authentication::None);

@@ -34,7 +34,7 @@
 //! let verdict = IcvValid { sequence: 7 };
 //! ```
 
-mod gcm;
+mod authenticity;
 pub mod iv;
 pub mod key;
 pub mod primitive;
@@ -44,6 +44,7 @@ pub mod suite;
 #[cfg(test)]
 mod tests;
 
+pub use authenticity::{Sign, Signer, Verifier, Verify};
 pub use iv::IvSource;
 pub use key::Key;
 pub use self_test::self_test;
@@ -58,7 +59,9 @@ use zeroize::Zeroizing;
 use crate::wire::Spi;
 use crate::wire::esp::HEADER_LENGTH;
 use key::{KeyError, KeyMaterial};
-use primitive::{AEAD_LANES, Aead, AeadOpen, AeadSeal, CbcDecryptor, CbcEncryptor, CbcLane, LANES, Mac};
+use primitive::{
+    AEAD_LANES, Aead, AeadOpen, AeadSeal, CipherLane, Decryptor, Encryptor, Gmac, GmacMessage, LANES, Mac,
+};
 use sequence::FreshSequence;
 
 /// One packet to seal. `payload` lies in the received frame, `esp` in a transmit frame: they never overlap.
@@ -87,7 +90,8 @@ pub struct Open<'a> {
     pub verdict: Option<IcvValid>,
 }
 
-/// Proof that the packet with this 64-bit sequence number carried a right ICV. Made only by [`Opener::open`].
+/// Proof that the packet with this 64-bit sequence number carried a right ICV. Made only by [`Opener::open`]
+/// and [`Verifier::verify`].
 #[derive(Debug, PartialEq, Eq)]
 pub struct IcvValid {
     sequence: u64,
@@ -119,7 +123,8 @@ pub struct Sealer {
 #[allow(clippy::large_enum_variant, reason = "boxed by its owner")]
 enum SealKeys {
     Aead { aead: Aead, salt: Salt },
-    Separate { cipher: CbcEncryptor, mac: Mac },
+    Gmac { gmac: Gmac, salt: Salt },
+    Separate { cipher: Encryptor, mac: Mac },
 }
 
 /// Keys of an inbound SA, expanded; zeroised on drop.
@@ -131,7 +136,8 @@ pub struct Opener {
 #[allow(clippy::large_enum_variant, reason = "boxed by its owner")]
 enum OpenKeys {
     Aead { aead: Aead, salt: Salt },
-    Separate { cipher: CbcDecryptor, mac: Mac },
+    Gmac { gmac: Gmac, salt: Salt },
+    Separate { cipher: Decryptor, mac: Mac },
 }
 
 impl Sealer {
@@ -141,10 +147,11 @@ impl Sealer {
     /// [`key::KeyError`] names the key and the length it must have, or its weakness.
     pub fn new(suite: Suite, keys: &KeyMaterial, esn: bool) -> Result<Self, KeyError> {
         key::check(suite, keys)?;
-        let keys = match Salted::new(suite, keys) {
-            Some(Salted { aead, salt }) => SealKeys::Aead { aead, salt },
+        let keys = match Combined::new(suite, keys) {
+            Some((Combined::Aead(aead), salt)) => SealKeys::Aead { aead, salt },
+            Some((Combined::Gmac(gmac), salt)) => SealKeys::Gmac { gmac, salt },
             None => SealKeys::Separate {
-                cipher: CbcEncryptor::new(suite.encryption(), keys.encryption.expose()).expect(CHECKED),
+                cipher: Encryptor::new(suite.encryption(), keys.encryption.expose()).expect(CHECKED),
                 mac: Mac::new(suite.authentication(), keys.authentication.expose()).expect(CHECKED),
             },
         };
@@ -168,26 +175,37 @@ impl Sealer {
                         let number = sequence.get();
                         let Clear { header, iv, text, icv } =
                             format.lay_out(spi, mem::take(esp), payload, *next_header, number);
-                        // The counter is the IV (RFC 4106 section 3.1): unique as long as the counter is.
                         iv.copy_from_slice(&number.to_be_bytes());
                         let aad = format.aad(header, number);
                         lanes.push(AeadSeal { nonce: [salt, iv], aad, text, icv });
                     }
                     let sealed = aead.seal_lanes(&mut lanes);
-                    assert!(sealed, "a frame is shorter than any limit of GCM or CCM");
+                    assert!(sealed, "a frame is shorter than any limit of an AEAD");
                 }
             }
+            SealKeys::Gmac { gmac, salt } => gmac.sign(burst.iter_mut().map(|packet| {
+                let esp = mem::take(&mut packet.esp);
+                let number = packet.sequence.get();
+                let clear = format.lay_out(spi, &mut *esp, packet.payload, packet.next_header, number);
+                clear.iv.copy_from_slice(&number.to_be_bytes());
+                let (message, icv) = esp.split_at_mut(esp.len() - format.icv_length);
+                (format.gmac_message(salt, message, number), icv)
+            })),
             SealKeys::Separate { cipher, mac } => {
                 // A group at a time through both passes, while it is in the first-level cache.
                 for group in burst.chunks_mut(LANES) {
-                    let mut lanes: [CbcLane<'_>; LANES] =
-                        array::from_fn(|_| CbcLane { iv: &[], text: &mut [] });
+                    let mut lanes: [CipherLane<'_>; LANES] =
+                        array::from_fn(|_| CipherLane { iv: &[], text: &mut [] });
                     let lanes = &mut lanes[..group.len()];
                     for (lane, packet) in lanes.iter_mut().zip(group.iter_mut()) {
                         let Seal { esp, payload, next_header, sequence } = packet;
                         let clear = format.lay_out(spi, esp, payload, *next_header, sequence.get());
-                        ivs.fill(clear.iv);
-                        *lane = CbcLane { iv: clear.iv, text: clear.text };
+                        if format.is_counter_mode {
+                            clear.iv.copy_from_slice(&sequence.get().to_be_bytes());
+                        } else {
+                            ivs.fill(clear.iv);
+                        }
+                        *lane = CipherLane { iv: clear.iv, text: clear.text };
                     }
                     cipher.encrypt(lanes);
                     // Encrypt, then MAC (RFC 4303 section 3.3.2).
@@ -209,10 +227,11 @@ impl Opener {
     /// As [`Sealer::new`].
     pub fn new(suite: Suite, keys: &KeyMaterial, esn: bool) -> Result<Self, KeyError> {
         key::check(suite, keys)?;
-        let keys = match Salted::new(suite, keys) {
-            Some(Salted { aead, salt }) => OpenKeys::Aead { aead, salt },
+        let keys = match Combined::new(suite, keys) {
+            Some((Combined::Aead(aead), salt)) => OpenKeys::Aead { aead, salt },
+            Some((Combined::Gmac(gmac), salt)) => OpenKeys::Gmac { gmac, salt },
             None => OpenKeys::Separate {
-                cipher: CbcDecryptor::new(suite.encryption(), keys.encryption.expose()).expect(CHECKED),
+                cipher: Decryptor::new(suite.encryption(), keys.encryption.expose()).expect(CHECKED),
                 mac: Mac::new(suite.authentication(), keys.authentication.expose()).expect(CHECKED),
             },
         };
@@ -245,6 +264,17 @@ impl Opener {
                     }
                 }
             }
+            OpenKeys::Gmac { gmac, salt } => {
+                let messages = burst.iter_mut().map(|packet| {
+                    let Sealed { message, icv, .. } = format.split(packet);
+                    let message = format.gmac_message(salt, message, packet.sequence);
+                    (packet, message, icv)
+                });
+                gmac.verify(messages, Open::conclude);
+                for packet in burst.iter_mut().filter(|packet| packet.verdict.is_some()) {
+                    packet.plaintext.copy_from_slice(format.split(packet).text);
+                }
+            }
             OpenKeys::Separate { cipher, mac } => {
                 let messages = burst.iter_mut().map(|packet| {
                     let Sealed { message, icv, .. } = format.split(packet);
@@ -264,7 +294,7 @@ impl Opener {
 
 const CHECKED: &str = "suite and key lengths were checked";
 
-/// GCM's four bytes of salt or CCM's three.
+/// Three bytes for CCM, four for the others that authenticate by themselves.
 struct Salt {
     bytes: Zeroizing<[u8; 4]>,
     length: usize,
@@ -278,29 +308,35 @@ impl std::ops::Deref for Salt {
     }
 }
 
-struct Salted {
-    aead: Aead,
-    salt: Salt,
+/// What authenticates by itself.
+#[allow(clippy::large_enum_variant, reason = "on its way into a box")]
+enum Combined {
+    Aead(Aead),
+    Gmac(Gmac),
 }
 
-impl Salted {
-    /// `None` when the suite is no AEAD. The salt is the end of the key (RFC 4106 section 8.1, RFC 4309
-    /// section 7.1).
-    fn new(suite: Suite, keys: &KeyMaterial) -> Option<Self> {
-        if !suite.encryption().is_aead() {
+impl Combined {
+    /// Keyed, with the salt that is the end of the key; `None` when the suite has a separate authentication algorithm.
+    fn new(suite: Suite, keys: &KeyMaterial) -> Option<(Self, Salt)> {
+        let encryption = suite.encryption();
+        if !encryption.is_aead() {
             return None;
         }
-        let length = suite.encryption().salt_length();
+        let length = encryption.salt_length();
         let (key, tail) = keys.encryption.expose().split_at(keys.encryption.len() - length);
         let mut salt = Salt { bytes: Zeroizing::new([0; 4]), length };
         salt.bytes[..length].copy_from_slice(tail);
-        Some(Self { aead: Aead::new(suite.encryption(), suite.icv_length(), key).expect(CHECKED), salt })
+        let gmac = Gmac::new(encryption, key).map(Self::Gmac);
+        let keyed = gmac.or_else(|| Aead::new(encryption, suite.icv_length(), key).map(Self::Aead));
+        Some((keyed.expect(CHECKED), salt))
     }
 }
 
 /// Where the fields of an ESP packet are, and what is authenticated beside them.
 struct Format {
     esn: bool,
+    /// The IV is the sequence number, and unique as long as that is (RFC 3686 section 3.1, RFC 4106 section 3.1).
+    is_counter_mode: bool,
     iv_length: usize,
     icv_length: usize,
     alignment: usize,
@@ -352,6 +388,7 @@ impl Format {
     fn new(suite: Suite, esn: bool) -> Self {
         Self {
             esn,
+            is_counter_mode: suite.is_counter_mode(),
             iv_length: suite.iv_length().into(),
             icv_length: suite.icv_length().into(),
             alignment: suite.alignment().into(),
@@ -409,7 +446,8 @@ impl Format {
         Sealed { header, iv, text, icv, message: &esp[..esp.len() - self.icv_length] }
     }
 
-    /// SPI and sequence number, 32 or 64 bits of it, in order (RFC 4106 section 5, RFC 4309 section 5).
+    /// SPI and sequence number, 32 or 64 bits of it, in order (RFC 4106 section 5, RFC 4309 section 5, RFC 7634
+    /// section 2.1).
     fn aad(&self, header: &[u8], sequence: u64) -> Associated {
         let mut aad = Associated { bytes: [0; 12], length: HEADER_LENGTH };
         if header.len() == HEADER_LENGTH {
@@ -422,7 +460,20 @@ impl Format {
         aad
     }
 
-    /// What the HMAC takes in behind the ciphertext: the high word with ESN, which is not sent (RFC 4303
+    /// What GMAC authenticates of `message`, all that is in front of the ICV: SPI and sequence number as above, then
+    /// IV and payload (RFC 4543 section 3.3). A message too short for that has no IV, and no ICV of it is right.
+    fn gmac_message<'m>(
+        &self,
+        salt: &'m Salt,
+        message: &'m [u8],
+        sequence: u64,
+    ) -> GmacMessage<'m, Associated, &'m [u8]> {
+        let (header, back) = message.split_at_checked(HEADER_LENGTH).unwrap_or_default();
+        let iv = back.get(..self.iv_length).unwrap_or_default();
+        GmacMessage { nonce: [salt, iv], front: self.aad(header, sequence), back }
+    }
+
+    /// What the MAC takes in behind the ciphertext: the high word with ESN, which is not sent (RFC 4303
     /// section 2.2.1), else nothing.
     fn high_word(&self, sequence: u64) -> Associated {
         let mut word = Associated { bytes: [0; 12], length: 0 };

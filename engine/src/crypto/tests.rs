@@ -171,15 +171,111 @@ proptest! {
         let mut lanes: Vec<_> = texts
             .iter()
             .zip(&mut together)
-            .map(|((iv, _), text)| CbcLane { iv, text })
+            .map(|((iv, _), text)| CipherLane { iv, text })
             .collect();
-        CbcEncryptor::new(Encryption::Aes128Cbc, &key).unwrap().encrypt(&mut lanes);
+        Encryptor::new(Encryption::Aes128Cbc, &key).unwrap().encrypt(&mut lanes);
         for ((iv, blocks), together) in texts.iter().zip(&together) {
             let mut alone = clear(*blocks);
             let mut encryptor = cbc::Encryptor::<aes::Aes128>::new(&key.into(), iv.into());
             encryptor.encrypt_blocks(Array::slice_as_chunks_mut(&mut alone).0);
             prop_assert_eq!(&alone, together);
         }
+    }
+
+    /// Side by side is the same as one after the other (the `ctr` crate), whatever falls into one batch; and it is its
+    /// own reverse.
+    #[test]
+    fn interleaved_ctr_is_ctr(lengths in vec(0..300usize, 0..40), key in any::<[u8; 36]>()) {
+        use ctr::cipher::{KeyIvInit, StreamCipher};
+
+        let clear = |length: usize| (0..length).map(|n| (n * 7) as u8).collect::<Vec<u8>>();
+        let ivs: Vec<[u8; 8]> = (0..lengths.len() as u64).map(u64::to_be_bytes).collect();
+        let mut texts: Vec<_> = lengths.iter().map(|&length| clear(length)).collect();
+        let mut lanes: Vec<_> =
+            ivs.iter().zip(&mut texts).map(|(iv, text)| CipherLane { iv, text }).collect();
+        Encryptor::new(Encryption::Aes256Ctr, &key).unwrap().encrypt(&mut lanes);
+        for ((iv, &length), text) in ivs.iter().zip(&lengths).zip(&texts) {
+            let mut alone = clear(length);
+            let block = [&key[32..], iv, &1u32.to_be_bytes()].concat();
+            let (key, block) = (key[..32].try_into().unwrap(), block[..].try_into().unwrap());
+            ctr::Ctr32BE::<aes::Aes256>::new(key, block).apply_keystream(&mut alone);
+            prop_assert_eq!(&alone, text);
+        }
+        let mut plaintexts: Vec<_> = lengths.iter().map(|&length| vec![0xa5; length]).collect();
+        let decryptor = Decryptor::new(Encryption::Aes256Ctr, &key).unwrap();
+        decryptor.decrypt(
+            ivs.iter().zip(&texts).zip(&mut plaintexts).map(|((iv, text), plaintext)| (&iv[..], &text[..], &mut plaintext[..])),
+        );
+        for (&length, plaintext) in lengths.iter().zip(&plaintexts) {
+            prop_assert_eq!(&clear(length), plaintext);
+        }
+    }
+
+    /// Side by side, and cut in two anywhere, is the same as one after the other: CMAC as the `cmac` crate has it, XCBC
+    /// as RFC 3566 section 4 says it, GMAC as the `aes-gcm` crate has it.
+    #[test]
+    fn interleaved_macs_are_macs(lengths in vec((0..100usize, 0..40usize), 0..40), key in any::<[u8; 16]>()) {
+        use aes::cipher::{Array, BlockCipherEncrypt, KeyInit};
+        use aes_gcm::aead::AeadInOut;
+        use hmac::Mac as _;
+
+        let encrypted = |key: &[u8; 16], mut block: [u8; 16]| {
+            aes::Aes128::new(key.into()).encrypt_block((&mut block).into());
+            block
+        };
+        let xor = |a: [u8; 16], b: [u8; 16]| std::array::from_fn(|at| a[at] ^ b[at]);
+        let xcbc = |message: &[u8]| {
+            let [first, whole, padded] = [1, 2, 3].map(|number| encrypted(&key, [number; 16]));
+            let (blocks, rest) = message.as_chunks::<16>();
+            let (last, mask, front) = match (blocks, rest) {
+                ([front @ .., last], []) => (*last, whole, front),
+                _ => {
+                    let mut last = [0; 16];
+                    last[..rest.len()].copy_from_slice(rest);
+                    last[rest.len()] = 0x80;
+                    (last, padded, blocks)
+                }
+            };
+            let state = front.iter().fold([0; 16], |state, block| encrypted(&first, xor(state, *block)));
+            encrypted(&first, xor(xor(state, last), mask))
+        };
+        let cmac = |message: &[u8]| -> [u8; 16] {
+            cmac::Cmac::<aes::Aes128>::new_from_slice(&key).unwrap().chain_update(message).finalize().into_bytes().into()
+        };
+        let gmac = |nonce: &[u8; 12], message: &[u8]| -> [u8; 16] {
+            let gcm = aes_gcm::Aes128Gcm::new(&Array(key));
+            gcm.encrypt_inout_detached(nonce.into(), message, (&mut [] as &mut [u8]).into()).unwrap().into()
+        };
+        let bytes = |length: usize, salt: usize| (0..length).map(|n| (n * 7 + salt) as u8).collect::<Vec<u8>>();
+        let messages: Vec<_> =
+            lengths.iter().enumerate().map(|(n, &(front, back))| (bytes(front, n), bytes(back, n + 9))).collect();
+        let whole: Vec<_> = messages.iter().map(|(front, back)| [&front[..], back].concat()).collect();
+
+        for (authentication, reference) in
+            [(Authentication::AesXcbc, &xcbc as &dyn Fn(&[u8]) -> [u8; 16]), (Authentication::AesCmac, &cmac)]
+        {
+            let mut tags = vec![[0; 16]; messages.len()];
+            let mac = Mac::new(authentication, &key).unwrap();
+            mac.sign(messages.iter().zip(&mut tags).map(|((front, back), tag)| (&front[..], back, &mut tag[..])));
+            prop_assert_eq!(&tags, &whole.iter().map(|message| reference(message)).collect::<Vec<_>>());
+            let mut verdicts = Vec::new();
+            mac.verify(
+                messages.iter().zip(&tags).enumerate().map(|(n, ((front, back), tag))| (n, &front[..], back, &tag[..12])),
+                |n, is_right| verdicts.push((n, is_right)),
+            );
+            prop_assert_eq!(verdicts, (0..tags.len()).map(|n| (n, true)).collect::<Vec<_>>());
+        }
+
+        let nonces: Vec<[u8; 12]> =
+            (0..messages.len() as u128).map(|n| n.to_be_bytes()[4..].try_into().unwrap()).collect();
+        let mut tags = vec![[0; 16]; messages.len()];
+        let parts = nonces.iter().zip(&messages).map(|(nonce, (front, back))| {
+            let (salt, iv) = nonce.split_at(4);
+            GmacMessage { nonce: [salt, iv], front, back }
+        });
+        let keyed = Gmac::new(Encryption::Aes128Gmac, &key).unwrap();
+        keyed.sign(parts.zip(tags.iter_mut().map(|tag| &mut tag[..])));
+        prop_assert_eq!(tags, nonces.iter().zip(&whole).map(|(nonce, message)| gmac(nonce, message)).collect::<Vec<_>>());
     }
 
     /// Side by side is the same as one after the other (the `aes-gcm` crate), whatever falls into one batch; and
@@ -386,6 +482,7 @@ fn expanded_keys_are_wiped() {
     fn wiped<T: ZeroizeOnDrop>() {}
     wiped::<aes::Aes128Enc>();
     wiped::<aes::Aes128Dec>();
+    wiped::<chacha20poly1305::ChaCha20Poly1305>();
     wiped::<des::Des>();
     wiped::<des::TdesEde3>();
     wiped::<md5::Md5>();

@@ -16,9 +16,9 @@ pub struct WorkerCounters {
     pub delivered: AtomicU64,
     /// Dropped, by [`DropReason`].
     pub dropped: [AtomicU64; DropReason::COUNT],
-    /// ESP packets sealed.
+    /// Packets sealed in ESP or AH.
     pub sealed: AtomicU64,
-    /// ESP packets opened.
+    /// Packets out of ESP or AH, verified and delivered.
     pub opened: AtomicU64,
     /// Packets forwarded in clear under a BYPASS policy.
     pub bypassed: AtomicU64,

@@ -28,9 +28,12 @@ drop_reasons! {
     Malformed "malformed" Some("XfrmInHdrError"), "The outer packet's headers contradict themselves or its length.";
     NotIp "not_ip" None, "A frame that is neither IPv4 nor IPv6 reached the engine.";
     Vlan "vlan" None, "A VLAN-tagged frame under the cover.";
-    NoState "no_state" Some("XfrmInNoStates"), "ESP with an SPI or tunnel endpoint that no inbound SA has.";
-    EspFragment "esp_fragment" None, "A fragment of an ESP packet; they are not reassembled yet.";
+    NoState "no_state" Some("XfrmInNoStates"), "ESP or AH with an SPI or endpoint that no inbound SA has.";
+    NatKeepalive "nat_keepalive" None, "A NAT keepalive (RFC 3948 section 2.3): swallowed as intended.";
+    EspFragment "esp_fragment" None, "A fragment of an ESP or AH packet; they are not reassembled yet.";
     EspTooShort "esp_too_short" Some("XfrmInHdrError"), "ESP shorter than its transform allows, or not a multiple of its block.";
+    AhLength "ah_length" Some("XfrmInHdrError"), "AH cut short, or not of the length that its SA's ICV makes it.";
+    AhHeaders "ah_headers" Some("XfrmInHdrError"), "IP options or extension headers that AH cannot cover: malformed, a fragment's, on an unfinished route, or over 1 KiB.";
     ReplayDuplicate "replay_duplicate" Some("XfrmInStateSeqError"), "A sequence number that was received before.";
     ReplayOld "replay_old" Some("XfrmInStateSeqError"), "A sequence number left of the anti-replay window.";
     ReplayImpossible "replay_impossible" Some("XfrmInStateSeqError"), "A sequence number no correct peer sends (zero, or outside the ESN space).";
@@ -47,6 +50,7 @@ drop_reasons! {
     ClearText "clear_text" Some("XfrmInNoPols"), "Clear text that the policy protects arrived from outside.";
     PolicyDiscard "policy_discard" Some("XfrmOutPolBlock"), "A DISCARD policy, or no policy at all.";
     NoOutboundSa "no_outbound_sa" Some("XfrmOutNoStates"), "A PROTECT policy whose tunnel has no outbound SA.";
+    TransportFragment "transport_fragment" None, "A fragment for a transport mode SA, which takes whole datagrams only.";
     SequenceExhausted "sequence_exhausted" Some("XfrmOutStateSeqError"), "The outbound SA has no sequence numbers left.";
     TtlExceeded "ttl_exceeded" None, "TTL or hop limit reached its end here.";
     TooBig "too_big" Some("XfrmOutError"), "Larger than the tunnel or the egress carries, and not to be fragmented.";

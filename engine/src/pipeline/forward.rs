@@ -6,7 +6,7 @@ use super::scratch::{Egress, Route};
 use super::{DropReason, Frames, Output, Pass, Received};
 use crate::route::{NextHop, PortId};
 use crate::transform::fragment::{fragment_ipv4, write_fragment};
-use crate::wire::ethernet::{self, Ethernet, HEADER_LENGTH, MacAddress, ether_type};
+use crate::wire::ethernet::{HEADER_LENGTH, ether_type};
 use crate::wire::icmp::IcmpError;
 use crate::wire::ip::{self, IpPacket, IpVersion};
 
@@ -53,7 +53,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             NextHop::Port { port: id, neighbour } => match self.network.ports.get(usize::from(id.0)) {
                 Some(port) => {
                     let mac = self.network.neighbour(id, neighbour);
-                    Route::Port(Egress { id, port, neighbour, mac })
+                    Route::Port(Egress::new(id, port, neighbour, mac))
                 }
                 None => Route::Unreachable,
             },
@@ -127,14 +127,13 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             IpVersion::V4 => ether_type::IPV4,
             IpVersion::V6 => ether_type::IPV6,
         };
-        let destination = egress.mac.unwrap_or(MacAddress([0; 6]));
-        ethernet::write(&mut frame, &Ethernet { destination, source: egress.port.mac, ether_type });
-        let unresolved = egress.mac.is_none().then_some(egress.neighbour);
+        frame[..12].copy_from_slice(&egress.link);
+        frame[12..HEADER_LENGTH].copy_from_slice(&ether_type.to_be_bytes());
         self.results.outputs.push(Output {
             port: egress.id,
             frame,
             length: HEADER_LENGTH + length,
-            unresolved,
+            unresolved: egress.unresolved,
         });
     }
 }

@@ -1,5 +1,5 @@
-//! Inbound ESP (RFC 4303 section 3.4, RFC 4301 section 5.2): SA, replay check, verification and decryption of
-//! the group, replay commit, then everything the inner packet must prove before it goes on.
+//! Inbound ESP and AH (RFC 4303 and RFC 4302 section 3.4, RFC 4301 section 5.2): SA, replay check, verification and
+//! decryption of the group, replay commit, then everything the packet inside must prove before it goes on.
 
 use std::sync::atomic::Ordering;
 
@@ -7,49 +7,103 @@ use arrayvec::ArrayVec;
 use zeroize::Zeroize;
 
 use super::scratch::{Egress, Groups, Route};
-use super::{BURST, DropReason, Frames, Pass, Received};
-use crate::crypto::{IcvValid, Open};
+use super::{BURST, COVERED_HEADERS, DropReason, Frames, Pass, Received, datagram};
+use crate::crypto::{IcvValid, Open, Opener, Verifier, Verify};
 use crate::policy::{Action, Tunnel};
 use crate::route::{PortId, Side};
 use crate::sa::InboundSa;
-use crate::sa::replay::{Candidate, Refused};
+use crate::sa::inbound::InboundKeys;
+use crate::sa::replay::{Authenticated, Candidate, Refused};
 use crate::sa::selector::Direction;
+use crate::sa::spec::Mode;
+use crate::transform::ah::{self, Role};
 use crate::transform::esp::{self, BadTrailer};
-use crate::transform::{ecn, mss};
+use crate::transform::natt::{self, Datagram};
+use crate::transform::transport::{self, Split};
+use crate::transform::{Layout, ecn, mss};
 use crate::wire::ethernet::HEADER_LENGTH;
 use crate::wire::icmp::IcmpError;
 use crate::wire::ip::{self, Flow, Fragment, IpPacket, IpVersion};
-use crate::wire::{self, protocol};
+use crate::wire::{self, Spi, protocol, udp};
 
-/// ESP packets of a burst by SA.
+/// ESP and AH packets of a burst by SA.
 pub(super) type Inbound<'g> = Groups<'g, InboundSa, Sealed>;
 
-/// An ESP packet whose lengths are checked and whose number is not refused yet.
+/// An ESP or AH packet whose lengths are checked and whose number is not refused yet.
 pub(super) struct Sealed {
-    /// Its place in the burst.
+    place: Place,
+    candidate: Candidate,
+}
+
+/// Where an ESP or AH packet lies, and what else is needed of what is around it.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Its frame's place in the burst.
     index: u8,
-    /// Where ESP begins in the frame, and how long it is.
-    start: u32,
-    length: u16,
-    ciphertext_length: u16,
     /// DSCP and ECN of the outer header.
     traffic_class: u8,
-    candidate: Candidate,
+    /// What AH says follows it. ESP says so inside.
+    next_header: u8,
+    /// Where ESP or AH begins in the frame, and how long it is with all that follows.
+    start: u32,
+    length: u16,
+    /// Bytes that opening it gives: ESP's payload, padding and trailer, or what AH covers behind itself.
+    opened_length: u16,
+    /// Transport mode: where it is to be joined.
+    joint: Option<Split>,
+}
+
+impl Place {
+    /// Bytes of the packet's own headers that stay in front of what is opened.
+    fn kept(&self) -> usize {
+        self.joint.map_or(0, |joint| usize::from(joint.at))
+    }
+
+    /// Where in the frame it is opened into that begins and ends.
+    fn opened(&self) -> std::ops::Range<usize> {
+        let start = HEADER_LENGTH + self.kept();
+        start..start + usize::from(self.opened_length)
+    }
+
+    /// ESP or AH, and all that follows, in the frame it came in.
+    fn of<'b>(&self, burst: &'b [Received<'_>]) -> &'b [u8] {
+        let start = self.start as usize;
+        &burst[usize::from(self.index)].frame[start..start + usize::from(self.length)]
+    }
+
+    /// The IP headers in front of that.
+    fn headers<'b>(&self, burst: &'b [Received<'_>]) -> &'b [u8] {
+        &burst[usize::from(self.index)].frame[HEADER_LENGTH..self.start as usize]
+    }
+}
+
+/// What an ESP or AH header says before its SA is known.
+struct Outside<'f> {
+    spi: Spi,
+    sequence_low: u32,
+    ah: Option<wire::ah::AhHeader>,
+    /// ESP or AH and all that follows.
+    sealed: &'f [u8],
+    in_udp: bool,
 }
 
 /// A packet with the transmit frame its plaintext goes into.
 struct Taken<F> {
-    sealed: Sealed,
+    place: Place,
     port: PortId,
     frame: F,
 }
 
+/// What the ICVs of a group say, in its order.
+type Verdicts = ArrayVec<Option<IcvValid>, BURST>;
+
 /// How an inner packet goes on.
-enum Sent<'g> {
-    /// In the frame it was decrypted into.
-    InPlace { egress: Egress<'g>, version: IpVersion, length: usize },
+#[derive(Clone, Copy)]
+enum Sent {
+    /// In the frame it was decrypted into, by the way its flow was admitted to.
+    InPlace { length: u32 },
     /// To the gateway itself, from the frame it was decrypted into.
-    Delivered { length: usize },
+    Delivered { length: u32 },
     /// In frames of its egress; the one it was decrypted into is free again.
     Copied,
 }
@@ -64,61 +118,94 @@ struct GroupCount {
     refused: u64,
 }
 
-/// The last flow of a group that selectors and policy let through: the next packet is mostly the same flow's.
-type Admitted<'g> = Option<(Flow, Fragment, Protection<'g>)>;
-
-/// The policy that wants a packet protected, by its place, and the tunnel it names.
-#[derive(Clone, Copy)]
-struct Protection<'g> {
+/// A flow that selectors and policy let out of an SA, and where it goes. Remembered from packet to packet of a group:
+/// the next one is mostly the same flow's.
+struct Admitted<'g> {
+    flow: Flow,
+    fragment: Fragment,
+    /// The policy that wants it protected, by its place, and the tunnel it names.
     policy: usize,
     tunnel: &'g Tunnel,
+    way: Way<'g>,
+}
+
+/// Where an admitted packet goes: never to an unprotected interface.
+enum Way<'g> {
+    /// To the gateway's own stack.
+    Host,
+    /// By a protected port.
+    Out(Egress<'g>),
 }
 
 impl<'g, F: Frames> Pass<'_, 'g, F> {
-    /// ESP to one of our addresses: finds the SA, checks lengths and number, and joins the SA's group.
-    pub(super) fn sort_esp(
+    /// ESP or AH to one of our addresses: finds the SA, checks lengths and number, and joins the SA's group.
+    pub(super) fn sort_sealed(
         &mut self,
         index: usize,
         frame: &[u8],
         packet: &IpPacket,
         inbound: &mut Inbound<'g>,
     ) -> Result<(), DropReason> {
-        // RFC 4303 section 3.4.1: a fragment that reaches ESP is discarded.
+        // RFC 4303 and RFC 4302 section 3.4.1: a fragment is discarded.
         if packet.fragment != Fragment::Whole {
             return Err(DropReason::EspFragment);
         }
-        let start = HEADER_LENGTH + usize::from(packet.payload_offset);
-        let esp = &frame[start..HEADER_LENGTH + packet.total_length as usize];
-        let header = wire::esp::parse(esp).map_err(|_| DropReason::EspTooShort)?;
+        let datagram = datagram(frame, packet);
+        let outside = read_outside(packet.flow.protocol, datagram)?;
+        let sealed = outside.sealed;
+        let in_front = if outside.in_udp { udp::HEADER_LENGTH } else { 0 };
+        let start = HEADER_LENGTH + usize::from(packet.payload_offset) + in_front;
         let sa = match self.memo.sa {
-            Some((spi, sa)) if spi == header.spi => sa,
+            Some((spi, sa)) if spi == outside.spi => sa,
             _ => {
-                let sa = self.sad.lookup(header.spi, self.guard).ok_or(DropReason::NoState)?;
-                self.memo.sa = Some((header.spi, sa));
+                let sa = self.sad.lookup(outside.spi, self.guard).ok_or(DropReason::NoState)?;
+                self.memo.sa = Some((outside.spi, sa));
                 sa
             }
         };
-        if packet.flow.destination != sa.spec.sa.local || packet.flow.source != sa.spec.sa.remote {
+        let spec = &sa.spec.sa;
+        if packet.flow.destination != spec.local
+            // Behind a NAT the peer may be anywhere; the ICV says whether it is the peer.
+            || (packet.flow.source != spec.remote && !outside.in_udp)
+            || outside.ah.is_some() != (spec.protocol.number() == protocol::AH)
+            || outside.in_udp != spec.udp_port.is_some()
+        {
             return Err(DropReason::NoState);
         }
-        let Some(ciphertext_length) = sa.layout.ciphertext_length(esp.len()) else {
+        let refuse = |reason| {
             sa.counters.refused.fetch_add(1, Ordering::Relaxed);
-            return Err(DropReason::EspTooShort);
+            reason
         };
-        let candidate = sa.replay.check(header.sequence_low).map_err(|refused| {
+        let opened_length = match (&sa.layout, &outside.ah) {
+            (Layout::Esp(layout), _) => layout.ciphertext_length(sealed.len()).ok_or(DropReason::EspTooShort),
+            (Layout::Ah(layout), Some(header)) => {
+                layout.payload_length(header, sealed.len()).ok_or(DropReason::AhLength)
+            }
+            (Layout::Ah(_), None) => Err(DropReason::NoState),
+        }
+        .map_err(refuse)?;
+        let joint = match spec.mode {
+            Mode::Tunnel => None,
+            Mode::Transport(_) => {
+                let joint = transport::joint(&frame[HEADER_LENGTH..], packet);
+                Some(joint.ok_or(DropReason::Malformed).map_err(refuse)?)
+            }
+        };
+        let candidate = sa.replay.check(outside.sequence_low).map_err(|refused| {
             sa.counters.replayed.fetch_add(1, Ordering::Relaxed);
             replay_reason(refused)
         })?;
-        let sealed = Sealed {
+        let place = Place {
             // A burst is at most 64 packets, and what an IP packet carries at most 65,535 bytes.
             index: index as u8,
-            start: start as u32,
-            length: esp.len() as u16,
-            ciphertext_length: ciphertext_length as u16,
             traffic_class: packet.traffic_class,
-            candidate,
+            next_header: outside.ah.map_or(protocol::NO_NEXT_HEADER, |header| header.next_header),
+            start: start as u32,
+            length: sealed.len() as u16,
+            opened_length: opened_length as u16,
+            joint,
         };
-        inbound.push(sa, sealed);
+        inbound.push(sa, Sealed { place, candidate });
         Ok(())
     }
 
@@ -130,62 +217,146 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         group: impl Iterator<Item = Sealed>,
     ) {
         let mut count = GroupCount::default();
+        // Filled and drained in place: these arrays are kilobytes, too much to move about.
         let mut taken = ArrayVec::<Taken<F::Frame>, BURST>::new();
-        for sealed in group {
-            match self.take_inside(HEADER_LENGTH + usize::from(sealed.ciphertext_length)) {
-                Ok((port, frame)) => taken.push(Taken { sealed, port, frame }),
+        let mut candidates = ArrayVec::<Candidate, BURST>::new();
+        let mut verdicts = Verdicts::new();
+        let tail = match &sa.keys {
+            InboundKeys::Esp(_) => 0,
+            InboundKeys::Ah(verifier) => verifier.tail_length(),
+        };
+        for Sealed { place, candidate } in group {
+            match self.take_inside(place.opened().end + tail) {
+                Ok((port, frame)) => {
+                    taken.push(Taken { place, port, frame });
+                    candidates.push(candidate);
+                }
                 Err(reason) => {
                     count.refused += 1;
                     self.tally.drop(reason);
                 }
             }
         }
-
-        // Filled and drained in place: these arrays are kilobytes, too much to move about.
-        let mut opens = ArrayVec::<Open<'_>, BURST>::new();
-        for Taken { sealed, frame, .. } in &mut taken {
-            let (start, length) = (sealed.start as usize, usize::from(sealed.length));
-            opens.push(Open {
-                esp: &burst[usize::from(sealed.index)].frame[start..start + length],
-                plaintext: &mut frame[HEADER_LENGTH..HEADER_LENGTH + usize::from(sealed.ciphertext_length)],
-                sequence: sealed.candidate.sequence(),
-                verdict: None,
-            });
+        match &sa.keys {
+            InboundKeys::Esp(opener) => open(burst, opener, &mut taken, &candidates, &mut verdicts),
+            InboundKeys::Ah(verifier) => {
+                self.verify(burst, verifier, &mut taken, &mut candidates, &mut verdicts, &mut count);
+            }
         }
-        sa.opener.open(&mut opens);
-        let mut verdicts = ArrayVec::<Option<IcvValid>, BURST>::new();
-        for open in opens.drain(..) {
-            verdicts.push(open.verdict);
-        }
-        drop(opens);
 
-        let mut admitted: Admitted<'g> = None;
-        for (Taken { sealed, port, mut frame }, verdict) in taken.drain(..).zip(verdicts.drain(..)) {
-            let esp_length = u64::from(sealed.length);
-            let plaintext_length = usize::from(sealed.ciphertext_length);
-            let sent = self.decapsulate(sa, sealed, verdict, port, &mut frame, &mut admitted);
+        let mut outcomes = ArrayVec::<(u64, Result<(), DropReason>), BURST>::new();
+        let mut numbers = ArrayVec::<Authenticated, BURST>::new();
+        for (verdict, candidate) in verdicts.drain(..).zip(candidates.drain(..)) {
+            let sequence = candidate.sequence();
+            let number = verdict.and_then(|proof| candidate.authenticate(proof));
+            outcomes.push((sequence, number.as_ref().map(|_| ()).ok_or(DropReason::IcvFailed)));
+            numbers.extend(number);
+        }
+        // Looks again: copies in one burst, or at two workers, all passed the check.
+        let mut authentic = outcomes.iter_mut().map(|(_, outcome)| outcome).filter(|outcome| outcome.is_ok());
+        sa.replay.commit_group(&numbers, |committed| {
+            if let Some(outcome) = authentic.next() {
+                *outcome = committed.map_err(replay_reason);
+            }
+        });
+
+        let mut admitted: Option<Admitted<'g>> = None;
+        for (Taken { place, port, mut frame }, (sequence, outcome)) in taken.drain(..).zip(&outcomes) {
+            if let Some(joint) = &place.joint {
+                let headers = &place.headers(burst)[..usize::from(joint.at)];
+                frame[HEADER_LENGTH..][..headers.len()].copy_from_slice(headers);
+            }
+            let sent = outcome.and_then(|()| self.decapsulate(sa, place, port, &mut frame, &mut admitted));
             match sent {
                 Ok(_) => {
                     count.packets += 1;
-                    count.bytes += esp_length;
+                    count.bytes += u64::from(place.length);
+                    if let (Some(_), Some(Admitted { tunnel, .. })) = (sa.spec.sa.udp_port, &admitted) {
+                        self.follow(sa, *sequence, place.headers(burst), tunnel);
+                    }
                 }
                 Err(reason) => {
                     count.refuse(reason);
                     self.tally.drop(reason);
                 }
             }
-            match sent {
-                Ok(Sent::InPlace { egress, version, length }) => self.emit(&egress, version, frame, length),
-                Ok(Sent::Delivered { length }) => {
+            match (sent, &admitted) {
+                (Ok(Sent::InPlace { length }), Some(Admitted { flow, way: Way::Out(egress), .. })) => {
+                    self.emit(egress, flow.version(), frame, length as usize);
+                }
+                (Ok(Sent::Delivered { length }), _) => {
+                    let (length, written) = (length as usize, place.opened().end + tail);
                     // Whoever delivers wipes the packet, and does not know of the padding behind it.
-                    frame[HEADER_LENGTH..][length..plaintext_length].zeroize();
+                    frame[(HEADER_LENGTH + length).min(written)..written].zeroize();
                     self.deliver(port, frame, length);
                 }
-                Ok(Sent::Copied) | Err(_) => self.give_back_wiped(port, frame, plaintext_length),
+                _ => self.give_back_wiped(port, frame, place.opened().end + tail),
             }
         }
         self.tally.opened += count.packets;
         count.write_down(sa);
+    }
+
+    /// ESP in UDP: the peer is where its latest packet came from, which a replayed one never is, where there is a
+    /// window. `headers`: those of a packet that was authenticated, UDP at their end.
+    fn follow(&self, sa: &InboundSa, sequence: u64, headers: &[u8], tunnel: &Tunnel) {
+        if sa.spec.replay_window != 0
+            && sa.replay.right_edge() == sequence
+            && let Some(outbound) = tunnel.outbound.load(self.guard)
+            && let Some((address, port)) = natt::origin(headers)
+        {
+            outbound.peer.follow(address, port);
+        }
+    }
+
+    /// Verifies a group under AH. What its ICVs cover of the headers is put together beside the frames, and what they
+    /// cover of the payload is the copy that goes on. What cannot be covered is dropped here and leaves the group.
+    fn verify(
+        &mut self,
+        burst: &[Received<'_>],
+        verifier: &Verifier,
+        taken: &mut ArrayVec<Taken<F::Frame>, BURST>,
+        candidates: &mut ArrayVec<Candidate, BURST>,
+        verdicts: &mut Verdicts,
+        count: &mut GroupCount,
+    ) {
+        let mut room = &mut self.own.covered[..];
+        let mut verifies = ArrayVec::<Verify<'_>, BURST>::new();
+        let mut uncovered = ArrayVec::<usize, BURST>::new();
+        for (position, (Taken { place, frame, .. }, candidate)) in
+            taken.iter_mut().zip(&*candidates).enumerate()
+        {
+            let (headers, carried) = (place.headers(burst), place.of(burst));
+            let (ah, payload) = carried.split_at(carried.len() - usize::from(place.opened_length));
+            // The packet was parsed: its version is right.
+            let version = if headers[0] >> 4 == 4 { IpVersion::V4 } else { IpVersion::V6 };
+            if headers.len() > COVERED_HEADERS
+                || !ah::cover(&mut room[..headers.len()], headers, version, Role::Receiver)
+            {
+                uncovered.push(position);
+                continue;
+            }
+            let (covered, rest) = std::mem::take(&mut room).split_at_mut(headers.len() + ah.len());
+            room = rest;
+            let opened = place.opened();
+            let copy = &mut frame[opened.start..opened.end + verifier.tail_length()];
+            copy[..payload.len()].copy_from_slice(payload);
+            let sequence = candidate.sequence();
+            verifies.push(Verify { covered, ah, payload: copy, sequence, verdict: None });
+        }
+        verifier.verify(&mut verifies);
+        for verify in verifies.drain(..) {
+            verdicts.push(verify.verdict);
+        }
+        drop(verifies);
+        // From the back, so that the places in front of it stay.
+        for position in uncovered.into_iter().rev() {
+            let Taken { port, frame, .. } = taken.remove(position);
+            candidates.remove(position);
+            self.frames.give_back(port, frame);
+            count.refuse(DropReason::AhHeaders);
+            self.tally.drop(DropReason::AhHeaders);
+        }
     }
 
     /// A transmit frame of at least `length` bytes for plaintext whose egress is not known yet: of the port that
@@ -214,75 +385,80 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         Err(reason)
     }
 
-    /// One decrypted packet's proofs, in the order of RFC 4303 section 3.4.4 and RFC 4301 section 5.2, and its way
-    /// on. `frame`, a frame of `port`, has the inner packet at [`HEADER_LENGTH`].
+    /// What one authentic packet still has to prove, in the order of RFC 4303 section 3.4.4 and RFC 4301 section 5.2, and its way on.
+    /// `frame`, a frame of `port`, has it at [`HEADER_LENGTH`], in transport mode with its headers as they came.
     fn decapsulate(
         &mut self,
         sa: &'g InboundSa,
-        sealed: Sealed,
-        verdict: Option<IcvValid>,
+        place: Place,
         port: PortId,
         frame: &mut [u8],
-        admitted: &mut Admitted<'g>,
-    ) -> Result<Sent<'g>, DropReason> {
-        let proof = verdict.ok_or(DropReason::IcvFailed)?;
-        let number = sealed.candidate.authenticate(proof).ok_or(DropReason::IcvFailed)?;
-        sa.replay.commit(number).map_err(replay_reason)?;
-
-        let plaintext = &mut frame[HEADER_LENGTH..HEADER_LENGTH + usize::from(sealed.ciphertext_length)];
-        let trailer = esp::trailer(plaintext).map_err(|bad| match bad {
-            BadTrailer::PadLength => DropReason::BadPadLength,
-            BadTrailer::Padding => DropReason::BadPadding,
-        })?;
-        let version = match trailer.next_header {
-            protocol::IPV4 => IpVersion::V4,
-            protocol::IPV6 => IpVersion::V6,
-            // RFC 4303 section 2.6: a dummy packet is discarded without prejudice.
-            protocol::NO_NEXT_HEADER => return Err(DropReason::Dummy),
-            _ => return Err(DropReason::NextHeader),
-        };
-        // The inner length may be shorter than the payload: traffic-flow confidentiality padding (section 2.7).
-        let mut parsed = ip::parse(&plaintext[..trailer.payload_length]);
-        // Borrowed where it was written: moving what was just written waits for the stores.
-        let packet = match &mut parsed {
-            Ok(packet) if packet.version == version => packet,
-            _ => return Err(DropReason::InnerMalformed),
-        };
-        const ECN: u8 = 0b11;
-        let ecn = ecn::egress(packet.traffic_class & ECN, sealed.traffic_class & ECN)
-            .ok_or(DropReason::EcnForbidden)?;
-        if ecn != packet.traffic_class & ECN {
-            packet.traffic_class = packet.traffic_class & !ECN | ecn;
-            ip::set_traffic_class(plaintext, version, packet.traffic_class);
-        }
-
-        let protection = match *admitted {
-            Some((flow, fragment, known)) if flow == packet.flow && fragment == packet.fragment => known,
-            _ => self.admit(sa, packet)?,
-        };
-        *admitted = Some((packet.flow, packet.fragment, protection));
-        self.count_policy(protection.policy);
-
-        // Decrypted packets never leave an unprotected interface.
-        let egress = match self.route(packet.flow.destination) {
-            Route::Local if self.frames.host().is_some() => {
-                self.clamp_syn(protection.tunnel, plaintext, packet);
-                return Ok(Sent::Delivered { length: packet.total_length as usize });
+        admitted: &mut Option<Admitted<'g>>,
+    ) -> Result<Sent, DropReason> {
+        let (opened, kept) = (place.opened(), place.kept());
+        let (payload_length, next_header) = match &sa.keys {
+            InboundKeys::Esp(_) => {
+                let trailer = esp::trailer(&frame[opened]).map_err(|bad| match bad {
+                    BadTrailer::PadLength => DropReason::BadPadLength,
+                    BadTrailer::Padding => DropReason::BadPadding,
+                })?;
+                (trailer.payload_length, trailer.next_header)
             }
-            Route::Local => return Err(DropReason::NoHostPath),
-            Route::Port(egress) if egress.port.side == Side::Protected => egress,
-            Route::Port(_) | Route::OtherInterface => return Err(DropReason::NoProtectedRoute),
-            Route::Unreachable => return Err(DropReason::NoRoute),
+            InboundKeys::Ah(_) => (usize::from(place.opened_length), place.next_header),
         };
-        if !egress.port.up {
-            return Err(DropReason::LinkDown);
+        let version = match (next_header, place.joint) {
+            // RFC 4303 section 2.6: a dummy packet is discarded without prejudice.
+            (protocol::NO_NEXT_HEADER, _) => return Err(DropReason::Dummy),
+            (protocol::IPV4, None) => IpVersion::V4,
+            (protocol::IPV6, None) => IpVersion::V6,
+            // The wrong mode: nobody would ask the packet inside what it proves in a tunnel.
+            (protocol::IPV4 | protocol::IPV6, Some(_)) | (_, None) => return Err(DropReason::NextHeader),
+            (_, Some(joint)) => {
+                let version = if sa.spec.sa.local.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };
+                let headers = &mut frame[HEADER_LENGTH..HEADER_LENGTH + kept];
+                transport::rewrite(headers, version, joint.named_at, next_header, payload_length);
+                version
+            }
+        };
+        let plaintext = &mut frame[HEADER_LENGTH..HEADER_LENGTH + kept + payload_length];
+        // The inner length may be shorter than the payload: traffic-flow confidentiality padding (section 2.7).
+        let mut inner = IpPacket::EMPTY;
+        let packet = &mut inner;
+        match ip::read(plaintext, packet) {
+            // Transport mode is for whole datagrams (RFC 4303 section 3.3.4).
+            Ok(()) if packet.fragment != Fragment::Whole && place.joint.is_some() => {
+                return Err(DropReason::InnerMalformed);
+            }
+            Ok(()) if packet.version == version => {}
+            _ => return Err(DropReason::InnerMalformed),
         }
+        if place.joint.is_none() {
+            const ECN: u8 = 0b11;
+            let ecn = ecn::egress(packet.traffic_class & ECN, place.traffic_class & ECN)
+                .ok_or(DropReason::EcnForbidden)?;
+            if ecn != packet.traffic_class & ECN {
+                packet.traffic_class = packet.traffic_class & !ECN | ecn;
+                ip::set_traffic_class(plaintext, version, packet.traffic_class);
+            }
+        }
+
+        let Admitted { tunnel, way, .. } = match admitted {
+            Some(known) if known.flow == packet.flow && known.fragment == packet.fragment => {
+                self.count_policy(known.policy);
+                &*known
+            }
+            _ => &*admitted.insert(self.admit(sa, packet)?),
+        };
+        let Way::Out(egress) = way else {
+            self.clamp_syn(tunnel, plaintext, packet);
+            return Ok(Sent::Delivered { length: packet.total_length });
+        };
         if packet.ttl <= 1 {
-            self.originate_error_through_tunnel(&egress, plaintext, IcmpError::TimeExceeded);
+            self.originate_error_through_tunnel(egress, plaintext, IcmpError::TimeExceeded);
             return Err(DropReason::TtlExceeded);
         }
         ip::decrement_ttl(plaintext, version);
-        self.clamp_syn(protection.tunnel, plaintext, packet);
+        self.clamp_syn(tunnel, plaintext, packet);
         self.send_inside(egress, packet, port, plaintext)
     }
 
@@ -296,49 +472,63 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
     }
 
-    /// Whether a packet out of `sa` is what the SA was agreed for, and what the policy wants from its tunnel.
-    fn admit(&mut self, sa: &InboundSa, packet: &IpPacket) -> Result<Protection<'g>, DropReason> {
-        if self.is_our_source(packet.flow.source) {
+    /// Whether a packet out of `sa` is what the SA was agreed for, and what the policy wants from its tunnel; and its
+    /// way on.
+    fn admit(&mut self, sa: &InboundSa, packet: &IpPacket) -> Result<Admitted<'g>, DropReason> {
+        let (flow, fragment) = (packet.flow, packet.fragment);
+        if self.is_our_source(flow.source) {
             return Err(DropReason::InnerSource);
         }
         let mut selectors = sa.selectors.load(self.guard).into_iter().flatten();
-        if !selectors.any(|selector| selector.matches(Direction::Inbound, &packet.flow, packet.fragment)) {
+        if !selectors.any(|selector| selector.matches(Direction::Inbound, &flow, fragment)) {
             return Err(DropReason::SelectorMismatch);
         }
-        let direction = Direction::Inbound;
-        let policy = self.own.flows.classify(self.spd, direction, &packet.flow, packet.fragment);
-        match policy.and_then(|index| Some((index, &self.spd.policies.get(index)?.action))) {
-            Some((policy, Action::Protect(tunnel))) if tunnel.name == sa.spec.sa.tunnel => {
-                Ok(Protection { policy, tunnel })
-            }
-            _ => Err(DropReason::PolicyMismatch),
+        let policy = self.own.flows.classify(self.spd, Direction::Inbound, &flow, fragment);
+        let policy = policy.and_then(|index| Some((index, &self.spd.policies.get(index)?.action)));
+        let Some((policy, Action::Protect(tunnel))) = policy else { return Err(DropReason::PolicyMismatch) };
+        if tunnel.name != sa.spec.sa.tunnel {
+            return Err(DropReason::PolicyMismatch);
         }
+        self.count_policy(policy);
+        let egress = match self.route(flow.destination) {
+            Route::Local if self.frames.host().is_some() => {
+                return Ok(Admitted { flow, fragment, policy, tunnel, way: Way::Host });
+            }
+            Route::Local => return Err(DropReason::NoHostPath),
+            Route::Port(egress) if egress.port.side == Side::Protected => egress,
+            Route::Port(_) | Route::OtherInterface => return Err(DropReason::NoProtectedRoute),
+            Route::Unreachable => return Err(DropReason::NoRoute),
+        };
+        if !egress.port.up {
+            return Err(DropReason::LinkDown);
+        }
+        Ok(Admitted { flow, fragment, policy, tunnel, way: Way::Out(egress) })
     }
 
     /// The inner packet goes from where it was decrypted, if that is a frame of its egress, else from a copy.
+    #[inline]
     fn send_inside(
         &mut self,
-        egress: Egress<'g>,
+        egress: &Egress<'g>,
         packet: &IpPacket,
         port: PortId,
         bytes: &[u8],
-    ) -> Result<Sent<'g>, DropReason> {
+    ) -> Result<Sent, DropReason> {
         self.own.inside = Some(egress.id);
         if port == egress.id && packet.total_length <= egress.port.mtu {
-            let length = packet.total_length as usize;
-            return Ok(Sent::InPlace { egress, version: packet.version, length });
+            return Ok(Sent::InPlace { length: packet.total_length });
         }
-        let sent = self.send_copy(&egress, packet, bytes);
+        let sent = self.send_copy(egress, packet, bytes);
         if sent == Err(DropReason::TooBig) {
             let mtu = egress.port.mtu;
-            self.originate_error_through_tunnel(&egress, bytes, IcmpError::PacketTooBig { mtu });
+            self.originate_error_through_tunnel(egress, bytes, IcmpError::PacketTooBig { mtu });
         }
         sent.map(|()| Sent::Copied)
     }
 
     /// Decrypted bytes do not lie about in free frames.
-    fn give_back_wiped(&mut self, port: PortId, mut frame: F::Frame, plaintext_length: usize) {
-        frame[HEADER_LENGTH..HEADER_LENGTH + plaintext_length].zeroize();
+    fn give_back_wiped(&mut self, port: PortId, mut frame: F::Frame, written: usize) {
+        frame[HEADER_LENGTH..written].zeroize();
         self.frames.give_back(port, frame);
     }
 }
@@ -366,6 +556,47 @@ impl GroupCount {
                 counter.fetch_add(count, Ordering::Relaxed);
             }
         }
+    }
+}
+
+/// SPI and number, where each protocol has them.
+fn read_outside(protocol: u8, datagram: &[u8]) -> Result<Outside<'_>, DropReason> {
+    if protocol == protocol::AH {
+        let header = wire::ah::parse(datagram).map_err(|_| DropReason::AhLength)?;
+        let (spi, sequence_low) = (header.spi, header.sequence_low);
+        return Ok(Outside { spi, sequence_low, ah: Some(header), sealed: datagram, in_udp: false });
+    }
+    let (sealed, in_udp) = match protocol {
+        protocol::UDP => match natt::read(datagram) {
+            Ok(Datagram::Esp(esp)) => (esp, true),
+            _ => return Err(DropReason::Malformed),
+        },
+        _ => (datagram, false),
+    };
+    let header = wire::esp::parse(sealed).map_err(|_| DropReason::EspTooShort)?;
+    Ok(Outside { spi: header.spi, sequence_low: header.sequence_low, ah: None, sealed, in_udp })
+}
+
+/// Verifies and decrypts a group under ESP.
+fn open<F: std::ops::DerefMut<Target = [u8]>>(
+    burst: &[Received<'_>],
+    opener: &Opener,
+    taken: &mut ArrayVec<Taken<F>, BURST>,
+    candidates: &[Candidate],
+    verdicts: &mut Verdicts,
+) {
+    let mut opens = ArrayVec::<Open<'_>, BURST>::new();
+    for (Taken { place, frame, .. }, candidate) in taken.iter_mut().zip(candidates) {
+        opens.push(Open {
+            esp: place.of(burst),
+            plaintext: &mut frame[place.opened()],
+            sequence: candidate.sequence(),
+            verdict: None,
+        });
+    }
+    opener.open(&mut opens);
+    for open in opens.drain(..) {
+        verdicts.push(open.verdict);
     }
 }
 

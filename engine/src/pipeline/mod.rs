@@ -5,15 +5,15 @@
 //! ```text
 //! parse     every frame once                                            this file
 //! sort      whose is it?
-//!   ESP to one of our addresses -> SA by SPI, replay check, group       inbound
+//!   ESP, also in UDP, or AH to one of our addresses -> SA by SPI, replay check, group inbound
 //!     open_group    verify and decrypt the group
-//!     decapsulate   replay commit, trailer, inner packet, selectors, policy, route
+//!     decapsulate   replay commit, trailer, packet inside, selectors, policy, route
 //!   from the gateway itself -> policy                                   host
 //!     PROTECT       group by tunnel, as below; else drop
 //!   from a protected port -> policy                                     outbound
 //!     PROTECT       group by tunnel
 //!       prepare     TTL, size (ICMP error or fragments), MSS, transmit frame
-//!       seal_ready  numbers, outer headers, encrypt and authenticate the group
+//!       seal_ready  numbers, headers, encrypt and authenticate the group
 //!     BYPASS        forward                                             forward
 //!   decrypted, to one of our addresses -> the gateway's own stack       host
 //!   clear text from outside -> policy reversed: BYPASS -> forward, else drop
@@ -46,9 +46,11 @@ use crate::route::{Network, PortId, Side};
 use crate::sa::Sad;
 use crate::sa::publish::{Guard, Published};
 use crate::sa::selector::Direction;
+use crate::transform::natt::{self, Datagram};
 use crate::wire::ethernet::{self, ether_type};
-use crate::wire::ip::{self, IpPacket, IpVersion};
+use crate::wire::ip::{self, Fragment, IpPacket, IpVersion, Upper};
 use crate::wire::protocol;
+use crate::wire::udp::NAT_TRAVERSAL_PORT;
 use inbound::Inbound;
 use outbound::Outbound;
 use scratch::{Memo, Tally};
@@ -145,6 +147,8 @@ pub struct Pipeline {
     inside: Option<PortId>,
     /// Where packets are fragmented before encryption.
     fragments: Box<[u8]>,
+    /// Where the headers that AH covers are put together, for a burst of them.
+    covered: Box<[u8]>,
 }
 
 /// Flows a worker remembers the policy of: 64 bytes each.
@@ -152,6 +156,11 @@ const FLOWS: usize = 8192;
 
 /// Room for the fragments of a few packets of any size a receive frame holds.
 const FRAGMENTS_LENGTH: usize = 64 * 1024;
+
+/// Most bytes of IP header, options and extension headers in front of AH. Nobody needs more than a few dozen.
+const COVERED_HEADERS: usize = 1024;
+/// Most bytes of AH itself: RFC 4302 section 2.2 has its length in one byte, but ours have at most 32 bytes of ICV.
+const LONGEST_AH: usize = 48;
 
 impl Pipeline {
     /// For worker number `worker`.
@@ -167,6 +176,7 @@ impl Pipeline {
             errors: icmp::Budget::new(),
             inside: None,
             fragments: vec![0; FRAGMENTS_LENGTH].into_boxed_slice(),
+            covered: vec![0; BURST * (COVERED_HEADERS + LONGEST_AH)].into_boxed_slice(),
         }
     }
 
@@ -186,24 +196,34 @@ impl Pipeline {
         results: &mut Results<F::Frame>,
     ) {
         assert!(burst.len() <= BURST, "a burst of {} packets", burst.len());
-        let counters = Arc::clone(&self.counters);
         let mut tally = Tally::new();
         match (tables.spd.load(guard), tables.network.load(guard)) {
             (Some(spd), Some(network)) => {
                 let sad = &tables.sad;
                 let memo = Memo::default();
-                Pass { own: self, sad, guard, spd, network, now, frames, results, tally: &mut tally, memo }
-                    .run(burst);
+                Pass {
+                    own: &mut *self,
+                    sad,
+                    guard,
+                    spd,
+                    network,
+                    now,
+                    frames,
+                    results,
+                    tally: &mut tally,
+                    memo,
+                }
+                .run(burst);
             }
             // No way around the policy: none published yet means that nothing passes.
             _ => tally.drop_all(DropReason::PolicyDiscard, burst.len()),
         }
-        tally.write_down(&counters);
+        tally.write_down(&self.counters);
     }
 }
 
-/// The packets of a burst, each read once.
-type Packets = ArrayVec<Result<IpPacket, DropReason>, BURST>;
+/// The packets of a burst, each read once; what could not be read is [`IpPacket::EMPTY`], and dropped already.
+type Packets = ArrayVec<IpPacket, BURST>;
 
 /// One burst on its way through the stages.
 struct Pass<'a, 'g, F: Frames> {
@@ -223,16 +243,19 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     fn run(mut self, burst: &mut [Received<'_>]) {
         // All of them first, so that the frames come into the cache side by side rather than one by one.
         let mut packets = Packets::new();
+        let mut readable = ArrayVec::<Result<(), DropReason>, BURST>::new();
         for received in burst.iter() {
-            packets.push(parse_frame(received.frame));
+            packets.push(IpPacket::EMPTY);
+            let Some(packet) = packets.last_mut() else { break };
+            readable.push(read_frame(received.frame, packet));
         }
         let mut inbound = Inbound::new();
         let mut outbound = Outbound::new();
-        for (index, (received, packet)) in burst.iter_mut().zip(&packets).enumerate() {
-            let sorted = match packet {
-                Ok(packet) => self.sort(index, received, packet, &mut inbound, &mut outbound),
-                Err(reason) => Err(*reason),
-            };
+        for (index, ((received, packet), readable)) in
+            burst.iter_mut().zip(&packets).zip(&readable).enumerate()
+        {
+            let sorted =
+                readable.and_then(|()| self.sort(index, received, packet, &mut inbound, &mut outbound));
             if let Err(reason) = sorted {
                 self.tally.drop(reason);
             }
@@ -263,8 +286,20 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let port = self.network.ports.get(usize::from(received.port.0)).ok_or(DropReason::PolicyDiscard)?;
         let to_us = self.is_our_destination(packet.flow.destination);
         // RFC 4301 section 5.2 step 2: only what is addressed to us is for us to decrypt.
-        if to_us && packet.flow.protocol == protocol::ESP {
-            return self.sort_esp(index, received.frame, packet, inbound);
+        if to_us && matches!(packet.flow.protocol, protocol::ESP | protocol::AH) {
+            return self.sort_sealed(index, received.frame, packet, inbound);
+        }
+        if to_us && is_nat_traversal(packet) {
+            // RFC 3948: fragments of it are fragments of ESP, if not of IKE, which makes none.
+            if packet.fragment != Fragment::Whole {
+                return Err(DropReason::EspFragment);
+            }
+            match natt::read(datagram(received.frame, packet)).map_err(|_| DropReason::Malformed)? {
+                Datagram::Esp(..) => return self.sort_sealed(index, received.frame, packet, inbound),
+                Datagram::Keepalive => return Err(DropReason::NatKeepalive),
+                // The daemon's, as any other packet for the gateway itself.
+                Datagram::Ike => {}
+            }
         }
         match port.side {
             Side::Protected if to_us => Err(DropReason::NoHostPath),
@@ -332,8 +367,21 @@ fn is_local(network: &Network, last: &mut Option<(IpAddr, bool)>, address: IpAdd
     }
 }
 
+/// Whether a packet is for the port of RFC 3948.
+fn is_nat_traversal(packet: &IpPacket) -> bool {
+    packet.flow.protocol == protocol::UDP
+        && matches!(packet.flow.upper, Upper::Ports { destination: NAT_TRAVERSAL_PORT, .. })
+}
+
+/// What follows the IP headers of a packet, to its end.
+fn datagram<'f>(frame: &'f [u8], packet: &IpPacket) -> &'f [u8] {
+    let start = ethernet::HEADER_LENGTH + usize::from(packet.payload_offset);
+    &frame[start..ethernet::HEADER_LENGTH + packet.total_length as usize]
+}
+
 /// Ethernet and IP headers, each validated once; the IP version must be the one the EtherType says.
-fn parse_frame(frame: &[u8]) -> Result<IpPacket, DropReason> {
+#[inline(always)]
+fn read_frame(frame: &[u8], packet: &mut IpPacket) -> Result<(), DropReason> {
     let ethernet = ethernet::parse(frame).map_err(|_| DropReason::Malformed)?;
     let version = match ethernet.ether_type {
         ether_type::IPV4 => IpVersion::V4,
@@ -341,8 +389,24 @@ fn parse_frame(frame: &[u8]) -> Result<IpPacket, DropReason> {
         ether_type::VLAN | ether_type::QINQ => return Err(DropReason::Vlan),
         _ => return Err(DropReason::NotIp),
     };
-    match ip::parse(&frame[ethernet::HEADER_LENGTH..]) {
-        Ok(packet) if packet.version == version => Ok(packet),
+    match ip::read(&frame[ethernet::HEADER_LENGTH..], packet) {
+        Ok(()) if packet.version == version => Ok(()),
         _ => Err(DropReason::Malformed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::Suite;
+    use crate::transform::ah::{Layout, Padding};
+
+    #[test]
+    fn the_longest_ah_is_no_longer() {
+        let lengths = Suite::all().flat_map(|suite| {
+            [IpVersion::V4, IpVersion::V6]
+                .map(|version| Layout::new(suite.icv_length(), version, Padding::Linux).header_length())
+        });
+        assert_eq!(lengths.max(), Some(LONGEST_AH));
     }
 }

@@ -1,18 +1,25 @@
-//! Outbound PROTECT (RFC 4303 section 3.3, RFC 4301 section 5.1): size, TTL, numbers for the group, outer
-//! header, encryption and authentication of the group.
+//! Outbound PROTECT (RFC 4303 and RFC 4302 section 3.3, RFC 4301 section 5.1): size, TTL, numbers for the group,
+//! headers, encryption and authentication of the group.
 
 use std::sync::atomic::Ordering;
 
 use arrayvec::ArrayVec;
 
 use super::scratch::{Egress, Groups, Route};
-use super::{BURST, DropReason, Frames, Packets, Pass, Received};
-use crate::crypto::Seal;
+use super::{BURST, COVERED_HEADERS, DropReason, Frames, Packets, Pass, Received};
+use crate::crypto::{Seal, Sign};
 use crate::policy::Tunnel;
 use crate::route::{PortId, Side};
 use crate::sa::OutboundSa;
+use crate::sa::outbound::OutboundKeys;
+use crate::sa::spec::Mode;
+use crate::transform::ah::{self, Role};
 use crate::transform::fragment::{fragment_ipv4, write_fragment};
-use crate::transform::mss;
+use crate::transform::natt;
+use crate::transform::transport::{self, Split};
+use crate::transform::tunnel::OuterHeader;
+use crate::transform::{Layout, mss};
+use crate::wire::ah::AhHeader;
 use crate::wire::checksum;
 use crate::wire::ethernet::HEADER_LENGTH;
 use crate::wire::icmp::IcmpError;
@@ -29,6 +36,8 @@ struct Ready<'p, F> {
     packet: &'p IpPacket,
     /// Bytes of it, or of the fragment.
     length: usize,
+    /// Transport mode: where ESP or AH goes.
+    split: Option<Split>,
     frame: F,
 }
 
@@ -43,9 +52,28 @@ enum Payload {
 /// What the packets of a group share.
 struct Group<'g> {
     sa: &'g OutboundSa,
+    outer: OuterHeader,
     egress: Egress<'g>,
-    inside_mtu: u32,
+    /// What a tunnel carries; in transport mode it depends on the packet's own headers.
+    tunnel_mtu: u32,
     clamp_mss: bool,
+}
+
+impl<'g> Group<'g> {
+    fn new(sa: &'g OutboundSa, outer: OuterHeader, egress: Egress<'g>, clamp_mss: bool) -> Self {
+        Self { sa, outer, egress, tunnel_mtu: outer.inside_mtu(egress.port.mtu, &sa.layout), clamp_mss }
+    }
+
+    /// What leaves as one packet: any packet in a tunnel, one with the headers of `split` in transport mode.
+    fn inside_mtu(&self, split: Option<&Split>) -> u32 {
+        let Self { sa, egress, .. } = self;
+        match split {
+            None => self.tunnel_mtu,
+            Some(split) => {
+                transport::inside_mtu(egress.port.mtu, &sa.layout, sa.outer.version(), split.at.into())
+            }
+        }
+    }
 }
 
 /// The smallest MTU an IPv6 link may have (RFC 8200 section 5): never announced lower.
@@ -68,7 +96,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             // Untouched: the owner does all of it.
             return self.results.hand_over.extend(group.map(|index| (index, owner)));
         }
-        let egress = match self.outer_egress(sa) {
+        let outer = sa.outer_now();
+        let egress = match self.outer_egress(&outer) {
             Ok(egress) => egress,
             Err(reason) => return self.tally.drop_all(reason, group.count()),
         };
@@ -76,13 +105,11 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             sa.pass_on(self.own.worker, other);
             return self.results.hand_over.extend(group.map(|index| (index, other)));
         }
-        let inside_mtu = sa.outer.inside_mtu(egress.port.mtu, &sa.layout);
-        let shared = Group { sa, egress, inside_mtu, clamp_mss: tunnel.clamp_mss };
+        let shared = Group::new(sa, outer, egress, tunnel.clamp_mss);
 
         let mut ready = ArrayVec::new();
         for index in group {
-            let Ok(packet) = &packets[index] else { continue };
-            if let Err(reason) = self.prepare(burst, index, packet, &shared, &mut ready) {
+            if let Err(reason) = self.prepare(burst, index, &packets[index], &shared, &mut ready) {
                 self.tally.drop(reason);
             }
             if ready.is_full() {
@@ -99,23 +126,27 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if sa.owner(self.own.worker) != self.own.worker {
             return;
         }
-        let Ok(egress) = self.outer_egress(sa) else { return };
-        let inside_mtu = sa.outer.inside_mtu(egress.port.mtu, &sa.layout);
-        if packet.total_length > inside_mtu {
+        let outer = sa.outer_now();
+        let Ok(egress) = self.outer_egress(&outer) else { return };
+        let length = packet.total_length as usize;
+        let Ok(split) = split(sa, &self.own.fragments[..length], packet, &mut self.own.covered) else {
+            return;
+        };
+        let shared = Group::new(sa, outer, egress, false);
+        if packet.total_length > shared.inside_mtu(split.as_ref()) {
             return;
         }
-        let length = packet.total_length as usize;
-        let Ok(frame) = self.take_frame(egress.id, sealed_length(sa, length)) else { return };
+        let room = frame_length(sa, split.as_ref(), length);
+        let Ok(frame) = self.take_frame(egress.id, room) else { return };
         self.tally.originated += 1;
         let mut ready = ArrayVec::<_, BURST>::new();
-        ready.push(Ready { payload: Payload::Fragment { start: 0 }, packet, length, frame });
-        let shared = Group { sa, egress, inside_mtu, clamp_mss: false };
+        ready.push(Ready { payload: Payload::Fragment { start: 0 }, packet, length, split, frame });
         self.seal_ready(&[], &shared, &mut ready);
     }
 
-    /// ESP leaves by an unprotected port, or not at all.
-    fn outer_egress(&mut self, sa: &OutboundSa) -> Result<Egress<'g>, DropReason> {
-        match self.route(sa.outer.destination) {
+    /// ESP and AH leave by an unprotected port, or not at all.
+    fn outer_egress(&mut self, outer: &OuterHeader) -> Result<Egress<'g>, DropReason> {
+        match self.route(outer.destination) {
             Route::Port(egress) if egress.port.side == Side::Protected => Err(DropReason::NoRoute),
             Route::Port(egress) if !egress.port.up => Err(DropReason::LinkDown),
             Route::Port(egress) => Ok(egress),
@@ -126,8 +157,11 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     /// What `tunnel` carries now, or `None` while it carries nothing.
     pub(super) fn inside_mtu(&mut self, tunnel: &'g Tunnel) -> Option<u32> {
         let sa = tunnel.outbound.load(self.guard)?;
-        let egress = self.outer_egress(sa).ok()?;
-        Some(sa.outer.inside_mtu(egress.port.mtu, &sa.layout))
+        let mtu = self.outer_egress(&sa.outer_now()).ok()?.port.mtu;
+        Some(match sa.spec.sa.mode {
+            Mode::Tunnel => sa.outer.inside_mtu(mtu, &sa.layout),
+            Mode::Transport(_) => transport::usual_inside_mtu(mtu, &sa.layout, sa.outer.version()),
+        })
     }
 
     /// Everything that can refuse a packet comes before it gets a number.
@@ -148,38 +182,49 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if has_partial_checksum(&received.frame[HEADER_LENGTH..], packet) {
             return Err(DropReason::PartialChecksum);
         }
-        if packet.total_length > group.inside_mtu {
+        let whole = &received.frame[HEADER_LENGTH..];
+        let split = split(group.sa, whole, packet, &mut self.own.covered)?;
+        let inside_mtu = group.inside_mtu(split.as_ref());
+        if packet.total_length > inside_mtu {
             if packet.dont_fragment {
                 let mtu = match packet.version {
-                    IpVersion::V4 => group.inside_mtu,
-                    IpVersion::V6 => group.inside_mtu.max(IPV6_MINIMUM_MTU),
+                    IpVersion::V4 => inside_mtu,
+                    IpVersion::V6 => inside_mtu.max(IPV6_MINIMUM_MTU),
                 };
                 self.originate_error(received, IcmpError::PacketTooBig { mtu });
                 return Err(DropReason::TooBig);
             }
-            return self.prepare_fragments(burst, index, packet, group, ready);
+            // Transport mode fragments what it has sealed (RFC 4303 section 3.3.4), a tunnel what it will seal.
+            let Some(split) = &split else {
+                return self.prepare_fragments(burst, index, packet, inside_mtu, group, ready);
+            };
+            let (headers, behind) = lengths(group.sa, Some(split), packet.total_length as usize);
+            if headers + behind > usize::from(u16::MAX) {
+                return Err(DropReason::TooBig);
+            }
         }
         let length = packet.total_length as usize;
-        let frame = self.take_frame(group.egress.id, sealed_length(group.sa, length))?;
+        let frame = self.take_frame(group.egress.id, frame_length(group.sa, split.as_ref(), length))?;
         let bytes = &mut received.frame[HEADER_LENGTH..];
         // RFC 4301 section 5.1.2.1: decremented by whoever forwards, not by whoever sends.
         if is_forwarded {
             ip::decrement_ttl(bytes, packet.version);
         }
         if group.clamp_mss {
-            mss::clamp(bytes, packet, group.inside_mtu);
+            mss::clamp(bytes, packet, inside_mtu);
         }
-        ready.push(Ready { payload: Payload::Received { index }, packet, length, frame });
+        ready.push(Ready { payload: Payload::Received { index }, packet, length, split, frame });
         Ok(())
     }
 
-    /// RFC 4301 section 8.2.1: too large and DF clear, so fragments go into ESP packets of their own. The first
+    /// RFC 4301 section 8.2.1: too large and DF clear, so fragments are sealed one by one. The first
     /// stands for the packet that was received; the others are originated.
     fn prepare_fragments<'p>(
         &mut self,
         burst: &mut [Received<'_>],
         index: usize,
         packet: &'p IpPacket,
+        inside_mtu: u32,
         group: &Group<'g>,
         ready: &mut ArrayVec<Ready<'p, F::Frame>, BURST>,
     ) -> Result<(), DropReason> {
@@ -188,7 +233,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
         let burst = &*burst;
         let bytes = &burst[index].frame[HEADER_LENGTH..];
-        let pieces = fragment_ipv4(bytes, packet, group.inside_mtu).ok_or(DropReason::TooBig)?;
+        let pieces = fragment_ipv4(bytes, packet, inside_mtu).ok_or(DropReason::TooBig)?;
         // Rare, so plain: what is ready goes first, and the room for fragments is this packet's alone.
         self.seal_ready(burst, group, ready);
         let mut start = 0;
@@ -204,9 +249,10 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             }
             outcome = write_fragment(&mut self.own.fragments[start..], bytes, &piece)
                 .ok_or(DropReason::TooBig)
-                .and_then(|_| self.take_frame(group.egress.id, sealed_length(group.sa, length)))
+                .and_then(|_| self.take_frame(group.egress.id, frame_length(group.sa, None, length)))
                 .map(|frame| {
-                    ready.push(Ready { payload: Payload::Fragment { start }, packet, length, frame })
+                    let payload = Payload::Fragment { start };
+                    ready.push(Ready { payload, packet, length, split: None, frame })
                 });
             if outcome.is_err() {
                 break;
@@ -225,38 +271,66 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         group: &Group<'g>,
         ready: &mut ArrayVec<Ready<'_, F::Frame>, BURST>,
     ) {
-        let Group { sa, egress, .. } = group;
-        let outer_length = sa.outer.length();
-        let mut numbers = sa.take_numbers(ready.len() as u64).into_iter().flatten();
-        let mut bytes = 0;
-        let mut seals = ArrayVec::<Seal<'_>, BURST>::new();
-        for Ready { payload, packet, length, frame } in ready.iter_mut() {
-            let Some(sequence) = numbers.next() else { break };
-            let length = *length;
-            let esp_length = sa.layout.esp_length(length);
-            // Unique among the SA's last 2^16 packets, whichever workers send them (RFC 6864 section 4.3).
-            let identification = sequence.get() as u16;
-            let (headers, esp) = frame.split_at_mut(HEADER_LENGTH + outer_length);
-            sa.outer.write(&mut headers[HEADER_LENGTH..], packet, esp_length, identification);
-            let payload = match *payload {
-                Payload::Received { index } => &burst[index].frame[HEADER_LENGTH..][..length],
-                Payload::Fragment { start } => &self.own.fragments[start..start + length],
-            };
-            let next_header = match packet.version {
-                IpVersion::V4 => protocol::IPV4,
-                IpVersion::V6 => protocol::IPV6,
-            };
-            seals.push(Seal { esp: &mut esp[..esp_length], payload, next_header, sequence });
-            bytes += esp_length as u64;
+        let Group { sa, outer, egress, .. } = group;
+        let fragments = &self.own.fragments;
+        let numbers = sa.take_numbers(ready.len() as u64).into_iter().flatten();
+        let numbered =
+            ready.iter_mut().zip(numbers).map(|(Ready { payload, packet, length, split, frame }, number)| {
+                let bytes = match *payload {
+                    Payload::Received { index } => &burst[index].frame[HEADER_LENGTH..][..*length],
+                    Payload::Fragment { start } => &fragments[start..start + *length],
+                };
+                // Unique among the SA's last 2^16 packets, whichever workers send them (RFC 6864 section 4.3).
+                let identification = number.get() as u16;
+                (write_headers(sa, outer, packet, bytes, split.as_ref(), frame, identification), number)
+            });
+        let mut sealed = 0;
+        match &sa.keys {
+            OutboundKeys::Esp(sealer) => {
+                let mut seals = ArrayVec::<Seal<'_>, BURST>::new();
+                for (Placed { behind, payload, next_header, .. }, sequence) in numbered {
+                    let (esp, _) = behind.split_at_mut(sa.layout.length(payload.len()));
+                    seals.push(Seal { esp, payload, next_header, sequence });
+                }
+                sealed += seals.len();
+                sealer.seal(sa.spec.sa.spi, &mut seals, &mut self.own.ivs);
+            }
+            OutboundKeys::Ah(signer) => {
+                let mut room = &mut self.own.covered[..];
+                let mut signs = ArrayVec::<Sign<'_>, BURST>::new();
+                for (Placed { headers, behind, payload, next_header }, sequence) in numbered {
+                    let (ah, behind) = behind.split_at_mut(sa.layout.length(0));
+                    let (covered, rest) = std::mem::take(&mut room).split_at_mut(headers.len() + ah.len());
+                    room = rest;
+                    let is_covered =
+                        ah::cover(&mut covered[..headers.len()], headers, sa.outer.version(), Role::Sender);
+                    debug_assert!(is_covered, "`split` looked at them");
+                    let header = AhHeader {
+                        next_header,
+                        length: ah.len() as u16,
+                        spi: sa.spec.sa.spi,
+                        sequence_low: 0,
+                    };
+                    let fixed = header.to_bytes();
+                    ah[..fixed.len()].copy_from_slice(&fixed);
+                    let copy = &mut behind[..payload.len() + signer.tail_length()];
+                    copy[..payload.len()].copy_from_slice(payload);
+                    signs.push(Sign { covered, ah, payload: copy, sequence });
+                }
+                sealed += signs.len();
+                signer.sign(sa.spec.sa.spi, &mut signs);
+            }
         }
-        let sealed = seals.len();
-        sa.sealer.seal(sa.spec.sa.spi, &mut seals, &mut self.own.ivs);
-        drop(seals);
 
-        for (position, Ready { length, frame, .. }) in ready.drain(..).enumerate() {
+        let mut bytes = 0;
+        for (position, Ready { length, split, mut frame, .. }) in ready.drain(..).enumerate() {
             if position < sealed {
-                let length = outer_length + sa.layout.esp_length(length);
-                self.emit(egress, sa.outer.version(), frame, length);
+                let (headers, behind) = lengths(sa, split.as_ref(), length);
+                if sa.outer.udp_ports.is_some() && sa.outer.version() == IpVersion::V6 {
+                    natt::checksum_ipv6(&mut frame[HEADER_LENGTH..HEADER_LENGTH + headers + behind]);
+                }
+                bytes += behind as u64;
+                self.send_sealed(egress, sa.outer.version(), frame, headers + behind);
             } else {
                 self.frames.give_back(egress.id, frame);
                 self.tally.drop(DropReason::SequenceExhausted);
@@ -268,11 +342,116 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             sa.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
         }
     }
+
+    /// Transmits a sealed packet; in transport mode it may be larger than the egress carries, and is fragmented now.
+    fn send_sealed(&mut self, egress: &Egress<'g>, version: IpVersion, mut frame: F::Frame, length: usize) {
+        if length <= egress.port.mtu as usize {
+            return self.emit(egress, version, frame, length);
+        }
+        let bytes = &frame[HEADER_LENGTH..HEADER_LENGTH + length];
+        let sent = match ip::parse(bytes) {
+            Ok(packet) => self.send_copy(egress, &packet, bytes),
+            Err(_) => Err(DropReason::TooBig),
+        };
+        // AH is in clear: it does not lie about in free frames.
+        frame[HEADER_LENGTH..HEADER_LENGTH + length].fill(0);
+        self.frames.give_back(egress.id, frame);
+        if let Err(reason) = sent {
+            self.tally.drop(reason);
+        }
+    }
 }
 
-/// Bytes of the whole frame around `length` bytes when they are sealed.
-fn sealed_length(sa: &OutboundSa, length: usize) -> usize {
-    HEADER_LENGTH + sa.outer.length() + sa.layout.esp_length(length)
+/// Where ESP or AH goes in a packet under `sa`, `None` in tunnel mode; everything about its headers that can refuse it.
+/// `covered`: where they are put together for AH, to see whether they can be.
+fn split(
+    sa: &OutboundSa,
+    bytes: &[u8],
+    packet: &IpPacket,
+    covered: &mut [u8],
+) -> Result<Option<Split>, DropReason> {
+    let Mode::Transport(rule) = sa.spec.sa.mode else { return Ok(None) };
+    // RFC 4303 section 3.3.4: "transport mode is applied only to whole IP datagrams".
+    if packet.fragment != Fragment::Whole {
+        return Err(DropReason::TransportFragment);
+    }
+    // The policy led here, and selectors are the endpoints (`SaSpec::validate`); a template is not bent to others.
+    if (packet.flow.source, packet.flow.destination) != (sa.outer.source, sa.outer.destination) {
+        return Err(DropReason::SelectorMismatch);
+    }
+    let split = transport::split(bytes, packet, rule);
+    let headers = &bytes[..usize::from(split.at)];
+    if let Layout::Ah(_) = sa.layout
+        && (headers.len() > COVERED_HEADERS
+            || !ah::cover(&mut covered[..headers.len()], headers, packet.version, Role::Sender))
+    {
+        return Err(DropReason::AhHeaders);
+    }
+    Ok(Some(split))
+}
+
+/// A packet in its transmit frame, headers written.
+struct Placed<'f, 'b> {
+    headers: &'f [u8],
+    /// Room for ESP or AH and what follows.
+    behind: &'f mut [u8],
+    /// What is to be protected, where it came from.
+    payload: &'b [u8],
+    next_header: u8,
+}
+
+/// Writes the IP headers of `bytes` under `sa`: `outer` in tunnel mode, its own in transport mode.
+#[inline(always)]
+fn write_headers<'f, 'b>(
+    sa: &OutboundSa,
+    outer: &OuterHeader,
+    packet: &IpPacket,
+    bytes: &'b [u8],
+    split: Option<&Split>,
+    frame: &'f mut [u8],
+    identification: u16,
+) -> Placed<'f, 'b> {
+    let (headers_length, behind_length) = lengths(sa, split, bytes.len());
+    let (headers, behind) = frame[HEADER_LENGTH..].split_at_mut(headers_length);
+    let (payload, next_header) = match split {
+        None => {
+            outer.write(headers, packet, behind_length, identification);
+            let next_header = match packet.version {
+                IpVersion::V4 => protocol::IPV4,
+                IpVersion::V6 => protocol::IPV6,
+            };
+            (bytes, next_header)
+        }
+        Some(split) => {
+            let (own, payload) = bytes.split_at(headers_length);
+            headers.copy_from_slice(own);
+            transport::rewrite(headers, packet.version, split.named_at, sa.outer.protocol, behind_length);
+            (payload, split.next_header)
+        }
+    };
+    Placed { headers, behind, payload, next_header }
+}
+
+/// Bytes of the IP headers in front of ESP or AH, and of all that follows, for a packet of `length` bytes.
+#[inline(always)]
+fn lengths(sa: &OutboundSa, split: Option<&Split>, length: usize) -> (usize, usize) {
+    match split {
+        None => (sa.outer.length(), sa.layout.length(length)),
+        Some(split) => {
+            let headers = usize::from(split.at);
+            (headers, sa.layout.length(length - headers))
+        }
+    }
+}
+
+/// Bytes of a frame to seal a packet of `length` bytes in.
+fn frame_length(sa: &OutboundSa, split: Option<&Split>, length: usize) -> usize {
+    let tail = match &sa.keys {
+        OutboundKeys::Esp(_) => 0,
+        OutboundKeys::Ah(signer) => signer.tail_length(),
+    };
+    let (headers, behind) = lengths(sa, split, length);
+    HEADER_LENGTH + headers + behind + tail
 }
 
 /// Whether the sender left the TCP or UDP checksum to hardware that is not there: the field then holds the sum of

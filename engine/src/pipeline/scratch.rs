@@ -36,6 +36,7 @@ impl<'g, K, T> Groups<'g, K, T> {
     }
 
     /// Appends `value` to the group of `key`; the same reference means the same group.
+    #[inline(always)]
     pub(super) fn push(&mut self, key: &'g K, value: T) {
         // At most BURST items, so an index fits.
         let index = self.items.len() as u8;
@@ -72,10 +73,20 @@ pub(super) struct Cursor(Option<u8>);
 pub(super) struct Egress<'g> {
     pub(super) id: PortId,
     pub(super) port: &'g Port,
+    /// Destination and source of the Ethernet header, as on the wire; no destination while it is unresolved.
+    pub(super) link: [u8; 12],
     /// Whom to ask for on that link.
-    pub(super) neighbour: IpAddr,
-    /// The neighbour's address; `None` while it is not resolved.
-    pub(super) mac: Option<MacAddress>,
+    pub(super) unresolved: Option<IpAddr>,
+}
+
+impl<'g> Egress<'g> {
+    /// By `port`, to `neighbour` with its address if that is known.
+    pub(super) fn new(id: PortId, port: &'g Port, neighbour: IpAddr, mac: Option<MacAddress>) -> Self {
+        let mut link = [0; 12];
+        link[..6].copy_from_slice(&mac.unwrap_or(MacAddress([0; 6])).0);
+        link[6..].copy_from_slice(&port.mac.0);
+        Self { id, port, link, unresolved: mac.is_none().then_some(neighbour) }
+    }
 }
 
 /// The answer of the route table, with the port looked up.

@@ -6,17 +6,17 @@ use std::sync::atomic::AtomicU64;
 use super::publish::Published;
 use super::replay::ReplayWindow;
 use super::selector::Selector;
-use super::spec::InboundSpec;
-use crate::crypto::Opener;
+use super::spec::{InboundSpec, Protocol};
 use crate::crypto::key::{KeyError, KeyMaterial};
-use crate::transform::esp::Layout;
+use crate::crypto::{Opener, Verifier};
+use crate::transform::Layout;
 
 /// Counters of an SA, written by workers with relaxed adds once per group.
 #[derive(Default)]
 pub struct SaCounters {
     /// Packets sealed or delivered.
     pub packets: AtomicU64,
-    /// Bytes of ESP (RFC 4301 counts what the transform saw).
+    /// Bytes of ESP or AH (RFC 4301 counts what the transform saw).
     pub bytes: AtomicU64,
     /// Dropped as replayed (duplicate, old, impossible).
     pub replayed: AtomicU64,
@@ -24,6 +24,14 @@ pub struct SaCounters {
     pub icv_failed: AtomicU64,
     /// Dropped for any other reason after the SA was found.
     pub refused: AtomicU64,
+}
+
+/// The expanded keys of an inbound SA, by its protocol.
+pub enum InboundKeys {
+    /// Verify and decrypt.
+    Esp(Opener),
+    /// Verify.
+    Ah(Verifier),
 }
 
 /// What a worker needs to open a packet. At most 1 KiB with its keys; beside it are its selectors, and the window: 8 bytes for each of
@@ -37,7 +45,7 @@ pub struct InboundSa {
     /// Lengths.
     pub layout: Layout,
     /// Keys.
-    pub opener: Opener,
+    pub keys: InboundKeys,
     /// Anti-replay.
     pub replay: ReplayWindow,
     /// Counters.
@@ -51,10 +59,14 @@ impl InboundSa {
     /// A key error names the key.
     pub fn new(mut spec: InboundSpec, keys: &KeyMaterial) -> Result<Self, KeyError> {
         let selectors = std::mem::take(&mut spec.sa.selectors);
+        let (suite, esn) = (spec.sa.suite, spec.sa.esn);
         Ok(Self {
-            layout: Layout::new(&spec.sa.suite),
-            opener: Opener::new(spec.sa.suite, keys, spec.sa.esn)?,
-            replay: ReplayWindow::new(spec.replay_window, spec.sa.esn, spec.last_sequence),
+            layout: spec.sa.layout(),
+            keys: match spec.sa.protocol {
+                Protocol::Esp => InboundKeys::Esp(Opener::new(suite, keys, esn)?),
+                Protocol::Ah(_) => InboundKeys::Ah(Verifier::new(suite, keys, esn)?),
+            },
+            replay: ReplayWindow::new(spec.replay_window, esn, spec.last_sequence),
             counters: SaCounters::default(),
             selectors: Published::new(Some(Arc::new(selectors))),
             spec,

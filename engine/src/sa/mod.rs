@@ -4,6 +4,7 @@
 
 pub mod inbound;
 pub mod outbound;
+pub mod peer;
 pub mod publish;
 pub mod quiescence;
 pub mod replay;

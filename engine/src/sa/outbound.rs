@@ -3,15 +3,25 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::inbound::SaCounters;
-use super::spec::{OutboundSpec, Workers};
-use crate::crypto::Sealer;
+use super::peer::PeerEndpoint;
+use super::spec::{OutboundSpec, Protocol, Workers};
 use crate::crypto::key::{KeyError, KeyMaterial};
 use crate::crypto::sequence::{FreshRange, SequenceCounter};
-use crate::transform::esp::Layout;
+use crate::crypto::{Sealer, Signer};
+use crate::transform::Layout;
 use crate::transform::tunnel::OuterHeader;
+use crate::wire::udp::NAT_TRAVERSAL_PORT;
 
 /// The owner of an SA that no worker has used yet.
 const NO_OWNER: u32 = u32::MAX;
+
+/// The expanded keys of an outbound SA, by its protocol.
+pub enum OutboundKeys {
+    /// Encrypt and authenticate.
+    Esp(Sealer),
+    /// Authenticate.
+    Ah(Signer),
+}
 
 /// What a worker needs to seal a packet. At most 1 KiB.
 pub struct OutboundSa {
@@ -20,9 +30,11 @@ pub struct OutboundSa {
     /// Lengths.
     pub layout: Layout,
     /// Keys.
-    pub sealer: Sealer,
-    /// Outer header template.
+    pub keys: OutboundKeys,
+    /// Outer header template; transport mode only has its addresses, and in UDP the peer may be elsewhere by now.
     pub outer: OuterHeader,
+    /// Where the peer is, if ESP is in UDP.
+    pub peer: PeerEndpoint,
     /// Counters.
     pub counters: SaCounters,
     sequence: SequenceCounter,
@@ -35,12 +47,18 @@ impl OutboundSa {
     /// # Errors
     /// A key error names the key.
     pub fn new(spec: OutboundSpec, keys: &KeyMaterial) -> Result<Self, KeyError> {
+        let (suite, esn) = (spec.sa.suite, spec.sa.esn);
         Ok(Self {
-            layout: Layout::new(&spec.sa.suite),
-            sealer: Sealer::new(spec.sa.suite, keys, spec.sa.esn)?,
+            layout: spec.sa.layout(),
+            keys: match spec.sa.protocol {
+                Protocol::Esp => OutboundKeys::Esp(Sealer::new(suite, keys, esn)?),
+                Protocol::Ah(_) => OutboundKeys::Ah(Signer::new(suite, keys, esn)?),
+            },
             outer: OuterHeader {
                 source: spec.sa.local,
                 destination: spec.sa.remote,
+                protocol: spec.sa.protocol.number(),
+                udp_ports: spec.sa.udp_port.map(|port| (NAT_TRAVERSAL_PORT, port)),
                 ttl: spec.ttl,
                 dscp: spec.dscp,
                 dont_fragment: spec.dont_fragment,
@@ -48,6 +66,7 @@ impl OutboundSa {
             counters: SaCounters::default(),
             sequence: SequenceCounter::starting_after(spec.last_sequence),
             owner: AtomicU32::new(NO_OWNER),
+            peer: PeerEndpoint::new(spec.sa.remote, spec.sa.udp_port.unwrap_or(0)),
             spec,
         })
     }
@@ -61,6 +80,16 @@ impl OutboundSa {
     /// The last number given out.
     pub fn last_sequence(&self) -> u64 {
         self.sequence.last()
+    }
+
+    /// The outer header's template, and in UDP the place where the peer is now.
+    pub fn outer_now(&self) -> OuterHeader {
+        match (self.outer.udp_ports, self.peer.get()) {
+            (Some((own, _)), Some((destination, port))) => {
+                OuterHeader { destination, udp_ports: Some((own, port)), ..self.outer }
+            }
+            _ => self.outer,
+        }
     }
 
     /// The worker that numbers and transmits this SA: claimed by `worker` if nobody has it yet;

@@ -78,6 +78,13 @@ pub struct Authenticated {
     sequence: u64,
 }
 
+/// Which numbers of a block a commit marked, and which it found marked. (The rest had left the window.)
+#[derive(Default)]
+struct Marked {
+    fresh: u32,
+    duplicate: u32,
+}
+
 /// The window of one inbound SA: lock-free, shared by any number of workers.
 pub struct ReplayWindow {
     size: u32,
@@ -140,9 +147,21 @@ impl ReplayWindow {
             u64::from(sequence_low)
         };
         if self.size != 0 {
-            self.refuse_by_edge(sequence, edge)?;
+            // RFC 4303 section 3.3.3: the first packet sent on an SA carries 1.
+            if sequence == 0 {
+                return Err(Refused::Impossible);
+            }
+            // The window is edge-W+1..=edge.
+            if edge.saturating_sub(sequence) >= u64::from(self.size) {
+                return Err(Refused::TooOld);
+            }
             // The edge may move between the two loads. Any answer is right then, for commit looks again.
-            marked(sequence, self.slot(sequence).load(Ordering::Acquire))?;
+            let (block, bit) = (block_of(sequence), bit_of(sequence));
+            match fresh_in(self.slot(block).load(Ordering::Acquire), block, bit) {
+                Some(0) => return Err(Refused::Duplicate),
+                Some(_) => {}
+                None => return Err(Refused::TooOld),
+            }
         }
         Ok(Candidate { sequence })
     }
@@ -153,44 +172,89 @@ impl ReplayWindow {
     /// # Errors
     /// [`Refused`] when another copy came first or the window moved past it.
     pub fn commit(&self, number: Authenticated) -> Result<(), Refused> {
-        self.commit_number(number.sequence)
+        let mut outcome = Ok(());
+        self.commit_group(&[number], |it| outcome = it);
+        outcome
     }
 
-    fn commit_number(&self, sequence: u64) -> Result<(), Refused> {
-        if self.size != 0 {
-            self.mark(sequence)?;
+    /// Commits numbers in their order and tells `decided` of each, as [`ReplayWindow::commit`] would. Neighbours in
+    /// one block, as a burst has them that came in order, share one swap and one move of the edge.
+    pub fn commit_group(&self, numbers: &[Authenticated], mut decided: impl FnMut(Result<(), Refused>)) {
+        for run in numbers.chunk_by(|one, next| block_of(one.sequence) == block_of(next.sequence)) {
+            let block = block_of(run[0].sequence);
+            let wanted = run.iter().fold(0, |bits, number| bits | bit_of(number.sequence));
+            let Marked { mut fresh, mut duplicate } = self.mark(block, wanted);
+            for &Authenticated { sequence } in run {
+                let bit = bit_of(sequence);
+                decided(match () {
+                    () if self.size == 0 => Ok(()),
+                    () if fresh & bit != 0 => {
+                        // A second copy in this run is one.
+                        (fresh, duplicate) = (fresh & !bit, duplicate | bit);
+                        Ok(())
+                    }
+                    () if duplicate & bit != 0 => Err(Refused::Duplicate),
+                    () if sequence == 0 => Err(Refused::Impossible),
+                    () => Err(Refused::TooOld),
+                });
+            }
         }
-        // After the swap: an edge at T promises that T is marked. Before returning: what starts after this
-        // commit sees at least this edge. Release publishes the mark to whoever acquires the edge.
-        self.edge.fetch_max(sequence, Ordering::AcqRel);
-        Ok(())
     }
 
-    fn mark(&self, sequence: u64) -> Result<(), Refused> {
-        let slot = self.slot(sequence);
+    /// Marks those numbers of `block` in `wanted` that are new, and moves the edge up to the last of them.
+    fn mark(&self, block: u64, wanted: u32) -> Marked {
+        if self.size == 0 {
+            self.raise_edge(block, wanted, 0);
+            return Marked::default();
+        }
+        let slot = self.slot(block);
         let mut seen = slot.load(Ordering::Acquire);
         loop {
             // The edge is looked at in every round: it may have moved since `check`, and since a lost swap.
             let edge = self.edge.load(Ordering::Acquire);
-            self.refuse_by_edge(sequence, edge)?;
-            if sequence >> ERA_SHIFT > edge >> ERA_SHIFT {
-                self.move_up(sequence, edge);
+            let inside = wanted & self.inside(block, edge);
+            if inside == 0 {
+                return Marked::default();
+            }
+            if (block * u64::from(BLOCK)) >> ERA_SHIFT > edge >> ERA_SHIFT {
+                self.move_up(block, edge);
                 seen = slot.load(Ordering::Acquire);
             }
-            let with_ours = marked(sequence, seen)?;
-            match slot.compare_exchange_weak(seen, with_ours, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => return Ok(()),
+            // A later block's commit raises the edge beyond us as soon as it returns: too old.
+            let Some(fresh) = fresh_in(seen, block, inside) else { return Marked::default() };
+            let duplicate = inside & !fresh;
+            if fresh == 0 {
+                return Marked { fresh, duplicate };
+            }
+            // Of an earlier block nothing stays.
+            let kept = if ahead_of(block, seen) == 0 { seen as u32 } else { 0 };
+            let ours = pack(block, kept | fresh);
+            match slot.compare_exchange_weak(seen, ours, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => {
+                    self.raise_edge(block, fresh, edge);
+                    return Marked { fresh, duplicate };
+                }
                 Err(current) => seen = current,
             }
         }
     }
 
-    /// Before the edge enters a new era at `sequence`: gives every slot that `sequence` pushes out of the window
-    /// a block just outside of it, so that no slot is ever more than an era and a jump behind. `edge` is the
+    /// After the swap: an edge at T promises that T is marked. Before `commit` returns: what starts after this commit
+    /// sees at least this edge. Release publishes the mark to whoever acquires the edge. `edge` is what it was at
+    /// least.
+    fn raise_edge(&self, block: u64, bits: u32, edge: u64) {
+        let last = block * u64::from(BLOCK) + u64::from(bits.ilog2());
+        if last > edge {
+            self.edge.fetch_max(last, Ordering::AcqRel);
+        }
+    }
+
+    /// Before the edge enters a new era in `block`: gives every slot that the numbers of `block` push out of the
+    /// window a block just outside of it, so that no slot is ever more than an era and a jump behind. `edge` is the
     /// edge before; all slots are within 2^31 blocks of it.
-    fn move_up(&self, sequence: u64, edge: u64) {
+    fn move_up(&self, block: u64, edge: u64) {
         let count = self.slots.len() as u64;
-        let (block, edge_block) = (block_of(sequence), block_of(edge));
+        let edge_block = block_of(edge);
         for (index, slot) in (0..).zip(&self.slots) {
             // The latest block of this slot that lies `count` blocks or more before ours: out of the window.
             let floor = block - count - (block.wrapping_sub(index) % count);
@@ -211,20 +275,18 @@ impl ReplayWindow {
         }
     }
 
-    fn slot(&self, sequence: u64) -> &AtomicU64 {
-        &self.slots[block_of(sequence) as usize & (self.slots.len() - 1)]
+    fn slot(&self, block: u64) -> &AtomicU64 {
+        &self.slots[block as usize & (self.slots.len() - 1)]
     }
 
-    fn refuse_by_edge(&self, sequence: u64, edge: u64) -> Result<(), Refused> {
-        // RFC 4303 section 3.3.3: the first packet sent on an SA carries 1.
-        if sequence == 0 {
-            return Err(Refused::Impossible);
+    /// Which numbers of `block` are not left of the window edge-W+1..=edge; 0 is none (RFC 4303 section 3.3.3).
+    fn inside(&self, block: u64, edge: u64) -> u32 {
+        let first = block * u64::from(BLOCK);
+        let left = edge.saturating_sub(u64::from(self.size) - 1).max(1);
+        match left.saturating_sub(first) {
+            outside @ 0..32 => u32::MAX << outside,
+            _ => 0,
         }
-        // The window is edge-W+1..=edge.
-        if edge.saturating_sub(sequence) >= u64::from(self.size) {
-            return Err(Refused::TooOld);
-        }
-        Ok(())
     }
 
     /// The highest number committed.
@@ -243,16 +305,12 @@ impl ReplayWindow {
     }
 }
 
-/// `slot` with `sequence` marked in it.
-fn marked(sequence: u64, slot: u64) -> Result<u64, Refused> {
-    let block = block_of(sequence);
-    let bit = bit_of(sequence);
+/// What `bits` of `block` are new to `slot`; `None` when a later block has it.
+fn fresh_in(slot: u64, block: u64, bits: u32) -> Option<u32> {
     match ahead_of(block, slot) {
-        1.. => Ok(pack(block, bit)),
-        0 if slot as u32 & bit != 0 => Err(Refused::Duplicate),
-        0 => Ok(slot | u64::from(bit)),
-        // A later block's commit raises the edge beyond us as soon as it returns.
-        _ => Err(Refused::TooOld),
+        1.. => Some(bits),
+        0 => Some(bits & !(slot as u32)),
+        _ => None,
     }
 }
 

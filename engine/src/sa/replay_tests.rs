@@ -24,6 +24,12 @@ fn number(value: &Value) -> u64 {
     value.as_u64().unwrap()
 }
 
+impl ReplayWindow {
+    fn commit_number(&self, sequence: u64) -> Result<(), Refused> {
+        self.commit(Authenticated { sequence })
+    }
+}
+
 fn check_and_commit(window: &ReplayWindow, sequence_low: u32) -> Result<(), Refused> {
     window.commit_number(window.check(sequence_low)?.sequence())
 }
@@ -217,6 +223,32 @@ proptest! {
     #[test]
     fn equals_a_set_over_all_64_bits(size in size(), start in any::<u64>(), steps in steps(0..1 << 60)) {
         compare(size, true, start, &steps, false)?;
+    }
+}
+
+proptest! {
+    /// A group is its numbers one after the other: in order, with copies, across blocks, at any place of the edge.
+    #[test]
+    fn a_group_equals_its_numbers_one_by_one(
+        size in size(),
+        start in prop_oneof![0_u64..100, 0_u64..100_000, (1_u64 << ERA_SHIFT) - 300..1 << ERA_SHIFT],
+        groups in prop::collection::vec(prop::collection::vec((-90_i64..90, 1_u64..40), 1..8), 1..30),
+    ) {
+        let window = ReplayWindow::new(size, true, start);
+        let mut model = Model::new(size, start);
+        for group in groups {
+            let edge = model.edge;
+            let runs = group.into_iter().map(|(by, length)| (edge.saturating_add_signed(by), length));
+            let numbers: Vec<_> = runs
+                .flat_map(|(first, length)| first..first + length)
+                .map(|sequence| Authenticated { sequence })
+                .collect();
+            let mut found = Vec::new();
+            window.commit_group(&numbers, |outcome| found.push(outcome));
+            let expected: Vec<_> = numbers.iter().map(|number| model.commit(number.sequence)).collect();
+            prop_assert_eq!(found, expected);
+            prop_assert_eq!(window.right_edge(), model.edge);
+        }
     }
 }
 

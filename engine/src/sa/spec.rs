@@ -4,8 +4,11 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::selector::{AddressRange, PortRange, Selector, UpperSelector};
-use crate::crypto::Suite;
+use crate::crypto::{Encryption, Suite};
+use crate::transform::transport::DestinationOptions;
 use crate::transform::tunnel::{DontFragment, Dscp};
+use crate::transform::{Layout, ah, esp};
+use crate::wire::ip::IpVersion;
 use crate::wire::{Spi, protocol};
 
 /// Who may number and transmit an outbound SA's packets.
@@ -18,6 +21,55 @@ pub enum Workers {
     Shared,
 }
 
+/// What an SA protects with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Protocol {
+    /// Encapsulating Security Payload (RFC 4303).
+    #[default]
+    Esp,
+    /// Authentication Header (RFC 4302), and how it is padded.
+    Ah(ah::Padding),
+}
+
+impl Protocol {
+    /// Its number in an IP header.
+    #[inline]
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Esp => protocol::ESP,
+            Self::Ah(_) => protocol::AH,
+        }
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Esp => "esp",
+            Self::Ah(_) => "ah",
+        }
+    }
+}
+
+/// What an SA protects (RFC 4301 section 3.3).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Mode {
+    /// Whole packets, in packets of the endpoints'.
+    #[default]
+    Tunnel,
+    /// The payload of packets between the endpoints themselves.
+    Transport(DestinationOptions),
+}
+
+impl Mode {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tunnel => "tunnel",
+            Self::Transport(_) => "transport",
+        }
+    }
+}
+
 /// What both directions share.
 #[derive(Clone, Debug)]
 pub struct SaSpec {
@@ -25,11 +77,17 @@ pub struct SaSpec {
     pub tunnel: std::sync::Arc<str>,
     /// SPI, 256 or above (RFC 4303 section 2.1 reserves 1..=255).
     pub spi: Spi,
-    /// Algorithms.
+    /// ESP or AH.
+    pub protocol: Protocol,
+    /// Tunnel or transport.
+    pub mode: Mode,
+    /// The peer's port, where ESP is in UDP between it and our port 4500 (RFC 3948).
+    pub udp_port: Option<u16>,
+    /// Algorithms; for AH the encryption is null.
     pub suite: Suite,
-    /// Our tunnel endpoint.
+    /// Our endpoint.
     pub local: IpAddr,
-    /// The peer's tunnel endpoint, same version.
+    /// The peer's endpoint, same version.
     pub remote: IpAddr,
     /// Extended (64-bit) sequence numbers.
     pub esn: bool,
@@ -97,6 +155,15 @@ impl SaSpec {
         if self.esn { u64::MAX } else { u64::from(u32::MAX) }
     }
 
+    /// Lengths of its packets.
+    pub fn layout(&self) -> Layout {
+        let version = if self.local.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };
+        match self.protocol {
+            Protocol::Esp => Layout::Esp(esp::Layout::new(&self.suite)),
+            Protocol::Ah(padding) => Layout::Ah(ah::Layout::new(self.suite.icv_length(), version, padding)),
+        }
+    }
+
     /// Checks what both directions share.
     ///
     /// # Errors
@@ -113,7 +180,28 @@ impl SaSpec {
         expect(self.local != self.remote, "remote", || {
             format!("another address than local ({})", self.local)
         })?;
+        let encryption = self.suite.encryption();
+        expect(self.protocol == Protocol::Esp || encryption == Encryption::Null, "encryption", || {
+            format!("null beside AH, which does not encrypt, not {encryption}")
+        })?;
+        if let Some(port) = self.udp_port {
+            expect(port != 0, "udp_port", || "1 to 65535, not 0".into())?;
+            let is_esp_tunnel = (self.protocol, self.mode) == (Protocol::Esp, Mode::Tunnel);
+            expect(is_esp_tunnel, "udp_port", || "none beside AH, or in transport mode".into())?;
+        }
         expect(!self.selectors.is_empty(), "selectors", || "at least one".into())?;
+        if let Mode::Transport(_) = self.mode {
+            for Selector { local, remote, .. } in &self.selectors {
+                let within = *local == AddressRange::single(self.local)
+                    && *remote == AddressRange::single(self.remote);
+                expect(within, "selectors", || {
+                    format!(
+                        "{} and {}, the endpoints themselves, in transport mode, not {local} and {remote}",
+                        self.local, self.remote
+                    )
+                })?;
+            }
+        }
         self.selectors.iter().try_for_each(Selector::validate)
     }
 }

@@ -7,6 +7,9 @@ fn sa() -> SaSpec {
     SaSpec {
         tunnel: "branch".into(),
         spi: Spi(256),
+        protocol: Protocol::Esp,
+        mode: Mode::Tunnel,
+        udp_port: None,
         suite: Suite::new(crate::crypto::Encryption::Aes128Gcm, crate::crypto::Authentication::None, None)
             .unwrap(),
         local: "192.0.2.1".parse().unwrap(),
@@ -62,6 +65,26 @@ fn names_the_wrong_field_of_an_sa() {
     assert_eq!(refused(|sa| sa.remote = "2001:db8::1".parse().unwrap(), "version"), "remote");
     assert_eq!(refused(|sa| sa.remote = sa.local, "another address"), "remote");
     assert_eq!(refused(|sa| sa.selectors.clear(), "at least one"), "selectors");
+    assert_eq!(refused(|sa| sa.udp_port = Some(0), "1 to 65535"), "udp_port");
+    let mut in_udp = sa();
+    in_udp.udp_port = Some(1024);
+    in_udp.validate().unwrap();
+    in_udp.mode = Mode::Transport(DestinationOptions::After);
+    assert_eq!(in_udp.validate().unwrap_err().field, "udp_port");
+    // What AH would not do, and packets that are not between the endpoints.
+    assert_eq!(refused(|sa| sa.protocol = Protocol::Ah(ah::Padding::Rfc4302), "null"), "encryption");
+    let transport = Mode::Transport(DestinationOptions::After);
+    let mut within = sa();
+    within.mode = transport;
+    within.selectors[0].local = AddressRange::single(within.local);
+    within.selectors[0].remote = AddressRange::single(within.remote);
+    within.validate().unwrap();
+    within.selectors.push(Selector { local: "192.0.2.0/24".parse().unwrap(), ..within.selectors[0] });
+    assert_eq!(within.validate().unwrap_err().field, "selectors");
+    assert_eq!(
+        refused(|sa| sa.mode = Mode::Transport(DestinationOptions::After), "endpoints themselves"),
+        "selectors"
+    );
 }
 
 #[test]

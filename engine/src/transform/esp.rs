@@ -11,23 +11,12 @@ use crate::wire::esp::HEADER_LENGTH;
 /// Pad length and next header.
 const TRAILER_LENGTH: usize = 2;
 
-/// RFC 4303 section 2.4: padding is 1, 2, 3, …; pad lengths are 0..=255.
-const PADDING: [u8; 255] = {
-    let mut padding = [0; 255];
-    let mut i = 0;
-    while i < padding.len() {
-        padding[i] = i as u8 + 1;
-        i += 1;
-    }
-    padding
-};
-
 /// Lengths of an ESP packet under one suite, computed once per SA.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Layout {
     /// IV bytes behind the ESP header.
     pub iv_length: u8,
-    /// Ciphertext is a multiple of this (4, 8 or 16).
+    /// Ciphertext is a multiple of this: 4, 8 or 16.
     pub alignment: u8,
     /// ICV bytes at the end.
     pub icv_length: u8,
@@ -48,14 +37,16 @@ impl Layout {
     /// Bytes from SPI to ICV for `payload_length` bytes with minimal padding (RFC 4303 section 2.4).
     #[inline]
     pub fn esp_length(&self, payload_length: usize) -> usize {
-        self.around() + (payload_length + TRAILER_LENGTH).next_multiple_of(usize::from(self.alignment))
+        // A power of two: `next_multiple_of` would divide.
+        let beyond = usize::from(self.alignment) - 1;
+        self.around() + ((payload_length + TRAILER_LENGTH + beyond) & !beyond)
     }
 
     /// The largest payload whose ESP packet fits into `esp_length` bytes; `None` if not even an empty one.
     #[inline]
     pub fn max_payload(&self, esp_length: usize) -> Option<usize> {
         let room = esp_length.checked_sub(self.around())?;
-        (room - room % usize::from(self.alignment)).checked_sub(TRAILER_LENGTH)
+        (room & !(usize::from(self.alignment) - 1)).checked_sub(TRAILER_LENGTH)
     }
 
     /// Ciphertext length of an ESP packet of `esp_length` bytes, or `None` if it is too short or not a
@@ -64,7 +55,7 @@ impl Layout {
     pub fn ciphertext_length(&self, esp_length: usize) -> Option<usize> {
         let length = esp_length.checked_sub(self.around())?;
         // The alignment is at least 4, so a ciphertext that is not empty has room for the trailer.
-        (length != 0 && length.is_multiple_of(usize::from(self.alignment))).then_some(length)
+        (length != 0 && length & (usize::from(self.alignment) - 1) == 0).then_some(length)
     }
 }
 
@@ -96,7 +87,8 @@ pub fn trailer(plaintext: &[u8]) -> Result<Trailer, BadTrailer> {
         plaintext.split_last_chunk::<TRAILER_LENGTH>().ok_or(BadTrailer::PadLength)?;
     let payload_length = body.len().checked_sub(usize::from(pad_length)).ok_or(BadTrailer::PadLength)?;
     let (_, padding) = body.split_at(payload_length);
-    if padding != &PADDING[..padding.len()] {
+    // RFC 4303 section 2.4: 1, 2, 3, …; mostly a few bytes, not worth a call that compares memory.
+    if !padding.iter().zip(1..=u8::MAX).all(|(&found, expected)| found == expected) {
         return Err(BadTrailer::Padding);
     }
     Ok(Trailer { payload_length, next_header })

@@ -6,11 +6,10 @@ use std::ops::Range;
 use crate::wire::checksum;
 use crate::wire::header::{FRAGMENT_OFFSET, IPV4_LENGTH, MORE_FRAGMENTS};
 use crate::wire::ip::{IpPacket, IpVersion};
+use crate::wire::options::{END_OF_OPTIONS, Ipv4Options};
 
 /// The bit of an option's type that has it copied into every fragment (RFC 791 section 3.1).
 const COPIED: u8 = 0x80;
-const END_OF_OPTIONS: u8 = 0;
-const NO_OPERATION: u8 = 1;
 
 /// One fragment to be.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -58,7 +57,7 @@ pub fn fragment_ipv4(packet: &[u8], parsed: &IpPacket, inside_mtu: u32) -> Optio
     let header_length = usize::from(parsed.header_length);
     let options = packet.get(IPV4_LENGTH..header_length)?;
     let mut copied = 0;
-    for option in Options(options) {
+    for option in Ipv4Options(options) {
         copied += if option?[0] & COPIED != 0 { option?.len() } else { 0 };
     }
     let mtu = inside_mtu as usize;
@@ -121,7 +120,7 @@ pub fn write_fragment(out: &mut [u8], packet: &[u8], piece: &Piece) -> Option<us
     } else {
         options.fill(END_OF_OPTIONS);
         let mut at = 0;
-        for option in Options(original_options) {
+        for option in Ipv4Options(original_options) {
             let option = option?;
             if option[0] & COPIED != 0 {
                 options.get_mut(at..at + option.len())?.copy_from_slice(option);
@@ -139,29 +138,6 @@ pub fn write_fragment(out: &mut [u8], packet: &[u8], piece: &Piece) -> Option<us
     let checksum = checksum::internet(header);
     header.get_mut(10..12)?.copy_from_slice(&checksum.to_be_bytes());
     Some(length)
-}
-
-/// The options of an IPv4 header, type byte first; ends at "end of options", yields `None` for one that overruns.
-struct Options<'a>(&'a [u8]);
-
-impl<'a> Iterator for Options<'a> {
-    type Item = Option<&'a [u8]>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let length = match *self.0 {
-            [] | [END_OF_OPTIONS, ..] => return None,
-            [NO_OPERATION, ..] => 1,
-            [_, length, ..] if length >= 2 => usize::from(length),
-            // No length, or one that does not move on: beyond any end.
-            _ => usize::MAX,
-        };
-        let Some((option, rest)) = self.0.split_at_checked(length) else {
-            self.0 = &[];
-            return Some(None);
-        };
-        self.0 = rest;
-        Some(Some(option))
-    }
 }
 
 #[cfg(test)]

@@ -2,11 +2,11 @@
 
 use std::net::IpAddr;
 
-use super::ecn;
-use super::esp::Layout;
+use super::{Layout, ecn, fixed_header};
 use crate::wire::header::{IPV4_LENGTH, IPV6_LENGTH, Ipv4Header, Ipv6Header};
 use crate::wire::ip::{IpPacket, IpVersion};
 use crate::wire::protocol;
+use crate::wire::udp::{self, UdpHeader};
 
 /// Where the outer DSCP comes from (RFC 4301 section 5.1.2, RFC 2983).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,12 +30,16 @@ pub enum DontFragment {
 
 /// The outer header of an SA, prepared once: per packet only lengths, traffic class, DF, identification and
 /// checksum are filled in.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct OuterHeader {
     /// Tunnel source: one of our addresses.
     pub source: IpAddr,
     /// Tunnel destination, same version.
     pub destination: IpAddr,
+    /// What follows it: ESP (50) or AH (51).
+    pub protocol: u8,
+    /// Our port and the peer's, where that is in UDP (RFC 3948).
+    pub udp_ports: Option<(u16, u16)>,
     /// Outer TTL or hop limit; never copied from the inner one.
     pub ttl: u8,
     /// DSCP rule.
@@ -54,24 +58,21 @@ impl OuterHeader {
         }
     }
 
-    /// Bytes of the outer header: 20 or 40.
+    /// Bytes in front of ESP or AH: 20 or 40, and 8 more in UDP.
     #[inline]
     pub fn length(&self) -> usize {
-        match self.version() {
-            IpVersion::V4 => IPV4_LENGTH,
-            IpVersion::V6 => IPV6_LENGTH,
-        }
+        fixed_header(self.version()) + if self.udp_ports.is_some() { udp::HEADER_LENGTH } else { 0 }
     }
 
-    /// Writes the header for an ESP packet of `esp_length` bytes around `inner` into the first
+    /// Writes the header for `behind` bytes of ESP or AH around `inner` into the first
     /// [`OuterHeader::length`] bytes of `out`. `identification` is used where DF is clear (RFC 6864 section 4).
-    /// Options and extension headers are never copied outward.
+    /// Options and extension headers are never copied outward. In UDP the checksum is left 0.
     ///
     /// # Panics
-    /// If `out` is shorter, the endpoints differ in version, or `esp_length` is more than
+    /// If `out` is shorter, the endpoints differ in version, or `behind` is more than
     /// [`OuterHeader::inside_mtu`] leads to: the caller's own numbers, none of them a peer's.
     #[inline]
-    pub fn write(&self, out: &mut [u8], inner: &IpPacket, esp_length: usize, identification: u16) {
+    pub fn write(&self, out: &mut [u8], inner: &IpPacket, behind: usize, identification: u16) {
         // RFC 6040 section 4.1 for ECN, RFC 4301 section 5.1.2 for DSCP.
         let dscp = match self.dscp {
             Dscp::Copy => inner.traffic_class & 0xfc,
@@ -79,6 +80,16 @@ impl OuterHeader {
         };
         let traffic_class = dscp | ecn::ingress(inner.traffic_class);
         let length = |bytes: usize| u16::try_from(bytes).expect("inside_mtu bounds the packet");
+        let (protocol, behind) = match self.udp_ports {
+            None => (self.protocol, behind),
+            Some((source, destination)) => {
+                let behind = udp::HEADER_LENGTH + behind;
+                let header = UdpHeader { source, destination, length: length(behind) };
+                let at = fixed_header(self.version());
+                out[at..at + udp::HEADER_LENGTH].copy_from_slice(&header.to_bytes());
+                (protocol::UDP, behind)
+            }
+        };
         match (self.source, self.destination) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 let dont_fragment = match self.dont_fragment {
@@ -88,12 +99,12 @@ impl OuterHeader {
                 };
                 let header = Ipv4Header {
                     traffic_class,
-                    total_length: length(IPV4_LENGTH + esp_length),
+                    total_length: length(IPV4_LENGTH + behind),
                     // RFC 6864 section 4.1: with DF set, the field means nothing.
                     identification: if dont_fragment { 0 } else { identification },
                     dont_fragment,
                     ttl: self.ttl,
-                    protocol: protocol::ESP,
+                    protocol,
                     source,
                     destination,
                 };
@@ -102,8 +113,8 @@ impl OuterHeader {
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
                 let header = Ipv6Header {
                     traffic_class,
-                    payload_length: length(esp_length),
-                    next_header: protocol::ESP,
+                    payload_length: length(behind),
+                    next_header: protocol,
                     hop_limit: self.ttl,
                     source,
                     destination,
@@ -118,16 +129,7 @@ impl OuterHeader {
     /// even an empty one does.
     #[inline]
     pub fn inside_mtu(&self, outside_mtu: u32, layout: &Layout) -> u32 {
-        // Total length (IPv4) and payload length (IPv6) have 16 bits, whatever the link carries.
-        let largest = match self.version() {
-            IpVersion::V4 => usize::from(u16::MAX),
-            IpVersion::V6 => IPV6_LENGTH + usize::from(u16::MAX),
-        };
-        (outside_mtu as usize)
-            .min(largest)
-            .checked_sub(self.length())
-            .and_then(|esp_length| layout.max_payload(esp_length))
-            .map_or(0, |payload| payload as u32)
+        layout.room(outside_mtu, self.version(), self.length()) as u32
     }
 }
 

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::transform::{ah, esp};
 use crate::wire::frames::{self, *};
 use crate::wire::ip;
 
@@ -8,6 +9,8 @@ fn outer(source: &str, destination: &str) -> OuterHeader {
     OuterHeader {
         source: source.parse().unwrap(),
         destination: destination.parse().unwrap(),
+        protocol: 50,
+        udp_ports: None,
         ttl: 64,
         dscp: Dscp::Copy,
         dont_fragment: DontFragment::Copy,
@@ -83,34 +86,37 @@ fn df_rules_rfc4301_section_8_1() {
 }
 
 fn layouts() -> impl Iterator<Item = Layout> {
-    [0u8, 8, 16].into_iter().flat_map(|iv_length| {
+    let esp = [0u8, 8, 16].into_iter().flat_map(|iv_length| {
         [4u8, 8, 16].into_iter().flat_map(move |alignment| {
-            [8u8, 12, 16, 24, 32].into_iter().map(move |icv_length| Layout {
-                iv_length,
-                alignment,
-                icv_length,
-            })
+            [8u8, 12, 16, 24, 32]
+                .map(|icv_length| Layout::Esp(esp::Layout { iv_length, alignment, icv_length }))
         })
-    })
+    });
+    let ah = [12, 16, 24, 32].into_iter().flat_map(|icv_length| {
+        [IpVersion::V4, IpVersion::V6]
+            .map(|version| Layout::Ah(ah::Layout::new(icv_length, version, ah::Padding::Rfc4302)))
+    });
+    esp.chain(ah)
 }
 
 /// Line 48 of RFC 4301 section 8.2.1's arithmetic, for every payload of 0..=9000 bytes and every layout: the
 /// packet at the limit fits, one byte more does not.
 #[test]
 fn inside_mtu_is_exact() {
-    for header in [outer_v4(), outer_v6()] {
+    let in_udp = OuterHeader { udp_ports: Some((4500, 4501)), ..outer_v4() };
+    for header in [outer_v4(), outer_v6(), in_udp] {
         for layout in layouts() {
             for payload in 0..=9000usize {
                 // The smallest outside MTU that carries this payload, and one byte less.
-                let outside = (header.length() + layout.esp_length(payload)) as u32;
+                let outside = (header.length() + layout.length(payload)) as u32;
                 assert!(header.inside_mtu(outside, &layout) as usize >= payload);
                 let below = header.inside_mtu(outside - 1, &layout) as usize;
                 assert!(below < payload || payload == 0, "{layout:?} {payload}");
             }
             for outside in [576u32, 1280, 1400, 1492, 1500, 9000] {
                 let limit = header.inside_mtu(outside, &layout) as usize;
-                assert!(header.length() + layout.esp_length(limit) <= outside as usize);
-                assert!(header.length() + layout.esp_length(limit + 1) > outside as usize);
+                assert!(header.length() + layout.length(limit) <= outside as usize);
+                assert!(header.length() + layout.length(limit + 1) > outside as usize);
             }
         }
     }
@@ -118,8 +124,8 @@ fn inside_mtu_is_exact() {
 
 #[test]
 fn inside_mtu_of_known_tunnels() {
-    let gcm = Layout { iv_length: 8, alignment: 4, icv_length: 16 };
-    let cbc_sha1 = Layout { iv_length: 16, alignment: 16, icv_length: 12 };
+    let gcm = Layout::Esp(esp::Layout { iv_length: 8, alignment: 4, icv_length: 16 });
+    let cbc_sha1 = Layout::Esp(esp::Layout { iv_length: 16, alignment: 16, icv_length: 12 });
     // Linux computes ((mtu - headers - ICV) & ~(align - 1)) - 2 for tunnel mode (esp_mtu and xfrm_state_mtu).
     assert_eq!(outer_v4().inside_mtu(1500, &gcm), 1446);
     assert_eq!(outer_v4().inside_mtu(1500, &cbc_sha1), 1438);
@@ -130,14 +136,15 @@ fn inside_mtu_of_known_tunnels() {
 
 #[test]
 fn no_link_is_wider_than_the_length_fields() {
-    for header in [outer_v4(), outer_v6()] {
+    let in_udp = OuterHeader { udp_ports: Some((4500, 4501)), ..outer_v6() };
+    for header in [outer_v4(), outer_v6(), in_udp] {
         for layout in layouts() {
             let limit = header.inside_mtu(u32::MAX, &layout) as usize;
-            let mut out = [0; 40];
+            let mut out = [0; 48];
             // Would panic if the length did not fit.
-            header.write(&mut out, &inner(V4_UDP), layout.esp_length(limit), 0);
-            let field = if header.version() == IpVersion::V4 { 20 } else { 0 };
-            assert!(field + layout.esp_length(limit + 1) > usize::from(u16::MAX));
+            header.write(&mut out, &inner(V4_UDP), layout.length(limit), 0);
+            let field = if header.version() == IpVersion::V4 { 20 } else { header.length() - 40 };
+            assert!(field + layout.length(limit + 1) > usize::from(u16::MAX));
         }
     }
 }

@@ -91,6 +91,12 @@ pub enum Hidden {
 }
 
 impl Flow {
+    /// The version of its addresses.
+    #[inline]
+    pub fn version(&self) -> IpVersion {
+        if self.source.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 }
+    }
+
     /// What this packet does not show.
     pub fn hides(&self, fragment: Fragment) -> Hidden {
         match (fragment, self.upper, self.protocol) {
@@ -133,22 +139,52 @@ pub struct IpPacket {
     pub fragment: Fragment,
 }
 
+impl IpPacket {
+    /// Nothing read yet.
+    pub const EMPTY: Self = Self {
+        version: IpVersion::V4,
+        flow: Flow {
+            source: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            destination: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            protocol: 0,
+            upper: Upper::Opaque,
+        },
+        header_length: 0,
+        payload_offset: 0,
+        total_length: 0,
+        ttl: 0,
+        traffic_class: 0,
+        dont_fragment: false,
+        fragment: Fragment::Whole,
+    };
+}
+
 /// Reads an IP packet from bytes that begin at its header. Bytes behind the IP length (Ethernet
 /// padding) are ignored. The IPv4 header checksum is verified.
 ///
 /// # Errors
 /// [`Malformed`] with the one reason.
-#[inline(always)]
+#[inline]
 pub fn parse(bytes: &[u8]) -> Result<IpPacket, Malformed> {
+    let mut packet = IpPacket::EMPTY;
+    read(bytes, &mut packet).map(|()| packet)
+}
+
+/// As [`parse`], into the place where the packet stays: moving what was just written waits for the stores.
+///
+/// # Errors
+/// As [`parse`]; `packet` is as it was.
+#[inline(always)]
+pub fn read(bytes: &[u8], packet: &mut IpPacket) -> Result<(), Malformed> {
     match bytes.first().ok_or(Malformed::TooShort)? >> 4 {
-        4 => parse_v4(bytes),
-        6 => parse_v6(bytes),
+        4 => read_v4(bytes, packet),
+        6 => read_v6(bytes, packet),
         _ => Err(Malformed::Version),
     }
 }
 
 #[inline(always)]
-fn parse_v4(bytes: &[u8]) -> Result<IpPacket, Malformed> {
+fn read_v4(bytes: &[u8], out: &mut IpPacket) -> Result<(), Malformed> {
     let fixed = bytes.first_chunk::<IPV4_LENGTH>().ok_or(Malformed::TooShort)?;
     let header_length = usize::from(fixed[0] & 0x0f) * 4;
     if header_length < IPV4_LENGTH {
@@ -171,7 +207,7 @@ fn parse_v4(bytes: &[u8]) -> Result<IpPacket, Malformed> {
         _ => Fragment::Later,
     };
     let protocol = fixed[9];
-    Ok(IpPacket {
+    *out = IpPacket {
         version: IpVersion::V4,
         flow: Flow {
             source: IpAddr::V4(Ipv4Addr::new(fixed[12], fixed[13], fixed[14], fixed[15])),
@@ -186,11 +222,12 @@ fn parse_v4(bytes: &[u8]) -> Result<IpPacket, Malformed> {
         traffic_class: fixed[1],
         dont_fragment: flags & DONT_FRAGMENT != 0,
         fragment,
-    })
+    };
+    Ok(())
 }
 
 #[inline]
-fn parse_v6(bytes: &[u8]) -> Result<IpPacket, Malformed> {
+fn read_v6(bytes: &[u8], out: &mut IpPacket) -> Result<(), Malformed> {
     let fixed = bytes.first_chunk::<IPV6_LENGTH>().ok_or(Malformed::TooShort)?;
     let payload_length = u16::from_be_bytes([fixed[4], fixed[5]]);
     let next_header = fixed[6];
@@ -205,7 +242,7 @@ fn parse_v6(bytes: &[u8]) -> Result<IpPacket, Malformed> {
 
     let (source, destination) = fixed[8..].split_at(16);
     let address = |octets: &[u8]| IpAddr::V6(Ipv6Addr::from(*octets.first_chunk::<16>().unwrap_or(&[0; 16])));
-    Ok(IpPacket {
+    *out = IpPacket {
         version: IpVersion::V6,
         flow: Flow {
             source: address(source),
@@ -220,7 +257,8 @@ fn parse_v6(bytes: &[u8]) -> Result<IpPacket, Malformed> {
         traffic_class: fixed[0] << 4 | fixed[1] >> 4,
         dont_fragment: true,
         fragment: chain.fragment,
-    })
+    };
+    Ok(())
 }
 
 /// Where a chain of extension headers leads.

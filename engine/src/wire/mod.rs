@@ -1,12 +1,15 @@
 //! What bytes mean. Every length is checked once, here, before any field is read; what comes out is
 //! a small value that says where things are, so no later stage does arithmetic on what a peer wrote.
 
+pub mod ah;
 pub mod checksum;
 pub mod esp;
 pub mod ethernet;
 pub mod header;
 pub mod icmp;
 pub mod ip;
+pub mod options;
+pub mod udp;
 
 #[cfg(test)]
 pub(crate) mod frames;

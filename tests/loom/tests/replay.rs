@@ -13,6 +13,19 @@ fn receive(window: &ReplayWindow, sequence: u64) -> Result<(), Refused> {
     window.commit(number)
 }
 
+/// As [`receive`], for a group that is committed at once.
+fn receive_group<const N: usize>(window: &ReplayWindow, sequences: [u64; N]) -> [Result<(), Refused>; N] {
+    let mut numbers = Vec::new();
+    let mut outcomes = sequences.map(|sequence| {
+        let candidate = window.check(sequence as u32)?;
+        numbers.push(candidate.authenticate(IcvValid(sequence)).ok_or(Refused::TooOld)?);
+        Ok(())
+    });
+    let mut checked = outcomes.iter_mut().filter(|outcome| outcome.is_ok());
+    window.commit_group(&numbers, |outcome| *checked.next().unwrap() = outcome);
+    outcomes
+}
+
 /// Runs two workers, each receiving its numbers in order, on a window of 32 (two slots) whose edge is `edge`,
 /// and hands what each got, and the window, to `judge`.
 fn model<const A: usize, const B: usize>(
@@ -141,5 +154,42 @@ fn two_workers_enter_a_new_era_together() {
         assert_eq!(window.right_edge(), ERA + 40);
         assert!(receive(window, ERA).is_err());
         assert_eq!(receive(window, ERA + 41), Ok(()));
+    });
+}
+
+/// Two groups that share numbers of one block, and take its slot over from another.
+#[test]
+fn groups_with_common_numbers_accept_each_once() {
+    loom::model(|| {
+        let window = Arc::new(ReplayWindow::new(32, true, 63));
+        let worker = thread::spawn({
+            let window = Arc::clone(&window);
+            move || receive_group(&window, [64, 65, 66])
+        });
+        let second = receive_group(&window, [65, 66, 67]);
+        let first = worker.join().unwrap();
+        assert_eq!((first[0], second[2]), (Ok(()), Ok(())));
+        for (one, other) in [(first[1], second[0]), (first[2], second[1])] {
+            assert!(one.is_ok() != other.is_ok(), "{one:?} {other:?}");
+            assert_eq!(one.and(other), Err(Refused::Duplicate));
+        }
+        assert_eq!(window.right_edge(), 67);
+    });
+}
+
+/// A group across a block boundary against a single number of its second block.
+#[test]
+fn a_group_over_two_blocks_races_with_a_copy() {
+    loom::model(|| {
+        let window = Arc::new(ReplayWindow::new(32, true, 62));
+        let worker = thread::spawn({
+            let window = Arc::clone(&window);
+            move || receive_group(&window, [63, 64])
+        });
+        let copy = receive(&window, 64);
+        let group = worker.join().unwrap();
+        assert_eq!(group[0], Ok(()));
+        assert!(group[1].is_ok() != copy.is_ok(), "{group:?} {copy:?}");
+        assert_eq!(window.right_edge(), 64);
     });
 }

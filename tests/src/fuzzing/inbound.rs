@@ -18,13 +18,16 @@ use adit_engine::route::PortId;
 use adit_engine::sa::Sad;
 use adit_engine::sa::publish::{self, Published};
 use adit_engine::sa::selector::{AddressRange, Direction, PortRange, Selector, UpperSelector};
-use adit_engine::sa::spec::Workers;
+use adit_engine::sa::spec::{Protocol, Workers};
+use adit_engine::transform::ah::Padding;
 use adit_engine::transform::tunnel::DontFragment;
-use adit_engine::wire::ip::{self, Fragment, IpPacket, IpVersion};
+use adit_engine::wire::ip::{self, Fragment, IpPacket, IpVersion, Upper};
 use adit_engine::wire::protocol;
+use adit_engine::wire::udp::{self, NAT_TRAVERSAL_PORT, UdpHeader};
 
 use super::peer::EspPeer;
 use super::{Input, residue};
+use crate::ah_peer::AhPeer;
 use crate::memory::{
     Gateway, INSIDE, OUTSIDE, Options, SPI_TO_A, SPI_TO_B, Site, address, networks, policy, suite,
 };
@@ -39,7 +42,6 @@ const PACKETS: usize = 256;
 /// What the first four bytes choose.
 struct Setting {
     options: Options,
-    gcm: bool,
     /// The outbound SA belongs to another worker.
     handed_over: bool,
     /// Transmit frames.
@@ -55,8 +57,7 @@ const HOST_END: HostEnd =
 impl Setting {
     fn read(input: &mut Input<'_>) -> Self {
         let (first, second, mtus, frames) = (input.byte(), input.byte(), input.byte(), input.byte());
-        let gcm = first & 1 == 0;
-        let suite = match gcm {
+        let suite = match first & 1 == 0 {
             true => suite(Encryption::Aes128Gcm, Authentication::None),
             false => suite(Encryption::Null, Authentication::Sha256),
         };
@@ -82,18 +83,90 @@ impl Setting {
             let narrow = |selector| Selector { protocol: udp, upper, ..selector };
             options.selectors = Some(networks(SITE).into_iter().map(narrow).collect());
         }
+        if first & 1 != 0 && second & 0x20 != 0 {
+            options.protocol = Protocol::Ah(Padding::Rfc4302);
+        } else if second & 0x40 != 0 {
+            options.udp_port = Some(NAT_TRAVERSAL_PORT);
+        }
         options.policies = clear_policies();
         (options.inside_mtu, options.outside_mtu) = (mtu(mtus), mtu(mtus >> 3));
         let frames = if frames & 0x80 == 0 { usize::MAX } else { usize::from(frames & 0x7f) };
-        let host = (second & 0x20 != 0).then_some(HOST_END);
-        Self { options, gcm, handed_over: second & 0x11 == 0x11, frames, host }
+        let host = (second & 0x80 != 0).then_some(HOST_END);
+        Self { options, handed_over: second & 0x11 == 0x11, frames, host }
     }
 
-    fn peer(&self, spi: u32) -> EspPeer {
-        let (encryption, authentication) = &self.options.keys;
-        match self.gcm {
-            true => EspPeer::gcm(spi, encryption, self.options.esn),
-            false => EspPeer::null(spi, authentication, self.options.esn),
+    /// The peer's end of the SA with this SPI, which is from `from`.
+    fn peer(&self, spi: u32, from: Site) -> Peer {
+        let Options { keys: (encryption, authentication), esn, outer_ipv6, udp_port, .. } = &self.options;
+        let addresses = (from.endpoint(*outer_ipv6), from.peer().endpoint(*outer_ipv6));
+        let protector = match self.options.protocol {
+            Protocol::Ah(_) => Protector::Ah(AhPeer {
+                key: authentication.clone(),
+                spi,
+                esn: *esn,
+                addresses,
+                padding: if *outer_ipv6 { 4 } else { 0 },
+            }),
+            Protocol::Esp if encryption.is_empty() => {
+                Protector::Esp(EspPeer::null(spi, authentication, *esn))
+            }
+            Protocol::Esp => Protector::Esp(EspPeer::gcm(spi, encryption, *esn)),
+        };
+        Peer { protector, addresses, in_udp: udp_port.is_some() }
+    }
+}
+
+/// The peer's end of an SA, whichever protocol.
+struct Peer {
+    protector: Protector,
+    /// Sender's and receiver's.
+    addresses: (IpAddr, IpAddr),
+    in_udp: bool,
+}
+
+enum Protector {
+    Esp(EspPeer),
+    Ah(AhPeer),
+}
+
+impl Peer {
+    /// A packet around `plaintext`: payload, padding, pad length, next header. AH has no trailer, and says only what
+    /// that one does.
+    fn seal(&self, sequence: u64, plaintext: &[u8]) -> Vec<u8> {
+        match (&self.protector, plaintext) {
+            (Protector::Esp(peer), _) => {
+                let esp = peer.seal(sequence, plaintext);
+                let (source, destination) = self.addresses;
+                if !self.in_udp {
+                    return packet::ip(source, destination, protocol::ESP, &esp);
+                }
+                let header = UdpHeader {
+                    source: NAT_TRAVERSAL_PORT,
+                    destination: NAT_TRAVERSAL_PORT,
+                    length: (udp::HEADER_LENGTH + esp.len()) as u16,
+                };
+                packet::ip(source, destination, protocol::UDP, &[&header.to_bytes()[..], &esp].concat())
+            }
+            (Protector::Ah(peer), [payload @ .., pad_length, next_header]) => {
+                let length = payload.len().saturating_sub(usize::from(*pad_length));
+                peer.sign(sequence, *next_header, &payload[..length])
+            }
+            (Protector::Ah(peer), _) => peer.sign(sequence, protocol::NO_NEXT_HEADER, plaintext),
+        }
+    }
+
+    /// The number of a packet and what is inside, as ESP has it, if the ICV is right.
+    fn open(&self, high_word: u32, packet: &[u8]) -> Option<(u64, Vec<u8>)> {
+        match &self.protector {
+            Protector::Esp(peer) => {
+                let header = if self.addresses.0.is_ipv4() { 20 } else { 40 };
+                let in_udp = if self.in_udp { udp::HEADER_LENGTH } else { 0 };
+                peer.open(high_word, packet.get(header + in_udp..)?)
+            }
+            Protector::Ah(peer) => {
+                let (sequence, next_header, payload) = peer.verify(high_word, packet)?;
+                Some((sequence, [&payload[..], &[0, next_header]].concat()))
+            }
         }
     }
 }
@@ -169,7 +242,7 @@ pub fn inbound(input: &[u8]) {
     if setting.handed_over {
         gateway.tunnel.outbound.get().unwrap().owner(1);
     }
-    let (sender, receiver) = (setting.peer(SPI_TO_B.0), setting.peer(SPI_TO_A.0));
+    let (sender, receiver) = (setting.peer(SPI_TO_B.0, Site::A), setting.peer(SPI_TO_A.0, Site::B));
     let last_sent = setting.options.last_sequence;
     let mut run = Run {
         gateway,
@@ -209,8 +282,8 @@ struct Sent {
 struct Run {
     gateway: Gateway,
     setting: Setting,
-    sender: EspPeer,
-    receiver: EspPeer,
+    sender: Peer,
+    receiver: Peer,
     now: u64,
     /// The last number the peer used.
     sent: u64,
@@ -333,9 +406,7 @@ impl Run {
         if !self.setting.options.esn {
             self.sent = self.sent.min(u64::from(u32::MAX));
         }
-        let esp = self.sender.seal(self.sent, &plaintext);
-        let ipv6 = self.setting.options.outer_ipv6;
-        let outer = packet::ip(SITE.peer().endpoint(ipv6), SITE.endpoint(ipv6), protocol::ESP, &esp);
+        let outer = self.sender.seal(self.sent, &plaintext);
         let outer = packet::with_traffic_class(outer, flags >> 6);
         self.sealed.insert(self.sent);
         self.plaintexts.push(plaintext);
@@ -373,7 +444,7 @@ impl Run {
         self.no_plaintext_left();
     }
 
-    /// `clear`: the packets of the burst that were not under ESP.
+    /// `clear`: the packets of the burst that were not sealed.
     fn judge(&mut self, clear: &[&[u8]], outputs: &[(PortId, Vec<u8>)]) {
         for (port, frame) in outputs {
             let packet = &frame[14..];
@@ -396,7 +467,7 @@ impl Run {
             }
             assert!(parsed.total_length <= mtu, "{} bytes for {mtu}", parsed.total_length);
             match *port {
-                OUTSIDE if self.is_our_esp(&parsed) => self.receive(packet, &parsed, clear),
+                OUTSIDE if self.is_sealed(&parsed) => self.receive(packet, clear),
                 _ if self.is_bypassed(&parsed, &[Direction::Outbound, Direction::Inbound]) => {
                     assert!(carried(clear, body(packet, &parsed)), "what came in clear goes on in clear");
                 }
@@ -433,17 +504,23 @@ impl Run {
         })
     }
 
-    fn is_our_esp(&self, packet: &IpPacket) -> bool {
+    fn is_sealed(&self, packet: &IpPacket) -> bool {
+        if self.setting.options.udp_port.is_some() {
+            // Wherever the peer is by now: port and address are not under its ICV.
+            let own = SITE.endpoint(self.setting.options.outer_ipv6);
+            let from_port = matches!(packet.flow.upper, Upper::Ports { source: NAT_TRAVERSAL_PORT, .. });
+            return packet.flow.protocol == protocol::UDP && packet.flow.source == own && from_port;
+        }
         let ipv6 = self.setting.options.outer_ipv6;
         let endpoints = (SITE.endpoint(ipv6), SITE.peer().endpoint(ipv6));
-        packet.flow.protocol == protocol::ESP && (packet.flow.source, packet.flow.destination) == endpoints
+        packet.flow.protocol == self.setting.options.protocol.number()
+            && (packet.flow.source, packet.flow.destination) == endpoints
     }
 
-    /// The peer's view of our ESP: the ICV is good, numbers ascend, and inside is what came from inside for it.
-    fn receive(&mut self, packet: &[u8], parsed: &IpPacket, clear: &[&[u8]]) {
-        let esp = &packet[usize::from(parsed.payload_offset)..];
+    /// The peer's view of our ESP or AH: the ICV is good, numbers ascend, and inside is what came from inside for it.
+    fn receive(&mut self, packet: &[u8], clear: &[&[u8]]) {
         let next = self.last_received + 1;
-        let (sequence, plaintext) = self.receiver.open((next >> 32) as u32, esp).expect("a good ICV");
+        let (sequence, plaintext) = self.receiver.open((next >> 32) as u32, packet).expect("a good ICV");
         assert_eq!(sequence, next, "numbers ascend one by one");
         self.last_received = next;
         let [rest @ .., pad_length, next_header] = &plaintext[..] else { panic!("a trailer") };

@@ -70,10 +70,16 @@ fn wire() -> Vec<Vec<u8>> {
             [bytes(packet, "outer_packet"), bytes(packet, "inner_packet"), bytes(packet, "esp")]
         })
         .chain(packets("negative_packets.json").iter().map(|packet| bytes(packet, "ip_packet")))
+        .chain(packets("oracle_ah_packets.json").iter().map(|packet| bytes(packet, "packet")))
         .flatten()
         .collect();
     packets.extend(hosts(Site::A, Site::B));
     packets.extend(hosts(Site::A, Site::B).iter().map(|packet| packet::frame(packet)));
+    // Datagrams of NAT traversal, from their UDP header on.
+    let datagram =
+        |packet: &Vec<u8>| packet.get(20..).filter(|_| packet.get(9) == Some(&17)).map(<[u8]>::to_vec);
+    let datagrams: Vec<_> = packets.iter().filter_map(datagram).collect();
+    packets.extend(datagrams);
     let mtus = [1500u16, 100, 576, 68].into_iter().cycle();
     let numbered =
         packets.iter().zip(mtus).zip((0..=u8::MAX).cycle()).map(|((packet, mtu), number)| {
@@ -88,8 +94,8 @@ fn step(kind: u8, bytes: &[u8], packet: &[u8]) -> Vec<u8> {
 }
 
 fn inbound() -> Vec<Vec<u8>> {
-    /// Settings: suites, families, ESN, MTUs, selectors, scarce frames, a host path.
-    const SETTINGS: [[u8; 4]; 14] = [
+    /// Settings: suites, families, ESN, MTUs, selectors, scarce frames, AH, UDP, and last a host path.
+    const SETTINGS: [[u8; 4]; 19] = [
         [0x10, 0, 0, 0],
         [0x11, 0, 0, 0],
         [0x36, 0x09, 0, 0],
@@ -100,10 +106,15 @@ fn inbound() -> Vec<Vec<u8>> {
         [0x30, 0x0a, 0x35, 0x81],
         [0x84, 0x01, 0x12, 0x83],
         [0x37, 0x08, 0x3f, 0],
-        [0x10, 0x20, 0, 0],
-        [0x36, 0x29, 0, 0],
-        [0x25, 0x22, 0x24, 0],
-        [0x31, 0x31, 0x12, 0x83],
+        [0x11, 0x20, 0, 0],
+        [0x37, 0x20, 0x24, 0],
+        [0x93, 0x2c, 0x05, 0x83],
+        [0x10, 0x40, 0, 0],
+        [0x37, 0x40, 0x24, 0],
+        [0x10, 0x80, 0, 0],
+        [0x37, 0xa9, 0, 0],
+        [0x25, 0x82, 0x24, 0],
+        [0x30, 0xd1, 0x12, 0x83],
     ];
     let mut seeds = Vec::new();
     let mut seed = |index: usize, steps: Vec<u8>| {
@@ -225,10 +236,20 @@ fn control() -> Vec<Vec<u8>> {
 /// Every algorithm, in a profile of its own.
 fn tables() -> String {
     let mut text = String::from("[engine]\nallow-legacy = true\nxdp-mode = \"skb\"\nclamp-mss = false\n");
-    for (number, suite) in
-        ["null sha1", "des md5", "3des sha1", "aes-192-cbc sha384", "aes-256-cbc sha512", "aes-256-gcm none"]
-            .iter()
-            .enumerate()
+    for (number, suite) in [
+        "null sha1",
+        "des md5",
+        "3des sha1",
+        "aes-192-cbc sha384",
+        "aes-256-cbc sha512",
+        "aes-256-gcm none",
+        "aes-192-ctr aes-xcbc",
+        "null aes-cmac",
+        "chacha20-poly1305 none",
+        "aes-256-gmac none",
+    ]
+    .iter()
+    .enumerate()
     {
         let (encryption, authentication) = suite.split_once(' ').expect("two names");
         text += &format!(

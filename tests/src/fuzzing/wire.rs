@@ -3,13 +3,16 @@
 use std::net::IpAddr;
 
 use adit_engine::crypto::Suite;
+use adit_engine::transform::ah::{Role, cover};
 use adit_engine::transform::esp::{Layout, trailer};
 use adit_engine::transform::fragment::{fragment_ipv4, write_fragment};
+use adit_engine::transform::natt::{self, Datagram};
+use adit_engine::transform::transport::{self, DestinationOptions};
 use adit_engine::transform::tunnel::{DontFragment, Dscp, OuterHeader};
-use adit_engine::transform::{ecn, mss};
+use adit_engine::transform::{self, ecn, mss};
 use adit_engine::wire::icmp::{IcmpError, write_error};
 use adit_engine::wire::ip::{self, Fragment, IpPacket, IpVersion, Upper};
-use adit_engine::wire::{esp, ethernet, protocol};
+use adit_engine::wire::{ah, esp, ethernet, protocol};
 
 use super::{Input, residue};
 
@@ -25,6 +28,8 @@ pub fn wire(input: &[u8]) {
 
     ethernet_header(bytes);
     esp_header(bytes);
+    ah_header(bytes);
+    nat_traversal(bytes);
     esp_lengths(bytes, &layout, mtu);
     assert_eq!(ecn::ingress(traffic_class), traffic_class & 3);
 
@@ -36,6 +41,8 @@ pub fn wire(input: &[u8]) {
         clamp(&packet, &parsed, mtu);
         fragments(&packet, &parsed, mtu);
         outer(&parsed, &layout, mtu, mend);
+        covered(&packet, &parsed, traffic_class);
+        transported(&packet, &parsed, mend);
     }
     for error in [IcmpError::TimeExceeded, IcmpError::PacketTooBig { mtu }] {
         icmp_error(error, &packet, mtu as usize);
@@ -79,6 +86,83 @@ fn esp_header(bytes: &[u8]) {
     match esp::parse(bytes) {
         Ok(header) => assert_eq!(header.to_bytes(), bytes[..8]),
         Err(_) => assert!(bytes.len() < 8),
+    }
+}
+
+fn ah_header(bytes: &[u8]) {
+    match ah::parse(bytes) {
+        Ok(header) => {
+            let mut fixed = bytes[..12].to_vec();
+            fixed[2..4].fill(0);
+            assert_eq!(header.to_bytes(), fixed[..], "but for the reserved field");
+            assert!(header.length >= 12 && usize::from(header.length) <= bytes.len());
+        }
+        Err(_) => assert!(bytes.len() < 12 || bytes[1] == 0 || (usize::from(bytes[1]) + 2) * 4 > bytes.len()),
+    }
+}
+
+/// RFC 3948 section 2: what a datagram is, by its length and its first bytes alone.
+fn nat_traversal(bytes: &[u8]) {
+    let length = bytes.get(4..6).map_or(0, |length| usize::from(u16::from_be_bytes([length[0], length[1]])));
+    let payload = if length >= 8 { bytes.get(8..length) } else { None };
+    match (natt::read(bytes), payload) {
+        (Ok(Datagram::Keepalive), payload) => assert_eq!(payload, Some(&[0xff][..])),
+        (Ok(Datagram::Ike), payload) => assert!(payload.is_some_and(|payload| payload.starts_with(&[0; 4]))),
+        (Ok(Datagram::Esp(esp)), payload) => {
+            assert_eq!(payload, Some(esp));
+            assert!(esp.len() >= 4 && esp[..4] != [0; 4]);
+        }
+        (Err(_), payload) => assert!(payload.is_none_or(|payload| payload.len() < 4 && payload != [0xff])),
+    }
+}
+
+/// RFC 4302 section 3.3.3.1: what the ICV covers of the headers is the same wherever on its way a packet is.
+fn covered(packet: &[u8], parsed: &IpPacket, traffic_class: u8) {
+    let headers = &packet[..usize::from(parsed.payload_offset)];
+    let cover = |headers: &[u8], role| {
+        let mut out = vec![0x55; headers.len()];
+        cover(&mut out, headers, parsed.version, role).then_some(out)
+    };
+    let mut later = headers.to_vec();
+    ip::set_traffic_class(&mut later, parsed.version, traffic_class);
+    later[if parsed.version == IpVersion::V4 { 8 } else { 7 }] = traffic_class;
+    for role in [Role::Sender, Role::Receiver] {
+        let Some(out) = cover(headers, role) else { continue };
+        assert_eq!(cover(&later, role).as_ref(), Some(&out), "what routers change is not covered");
+        assert_eq!(cover(&out, role).as_ref(), Some(&out), "nothing is left that changes");
+        let immutable = match parsed.version {
+            // Version and length, total length, identification; protocol; source.
+            IpVersion::V4 => [(0, 1), (2, 6), (9, 10), (12, 16)],
+            IpVersion::V6 => [(4, 6), (6, 7), (8, 16), (16, 24)],
+        };
+        for (start, end) in immutable {
+            assert_eq!(out[start..end], headers[start..end]);
+        }
+    }
+    let arrived = cover(headers, Role::Receiver).is_none() || cover(headers, Role::Sender).is_some();
+    assert!(arrived, "what can be received can be sent");
+}
+
+/// Transport mode takes a packet apart and puts the same one together.
+fn transported(packet: &[u8], parsed: &IpPacket, choice: u8) {
+    if parsed.fragment != Fragment::Whole || parsed.total_length > 65_000 {
+        return;
+    }
+    let packet = &packet[..parsed.total_length as usize];
+    let protocol = if choice & 4 == 0 { protocol::ESP } else { protocol::AH };
+    let rule = if choice & 8 == 0 { DestinationOptions::After } else { DestinationOptions::Before };
+    let split = transport::split(packet, parsed, rule);
+    assert!(split.at >= parsed.header_length && split.at <= parsed.payload_offset);
+    let (own, payload) = packet.split_at(split.at.into());
+    let mut headers = own.to_vec();
+    transport::rewrite(&mut headers, parsed.version, split.named_at, protocol, payload.len() + 30);
+    let sealed = [&headers[..], &[0; 30], payload].concat();
+    let received = ip::parse(&sealed).expect("a packet, checksum included");
+    assert_eq!((received.flow.protocol, received.payload_offset), (protocol, split.at));
+    if let Some(joint) = transport::joint(&sealed, &received) {
+        assert_eq!((joint.at, joint.named_at), (split.at, split.named_at));
+        transport::rewrite(&mut headers, parsed.version, joint.named_at, split.next_header, payload.len());
+        assert_eq!(headers, own);
     }
 }
 
@@ -313,8 +397,10 @@ fn outer(inner: &IpPacket, layout: &Layout, outside_mtu: u32, choice: u8) {
     };
     for (source, destination) in [("192.0.2.1", "198.51.100.9"), ("2001:db8:f::1", "2001:db8:e::9")] {
         let (source, destination) = (source.parse().unwrap(), destination.parse().unwrap());
-        let header = OuterHeader { source, destination, ttl: choice.max(1), dscp, dont_fragment };
-        let inside = header.inside_mtu(outside_mtu, layout);
+        let ttl = choice.max(1);
+        let (protocol, udp_ports) = (protocol::ESP, (choice & 0x40 != 0).then_some((4500, 1024)));
+        let header = OuterHeader { source, destination, protocol, udp_ports, ttl, dscp, dont_fragment };
+        let inside = header.inside_mtu(outside_mtu, &transform::Layout::Esp(*layout));
         let sealed = |inner: u32| header.length() + layout.esp_length(inner as usize);
         assert!(inside == 0 || sealed(inside) <= outside_mtu as usize);
         assert!(sealed(inside + 1) > outside_mtu as usize || inside + 1 > 65_000);
@@ -326,7 +412,8 @@ fn outer(inner: &IpPacket, layout: &Layout, outside_mtu: u32, choice: u8) {
         let read = ip::parse(&out).expect("a packet");
         assert_eq!(read.total_length as usize, out.len());
         assert_eq!((read.flow.source, read.flow.destination), (source, destination));
-        assert_eq!((read.flow.protocol, read.ttl), (protocol::ESP, choice.max(1)));
+        let carrier = if udp_ports.is_some() { protocol::UDP } else { protocol };
+        assert_eq!((read.flow.protocol, read.ttl), (carrier, choice.max(1)));
         assert_eq!(read.traffic_class & 3, inner.traffic_class & 3, "ECN, RFC 6040 section 4.1");
         let class = if choice & 4 != 0 { inner.traffic_class >> 2 } else { choice >> 2 };
         assert_eq!(read.traffic_class >> 2, class);

@@ -169,7 +169,15 @@ fn esp_to_us_goes_by_its_spi() {
             expect(&programs, place, &Packet::esp(&peer, &own, KNOWN), EngineEsp);
             expect(&programs, place, &Packet::esp(&peer, &own, UNKNOWN), DropUnknownSpi);
             expect(&programs, place, &Packet::esp(&peer, &own, KNOWN.swap_bytes()), DropUnknownSpi);
+            expect(&programs, place, &Packet::ah(&peer, &own, KNOWN), EngineEsp);
+            expect(&programs, place, &Packet::ah(&peer, &own, UNKNOWN), DropUnknownSpi);
             expect(&programs, place, &Packet::new(&peer, &own, AH, [0; 24]), DropUnknownSpi);
+            expect(
+                &programs,
+                place,
+                &Packet::new(&peer, &own, AH, [6, 4, 0, 0, 0xad, 0x17, 0]),
+                DropMalformed,
+            );
             for (more, offset) in [(true, 0), (true, 5), (false, 5)] {
                 expect(
                     &programs,
@@ -180,7 +188,7 @@ fn esp_to_us_goes_by_its_spi() {
                 expect(
                     &programs,
                     place,
-                    &Packet::new(&peer, &own, AH, [0; 24]).fragment(more, offset),
+                    &Packet::ah(&peer, &own, KNOWN).fragment(more, offset),
                     DropEspFragment,
                 );
             }
@@ -209,6 +217,10 @@ fn options_and_extension_headers_hide_nothing() {
             &Packet::esp("192.0.2.2", "192.0.2.1", UNKNOWN).options(options),
             DropUnknownSpi,
         );
+    }
+    for (kind, length) in [(0, 2), (43, 3), (60, 9)] {
+        let known = Packet::ah("2001:db8:f::2", "2001:db8:f::1", KNOWN).extensions(&[(kind, length)]);
+        expect(&programs, FromOutside, &known, EngineEsp);
     }
     for headers in 1..=8 {
         let chain = long_chain(headers);

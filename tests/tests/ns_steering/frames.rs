@@ -65,6 +65,10 @@ impl Packet {
         Self::new(source, destination, ESP, esp(spi))
     }
 
+    pub fn ah(source: &str, destination: &str, spi: u32) -> Self {
+        Self::new(source, destination, AH, [&[6, 4, 0, 0][..], &esp(spi)].concat())
+    }
+
     pub fn fragment(mut self, more: bool, offset: u16) -> Self {
         self.fragment = Some((more, offset));
         self

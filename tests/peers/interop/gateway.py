@@ -1,0 +1,115 @@
+"""Gateway A: the real aditd on AF_XDP, told what to do by its configuration and asked by the real adit."""
+
+import json
+import os
+import subprocess
+import time
+
+from interop.network import GATEWAY_A, GATEWAY_B
+
+INSIDE = {4: ("10.1.0.0/24", "10.2.0.0/24"), 6: ("2001:db8:1::/64", "2001:db8:2::/64")}
+
+
+class Gateway:
+    """A running daemon in the namespace `ga`."""
+
+    def __init__(self, network, programs):
+        self.network = network
+        self.adit = programs / "adit"
+        self.file = network.directory / "adit.toml"
+        self.socket = network.directory / "adit.sock"
+        self.log = network.directory / "adit.log"
+        self._write("")
+        with self.log.open("w") as log:
+            self.daemon = network.start("ga", programs / "aditd", "--config", self.file, log=log)
+        deadline = time.monotonic() + 20
+        while self.ask("status", check=False) is None:
+            if self.daemon.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"aditd does not answer:\n{self.log.read_text()}")
+            time.sleep(0.05)
+
+    def ask(self, *words, check=True):
+        """What `adit WORDS --json` answers; None, unchecked, when it fails."""
+        command = [self.adit, "--socket", self.socket, *words, "--json"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode == 0:
+            return json.loads(done.stdout)
+        if check:
+            raise RuntimeError(f"adit {' '.join(words)}: {done.stderr or done.stdout}\n{self.log.read_text()}")
+        return None
+
+    def _write(self, tunnels):
+        directory = self.network.directory
+        text = f"""
+[engine]
+instance = "{self.network.prefix}"
+socket = "{self.socket}"
+state-dir = "{directory}/state"
+bpffs = "{self.network.bpffs}"
+allow-legacy = true
+cores = [0]
+
+[[interface]]
+name = "in0"
+side = "protected"
+
+[[interface]]
+name = "out0"
+side = "unprotected"
+{tunnels}"""
+        with open(os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(text)
+
+    def configure(self, case):
+        """Takes on this case's tunnel and policy, and nothing else."""
+        self._write(configuration(case))
+        self.ask("reload")
+
+    def totals(self):
+        """The engine's totals by name, when nothing is in flight any more."""
+        deadline = time.monotonic() + 5
+        while True:
+            totals = {counter["name"]: counter["value"] for counter in self.ask("stats")["total"]}
+            if totals["in_flight"] == 0 or time.monotonic() > deadline:
+                return totals
+            time.sleep(0.02)
+
+    def drops(self):
+        """Dropped packets by reason."""
+        out = {}
+        for drop in self.ask("drops"):
+            out[drop["reason"]] = out.get(drop["reason"], 0) + drop["packets"]
+        return out
+
+
+def configuration(case):
+    """The tables of a case."""
+    near, far = INSIDE[case.inner]
+    suite = case.suite
+    lines = [
+        "[[tunnel]]",
+        'name = "peer"',
+        f'local = "{GATEWAY_A[case.outer]}"',
+        f'remote = "{GATEWAY_B[case.outer]}"',
+        f"esn = {str(case.esn).lower()}",
+    ]
+    if suite.cipher:
+        lines.append(f'encryption = "{suite.cipher.name}"')
+    if suite.hash:
+        lines.append(f'authentication = "{suite.hash.name}"')
+    else:
+        lines.append(f"icv-length = {suite.icv}")
+    for table, direction in (("inbound", "ba"), ("outbound", "ab")):
+        lines += [f"[tunnel.{table}]", f"spi = {case.spi(direction):#x}"]
+        for kind, key in zip(("encryption", "authentication"), case.keys(direction)):
+            if key:
+                lines.append(f'{kind}-key = "hex:{key.hex()}"')
+    lines += [
+        "[[policy]]",
+        'name = "peer"',
+        'action = "protect"',
+        'tunnel = "peer"',
+        f'local = ["{near}"]',
+        f'remote = ["{far}"]',
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,79 @@
+"""Listens on the wire between the gateways and says what every frame is. It knows nothing of either engine."""
+
+import socket
+import struct
+import time
+from dataclasses import dataclass
+
+ETH_P_ALL = 3
+SO_RCVBUFFORCE = 33
+SOL_PACKET, PACKET_STATISTICS = 263, 6
+
+# The link's own talk: neighbour and router discovery, MLD.
+ICMPV6_LINK = {*range(130, 138), 143}
+
+
+@dataclass(frozen=True)
+class Packet:
+    """An IPsec packet on the wire."""
+
+    protocol: str
+    spi: int
+    sequence: int
+    outer: int
+    bytes: bytes  # from the ESP or AH header to the end of the datagram
+
+
+class Listener:
+    """Hears the wire at gateway A's end; keeps every frame in a capture."""
+
+    def __init__(self, network):
+        self.socket = network.socket("wire", socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+        self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 256 << 20)
+        self.socket.bind(("left", ETH_P_ALL))
+        self.socket.setblocking(False)
+        self.path = network.directory / "wire.pcap"
+        self.capture = self.path.open("wb")
+        self.capture.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1))
+
+    def frames(self):
+        """Every frame since the last call. A socket that lost one ends the run: it could have been a leak."""
+        out = []
+        while True:
+            try:
+                frame = self.socket.recv(65535)
+            except BlockingIOError:
+                break
+            now = time.time()
+            header = struct.pack("<IIII", int(now), int(now % 1 * 1e6), len(frame), len(frame))
+            self.capture.write(header + frame)
+            out.append(frame)
+        self.capture.flush()
+        _, lost = struct.unpack("II", self.socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
+        if lost:
+            raise RuntimeError(f"the listener lost {lost} frames")
+        return out
+
+
+def judge(frame):
+    """An IPsec packet; None for the link's own talk; a description of anything else."""
+    ethertype, packet = frame[12:14], frame[14:]
+    if ethertype == b"\x08\x06":
+        return None
+    if ethertype == b"\x08\x00" and len(packet) >= 20:
+        outer, protocol, start, end = 4, packet[9], 4 * (packet[0] & 15), struct.unpack_from(">H", packet, 2)[0]
+        if struct.unpack_from(">H", packet, 6)[0] & 0x3FFF:
+            return f"a fragment, protocol {protocol}"
+    elif ethertype == b"\x86\xdd" and len(packet) >= 40:
+        outer, protocol, start, end = 6, packet[6], 40, 40 + struct.unpack_from(">H", packet, 4)[0]
+        # MLD has a hop-by-hop header in front.
+        if protocol == 58 and packet[40] in ICMPV6_LINK or protocol == 0 and packet[40] == 58 and packet[24] == 0xFF:
+            return None
+    else:
+        return f"EtherType {ethertype.hex()}"
+    payload = packet[start:end]
+    if protocol == 50 and len(payload) >= 8:
+        return Packet("esp", *struct.unpack_from(">II", payload), outer, payload)
+    if protocol == 51 and len(payload) >= 12:
+        return Packet("ah", *struct.unpack_from(">II", payload, 4), outer, payload)
+    return f"IPv{outer}, protocol {protocol}, {len(payload)} bytes"

@@ -1,0 +1,163 @@
+"""The Linux kernel as a peer: Debian's own, in a virtual machine without acceleration, on a tap.
+
+The machine is gateway B and host B at once: 192.0.2.2 and 2001:db8:f::2 on its network card face gateway A, 10.2.0.2
+and 2001:db8:2::2 on its loopback are the host behind it. It boots once and serves any number of cases.
+"""
+
+import secrets
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+# Algorithms as xfrm names them (`crypto/testmgr.c` and `net/xfrm/xfrm_algo.c` of the kernel list them).
+CIPHERS = {
+    "null": "ecb(cipher_null)",
+    "des": "cbc(des)",
+    "3des": "cbc(des3_ede)",
+    "aes-128-cbc": "cbc(aes)",
+    "aes-192-cbc": "cbc(aes)",
+    "aes-256-cbc": "cbc(aes)",
+    "aes-128-ccm": "rfc4309(ccm(aes))",
+    "aes-128-gcm": "rfc4106(gcm(aes))",
+    "aes-192-gcm": "rfc4106(gcm(aes))",
+    "aes-256-gcm": "rfc4106(gcm(aes))",
+}
+HASHES = {name: f"hmac({name})" for name in ("md5", "sha1", "sha256", "sha384", "sha512")}
+
+OUTSIDE = {4: ("192.0.2.2/24", "192.0.2.1"), 6: ("2001:db8:f::2/64", "2001:db8:f::1")}
+INSIDE = {4: ("10.2.0.2/32", "10.1.0.0/24"), 6: ("2001:db8:2::2/128", "2001:db8:1::/64")}
+
+
+class Linux:
+    """A running machine."""
+
+    name = "linux"
+
+    def __init__(self, network, directory):
+        """Boots on the tap `right` of the wire; `directory` takes its console's output and the socket of its request line."""
+        self.console = directory / "linux-console"
+        line = directory / "linux-line"
+        image = subprocess.run([HERE / "image"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+        # Checksums and segments as a wire carries them: the card offers no offloads.
+        offloads = ("csum", "guest_csum", "gso", "guest_tso4", "guest_tso6", "guest_ecn", "guest_ufo", "host_tso4",
+                    "host_tso6", "host_ecn", "host_ufo", "mrg_rxbuf")  # fmt: skip
+        card = "virtio-net-pci,netdev=wire,mac=02:ad:17:00:00:02,romfile=," + ",".join(f"{o}=off" for o in offloads)
+        self.process = network.start(
+            "wire",
+            *("qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", "512", "-nodefaults", "-nographic"),
+            *("-no-reboot", "-kernel", f"{image}/vmlinuz", "-initrd", f"{image}/initramfs"),
+            *("-append", "console=ttyS0 panic=-1 quiet", "-serial", f"file:{self.console}"),
+            # Not a second serial port, which loses characters when the machine is slow. It boots once we listen.
+            *("-chardev", f"socket,id=line,path={line},server=on,wait=on", "-device", "virtio-serial-pci"),
+            *("-device", "virtserialport,chardev=line"),
+            *("-netdev", "tap,id=wire,ifname=right,script=no,downscript=no", "-device", card),
+        )
+        deadline = time.monotonic() + 120
+        self.line = socket.socket(socket.AF_UNIX)
+        while True:
+            try:
+                self.line.connect(str(line))
+                break
+            except OSError:
+                self._alive(deadline)
+                time.sleep(0.05)
+        self.line.settimeout(60)
+        self.answers = self.line.makefile("r", encoding="utf-8", errors="replace")
+        self._line()  # "ready"
+        self._settle()
+
+    def _alive(self, deadline):
+        if self.process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError("the Linux peer's machine does not start")
+
+    def _line(self):
+        """The next line that the machine says."""
+        try:
+            line = self.answers.readline()
+        except TimeoutError:
+            line = ""
+        if not line:
+            raise RuntimeError(f"the Linux peer does not answer:\n{self.console.read_text(errors='replace')}")
+        return line
+
+    def run(self, script, check=True):
+        """Runs lines of shell in the machine: what they said, and, unchecked, their exit status."""
+        token = secrets.token_hex(8)
+        self.line.sendall(f"{token}\n{script}\n{token}\n".encode())
+        said = ""
+        while not (answer := self._line()).startswith(token):
+            said += answer
+        status = int(answer.split()[1])
+        if check and status:
+            raise RuntimeError(f"the Linux peer says {said!r} ({status}) to:\n{script}")
+        return said if check else (said, status)
+
+    def ip(self, *lines):
+        """Runs lines of iproute2."""
+        self.run("/sbin/ip -batch - <<'END'\n" + "\n".join(lines) + "\nEND")
+
+    def _settle(self):
+        """Addresses, routes, and something to send."""
+        self.ip("link set dev eth0 up")
+        for address, _ in OUTSIDE.values():
+            self.ip(f"address add {address} dev eth0")
+        for version, (address, behind) in INSIDE.items():
+            self.ip(f"address add {address} dev lo")
+            self.ip(f"route add {behind} via {OUTSIDE[version][1]} dev eth0 src {address.split('/')[0]}")
+        self.release = self.run("uname -r").strip()
+        self.payload_hash = self.run("head -c 200000 /dev/urandom >/run/payload; sha256sum </run/payload").split()[0]
+
+    @staticmethod
+    def cannot(case):
+        """Why the kernel cannot do this case, or None."""
+        return None
+
+    def configure(self, case):
+        """Takes on this case's SAs and policies, and nothing else."""
+        here, there = (OUTSIDE[case.outer][0].split("/")[0], OUTSIDE[case.outer][1])
+        near, far = INSIDE[case.inner] if case.mode == "tunnel" else (here, there)
+        tags = f"reqid {case.number} mode {case.mode}"
+        lines = ["xfrm state flush", "xfrm policy flush"]
+        for direction, path, inside in (
+            ("ab", f"src {there} dst {here}", f"src {far} dst {near}"),
+            ("ba", f"src {here} dst {there}", f"src {near} dst {far}"),
+        ):
+            # With ESN the window needs the larger structure, which iproute2 makes of any window with this flag.
+            window = "replay-window 128 flag esn" if case.esn else "replay-window 32"
+            lines.append(f"xfrm state add {path} proto {case.protocol} spi {case.spi(direction):#x} {tags} "
+                         f"{window} {algorithms(case, direction)} sel {inside}")  # fmt: skip
+            policy = "in" if direction == "ab" else "out"
+            lines.append(f"xfrm policy add {inside} dir {policy} tmpl {path} proto {case.protocol} {tags}")
+        self.ip(*lines)
+
+    def ping(self, size, target):
+        """Sends one echo request with `size` bytes; whether it was answered."""
+        return self.run(f"ping -c 1 -W 3 -s {size} {target}", check=False)[1] == 0
+
+    def send(self, target):
+        """Sends its payload over TCP to port 7000 of `target`."""
+        self.run(f"timeout 20 nc {target} 7000 </run/payload", check=False)
+
+    def errors(self):
+        """Every counter of the kernel's transforms; all of them count failures."""
+        return {name: int(value) for name, value in map(str.split, self.run("cat /proc/net/xfrm_stat").splitlines())}
+
+    def packets(self, case, direction):
+        """Packets that the SA of one direction has carried."""
+        spi = f"{case.spi(direction):#010x}"
+        said = self.run(f"/sbin/ip -s xfrm state list spi {spi}")
+        lifetime = said[said.index("lifetime current:"):].splitlines()[1]
+        return int(lifetime.split("(bytes), ")[1].split("(packets)")[0])
+
+
+def algorithms(case, direction):
+    """The algorithms and keys of one direction, as iproute2 takes them."""
+    cipher, hash = case.suite.cipher, case.suite.hash
+    encryption_key, authentication_key = ("0x" + key.hex() if key else '""' for key in case.keys(direction))
+    if cipher and not hash:
+        return f'aead "{CIPHERS[cipher.name]}" {encryption_key} {8 * case.suite.icv}'
+    words = f'auth-trunc "{HASHES[hash.name]}" {authentication_key} {8 * case.suite.icv}'
+    return f'enc "{CIPHERS[cipher.name]}" {encryption_key} {words}' if cipher else words
