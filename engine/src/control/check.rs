@@ -1,26 +1,24 @@
 //! From what is written to what it means: the rules of a configuration, all problems at once.
 
+mod engine;
+
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::config::{
     ActionName, AhPaddingName, AuthenticationName, DestinationOptionsName, DfName, DirectionName, Document,
-    EncryptionName, EngineTable, FallbackName, File, InterfaceTable, ModeName, PolicyTable, ProfileTable,
-    ProtocolName, SaTable, Scalar, Secret, SideName, TunnelTable, WorkersName, XdpMode,
+    EncryptionName, File, ModeName, PolicyTable, ProfileTable, ProtocolName, SaTable, Scalar, Secret,
+    TunnelTable, WorkersName,
 };
 use super::consistent::{Outline, consistent};
 use super::lifetimes;
 use super::problem::Problems;
-use super::settings::{
-    Engine, Interface, PolicySettings, SaRequest, Settings, TunnelRequest, TunnelSettings,
-};
-use super::{group, keys, value};
+use super::settings::{PolicySettings, SaRequest, Settings, TunnelRequest, TunnelSettings};
+use super::{keys, value};
 use crate::crypto::key::KeyMaterial;
 use crate::crypto::suite::SuiteError;
 use crate::crypto::{Authentication, Encryption, Opener, Suite};
-use crate::policy::spd::Fallback;
-use crate::route::Side;
 use crate::sa::lifetime::{Limit, Limits};
 use crate::sa::selector::{PortRange, Selector, UpperSelector};
 use crate::sa::spec::{Mode, Protocol, Workers};
@@ -31,9 +29,6 @@ use crate::wire::protocol;
 
 /// The anti-replay window when none is written.
 pub const DEFAULT_REPLAY_WINDOW: u32 = 1024;
-
-/// The host device is the instance and a digit; an interface's name has at most 15 characters (IFNAMSIZ).
-const HOST_INSTANCE_LENGTH_MAX: usize = 14;
 
 /// What else decides whether a table stands.
 pub struct Rules<'a> {
@@ -85,17 +80,8 @@ pub fn load_file(path: &Path, offline: bool) -> Result<Settings, Problems> {
 }
 
 fn file(file: File, offline: bool, problems: &mut Problems) -> Option<Settings> {
-    let engine = engine(&file.engine, problems);
-    let interfaces = interfaces(&file.interface, engine.xdp_mode, offline, problems);
-    let host_device = format!("{}0", engine.instance);
-    if let Some(index) = interfaces.iter().position(|port| engine.host_path && port.name == host_device) {
-        problems.push(
-            format!("interface[{index}].name"),
-            format!(
-                "expected an interface that exists for itself, found {host_device:?}, the host path's device"
-            ),
-        );
-    }
+    let engine = engine::engine(&file.engine, problems);
+    let interfaces = engine::interfaces(&file.interface, &engine, offline, problems);
     for (name, table) in &file.profile {
         let path = format!("profile.{name}");
         plain_name(&path, name, problems);
@@ -130,112 +116,6 @@ fn file(file: File, offline: bool, problems: &mut Problems) -> Option<Settings> 
         return None;
     }
     Some(Settings { engine, interfaces, profiles: file.profile, tunnels, policies, warnings })
-}
-
-fn engine(table: &EngineTable, problems: &mut Problems) -> Engine {
-    let path = |field: &str, value: &Option<String>, default: &str, problems: &mut Problems| {
-        let path = PathBuf::from(value.as_deref().unwrap_or(default));
-        if !path.is_absolute() {
-            let found = value::found(&path.to_string_lossy());
-            problems.push(format!("engine.{field}"), format!("expected an absolute path, found {found}"));
-        }
-        path
-    };
-    let instance = table.instance.clone().unwrap_or_else(|| "adit".into());
-    plain_name("engine.instance", &instance, problems);
-    let host_path = table.host_path.unwrap_or(false);
-    if host_path && instance.len() > HOST_INSTANCE_LENGTH_MAX {
-        problems.push(
-            "engine.instance",
-            format!(
-                "expected at most {HOST_INSTANCE_LENGTH_MAX} characters beside host-path = true, because its device is named after the instance, found {}",
-                value::found(&instance)
-            ),
-        );
-    }
-    if let Some(cores) = &table.cores {
-        let mut sorted = cores.clone();
-        sorted.sort_unstable();
-        sorted.dedup();
-        if cores.is_empty() || sorted.len() < cores.len() {
-            problems.push("engine.cores", format!("expected at least one core, each once, found {cores:?}"));
-        }
-        if let Some(core) = cores.iter().find(|core| **core > 4095) {
-            problems.push("engine.cores", format!("expected core numbers up to 4095, found {core}"));
-        }
-    }
-    if let Some(name) = &table.socket_group
-        && group::id(name).is_none()
-    {
-        let found = value::found(name);
-        problems.push(
-            "engine.socket-group",
-            format!("expected a group of this system, found {found}; groupadd it first"),
-        );
-    }
-    Engine {
-        cores: table.cores.clone(),
-        bpffs: path("bpffs", &table.bpffs, "/sys/fs/bpf", problems),
-        state_dir: path("state-dir", &table.state_dir, "/var/lib/adit", problems),
-        socket: path("socket", &table.socket, "/run/adit/adit.sock", problems),
-        socket_group: table.socket_group.clone(),
-        fallback: match table.default {
-            Some(FallbackName::Discard) => Fallback::Discard,
-            _ => Fallback::Kernel,
-        },
-        allow_legacy: table.allow_legacy.unwrap_or(false),
-        xdp_mode: table.xdp_mode.unwrap_or(XdpMode::Auto),
-        clamp_mss: table.clamp_mss.unwrap_or(true),
-        host_path,
-        instance,
-    }
-}
-
-fn interfaces(
-    tables: &[InterfaceTable],
-    mode: XdpMode,
-    offline: bool,
-    problems: &mut Problems,
-) -> Vec<Interface> {
-    for (index, table) in tables.iter().enumerate() {
-        let name = &table.name;
-        // IFNAMSIZ is 16 with the terminating zero.
-        let plain =
-            !name.is_empty() && name.len() < 16 && !name.contains(|c: char| c == '/' || c.is_whitespace());
-        if !plain {
-            let found = value::found(name);
-            problems.push(
-                format!("interface[{index}].name"),
-                format!("expected an interface name, found {found}"),
-            );
-        }
-        if tables[..index].iter().any(|other| other.name == *name) {
-            problems.push(
-                format!("interface[{index}].name"),
-                format!("expected each interface once, found {name:?} again"),
-            );
-        }
-    }
-    for side in [SideName::Protected, SideName::Unprotected] {
-        if !offline && !tables.iter().any(|table| table.side == side) {
-            let side = side.name();
-            problems.push(
-                "interface",
-                format!("expected at least one interface with side = {side:?}, found none"),
-            );
-        }
-    }
-    tables
-        .iter()
-        .map(|table| Interface {
-            name: table.name.clone(),
-            side: match table.side {
-                SideName::Protected => Side::Protected,
-                SideName::Unprotected => Side::Unprotected,
-            },
-            mode: table.mode.unwrap_or(mode),
-        })
-        .collect()
 }
 
 /// Names appear in listings, logs and paths.

@@ -309,9 +309,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                     self.emit(egress, flow.version(), frame, length as usize);
                 }
                 (Ok(Sent::Delivered { length }), _) => {
+                    let (length, written) = (length as usize, place.opened().end + tail);
                     // Whoever delivers wipes the packet, and does not know of the padding behind it.
-                    let length = length as usize;
-                    frame[HEADER_LENGTH + length..place.opened().end + tail].zeroize();
+                    frame[(HEADER_LENGTH + length).min(written)..written].zeroize();
                     self.deliver(port, frame, length);
                 }
                 _ => self.give_back_wiped(port, frame, place.opened().end + tail),

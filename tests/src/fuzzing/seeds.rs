@@ -94,7 +94,7 @@ fn step(kind: u8, bytes: &[u8], packet: &[u8]) -> Vec<u8> {
 }
 
 fn inbound() -> Vec<Vec<u8>> {
-    /// Settings: suites, families, ESN, MTUs, selectors, scarce frames, a host path.
+    /// Settings: suites, families, ESN, MTUs, selectors, scarce frames, AH, UDP, and last a host path.
     const SETTINGS: [[u8; 4]; 19] = [
         [0x10, 0, 0, 0],
         [0x11, 0, 0, 0],
@@ -112,9 +112,9 @@ fn inbound() -> Vec<Vec<u8>> {
         [0x10, 0x40, 0, 0],
         [0x37, 0x40, 0x24, 0],
         [0x10, 0x80, 0, 0],
-        [0x36, 0x89, 0, 0],
+        [0x37, 0xa9, 0, 0],
         [0x25, 0x82, 0x24, 0],
-        [0x31, 0x91, 0x12, 0x83],
+        [0x30, 0xd1, 0x12, 0x83],
     ];
     let mut seeds = Vec::new();
     let mut seed = |index: usize, steps: Vec<u8>| {

@@ -1,0 +1,131 @@
+//! The engine as a whole, and the interfaces it steers.
+
+use std::path::PathBuf;
+
+use super::super::config::{EngineTable, FallbackName, InterfaceTable, SideName, XdpMode};
+use super::super::problem::Problems;
+use super::super::settings::{Engine, Interface};
+use super::super::{group, value};
+use super::plain_name;
+use crate::policy::spd::Fallback;
+use crate::route::Side;
+
+/// The host device is the instance and a digit; an interface's name has at most 15 characters (IFNAMSIZ).
+const HOST_INSTANCE_LENGTH_MAX: usize = 14;
+
+/// `[engine]`.
+pub(super) fn engine(table: &EngineTable, problems: &mut Problems) -> Engine {
+    let path = |field: &str, value: &Option<String>, default: &str, problems: &mut Problems| {
+        let path = PathBuf::from(value.as_deref().unwrap_or(default));
+        if !path.is_absolute() {
+            let found = value::found(&path.to_string_lossy());
+            problems.push(format!("engine.{field}"), format!("expected an absolute path, found {found}"));
+        }
+        path
+    };
+    let instance = table.instance.clone().unwrap_or_else(|| "adit".into());
+    plain_name("engine.instance", &instance, problems);
+    let host_path = table.host_path.unwrap_or(false);
+    if host_path && instance.len() > HOST_INSTANCE_LENGTH_MAX {
+        problems.push(
+            "engine.instance",
+            format!(
+                "expected at most {HOST_INSTANCE_LENGTH_MAX} characters beside host-path = true, because its device is named after the instance, found {}",
+                value::found(&instance)
+            ),
+        );
+    }
+    if let Some(cores) = &table.cores {
+        let mut sorted = cores.clone();
+        sorted.sort_unstable();
+        sorted.dedup();
+        if cores.is_empty() || sorted.len() < cores.len() {
+            problems.push("engine.cores", format!("expected at least one core, each once, found {cores:?}"));
+        }
+        if let Some(core) = cores.iter().find(|core| **core > 4095) {
+            problems.push("engine.cores", format!("expected core numbers up to 4095, found {core}"));
+        }
+    }
+    if let Some(name) = &table.socket_group
+        && group::id(name).is_none()
+    {
+        let found = value::found(name);
+        problems.push(
+            "engine.socket-group",
+            format!("expected a group of this system, found {found}; groupadd it first"),
+        );
+    }
+    Engine {
+        cores: table.cores.clone(),
+        bpffs: path("bpffs", &table.bpffs, "/sys/fs/bpf", problems),
+        state_dir: path("state-dir", &table.state_dir, "/var/lib/adit", problems),
+        socket: path("socket", &table.socket, "/run/adit/adit.sock", problems),
+        socket_group: table.socket_group.clone(),
+        fallback: match table.default {
+            Some(FallbackName::Discard) => Fallback::Discard,
+            _ => Fallback::Kernel,
+        },
+        allow_legacy: table.allow_legacy.unwrap_or(false),
+        xdp_mode: table.xdp_mode.unwrap_or(XdpMode::Auto),
+        clamp_mss: table.clamp_mss.unwrap_or(true),
+        host_path,
+        instance,
+    }
+}
+
+/// `[[interface]]`.
+pub(super) fn interfaces(
+    tables: &[InterfaceTable],
+    engine: &Engine,
+    offline: bool,
+    problems: &mut Problems,
+) -> Vec<Interface> {
+    for (index, table) in tables.iter().enumerate() {
+        let name = &table.name;
+        // IFNAMSIZ is 16 with the terminating zero.
+        let plain =
+            !name.is_empty() && name.len() < 16 && !name.contains(|c: char| c == '/' || c.is_whitespace());
+        if !plain {
+            let found = value::found(name);
+            problems.push(
+                format!("interface[{index}].name"),
+                format!("expected an interface name, found {found}"),
+            );
+        }
+        if tables[..index].iter().any(|other| other.name == *name) {
+            problems.push(
+                format!("interface[{index}].name"),
+                format!("expected each interface once, found {name:?} again"),
+            );
+        }
+    }
+    let host_device = format!("{}0", engine.instance);
+    if let Some(index) = tables.iter().position(|table| engine.host_path && table.name == host_device) {
+        problems.push(
+            format!("interface[{index}].name"),
+            format!(
+                "expected an interface that exists for itself, found {host_device:?}, the host path's device"
+            ),
+        );
+    }
+    for side in [SideName::Protected, SideName::Unprotected] {
+        if !offline && !tables.iter().any(|table| table.side == side) {
+            let side = side.name();
+            problems.push(
+                "interface",
+                format!("expected at least one interface with side = {side:?}, found none"),
+            );
+        }
+    }
+    tables
+        .iter()
+        .map(|table| Interface {
+            name: table.name.clone(),
+            side: match table.side {
+                SideName::Protected => Side::Protected,
+                SideName::Unprotected => Side::Unprotected,
+            },
+            mode: table.mode.unwrap_or(engine.xdp_mode),
+        })
+        .collect()
+}
