@@ -96,10 +96,9 @@ impl Limits {
 
     /// What is left when so much was used.
     pub fn allowance(&self, packets: u64, bytes: u64) -> Allowance {
-        Allowance {
-            packets: self.packets.hard.saturating_sub(packets),
-            bytes: self.bytes.hard.saturating_sub(bytes),
-        }
+        let packets = self.packets.hard.saturating_sub(packets);
+        let bytes = self.bytes.hard.saturating_sub(bytes);
+        Allowance { packets, bytes, is_ample: packets >= AMPLE_PACKETS && bytes >= AMPLE_BYTES }
     }
 }
 
@@ -127,11 +126,21 @@ pub struct Lifetime {
 pub struct Allowance {
     packets: u64,
     bytes: u64,
+    /// More than any group can use, so that nothing is counted per packet until the end is near.
+    is_ample: bool,
 }
+
+/// More packets than a group has, and more bytes than they can be.
+const AMPLE_PACKETS: u64 = 1 << 10;
+const AMPLE_BYTES: u64 = AMPLE_PACKETS << 16;
 
 impl Allowance {
     /// Takes a packet of so many bytes; false when it does not fit any more, and then none does.
+    #[inline]
     pub fn take(&mut self, bytes: u64) -> bool {
+        if self.is_ample {
+            return true;
+        }
         let fits = self.packets > 0 && bytes <= self.bytes;
         (self.packets, self.bytes) = if fits { (self.packets - 1, self.bytes - bytes) } else { (0, 0) };
         fits
@@ -259,6 +268,10 @@ mod tests {
         let mut allowance = limits.allowance(7, 0);
         assert!((0..3).all(|_| allowance.take(1)) && !allowance.take(1), "packets");
         assert!(!limits.allowance(11, 0).take(0));
+        // A burst is 64 packets, and each at most what an IP packet is.
+        let near = super::Limits { packets: Limit { soft: 1, hard: AMPLE_PACKETS }, ..Limits::default() };
+        assert!(near.allowance(0, 0).is_ample && !near.allowance(1, 0).is_ample);
+        const { assert!(AMPLE_PACKETS > 64 && AMPLE_BYTES > 64 * 65_535) };
     }
 
     /// requirements of SWEET32, SP 800-38B and SP 800-38D, as the documentation of [`Limits::of`] says.

@@ -67,7 +67,7 @@ impl<C: BlockCipherEncrypt<BlockSize = U16> + KeyInit> Gcm<C> {
             .map(|(nonce, message)| {
                 let job = job(0, nonce, 0)?;
                 masks.push(job.counter_block(0));
-                Some(AesBlock::from(ghash(&self.hash, message, &[])))
+                Some(AesBlock::from(ghash_aad(&self.hash, message)))
             })
             .collect();
         self.cipher.encrypt_blocks(&mut masks);
@@ -131,7 +131,7 @@ impl<A: AsRef<[u8]>> Lanes for Sealing<'_, '_, A> {
             lane.icv.iter_mut().zip(mask).for_each(|(byte, mask)| *byte = *mask);
         }
         if piece.end == job.blocks {
-            let tag = ghash(self.hash, [lane.aad.as_ref(), &[]], lane.text);
+            let tag = ghash(self.hash, lane.aad.as_ref(), lane.text);
             lane.icv.iter_mut().zip(tag).for_each(|(masked, byte)| *masked ^= byte);
         }
     }
@@ -147,7 +147,7 @@ impl<A: AsRef<[u8]>> Lanes for Opening<'_, '_, A> {
     fn take(&mut self, job: &Job, piece: &Range<u32>, stream: &[AesBlock]) {
         let lane = &mut self.lanes[job.lane];
         if piece.start == 0 {
-            let mut tag = ghash(self.hash, [lane.aad.as_ref(), &[]], lane.ciphertext);
+            let mut tag = ghash(self.hash, lane.aad.as_ref(), lane.ciphertext);
             tag.iter_mut().zip(&stream[0]).for_each(|(byte, mask)| *byte ^= mask);
             // Behind a shorter ICV our own bytes. One word: bytes would be compared by a call each.
             let mut claimed = tag;
@@ -177,24 +177,39 @@ fn apply<'s>(piece: &Range<u32>, stream: &'s [AesBlock], text: &mut [u8]) -> Opt
 /// Blocks reversed before they are hashed: a multiple of what the hash takes at once.
 const REVERSED: usize = 32;
 
-/// GHASH over what is authenticated, not masked yet (section 7.1 steps 4 and 5): both texts, each padded with
-/// zeros to whole blocks, and their lengths in bits. The AAD comes in two parts, one behind the other.
+/// GHASH over AAD and ciphertext, not masked yet (section 7.1 steps 4 and 5).
 #[inline(always)]
-fn ghash(keyed: &Polyval, aad: [&[u8]; 2], ciphertext: &[u8]) -> [u8; BLOCK_LENGTH] {
-    let mut hash = keyed.clone();
-    let mut blocks = [AesBlock::default(); REVERSED];
-    let aad_length = aad[0].len() + aad[1].len();
-    // Zeros in front of a polynomial change nothing: with them, no block is hashed by itself.
-    let count = aad_length.div_ceil(BLOCK_LENGTH) + ciphertext.len().div_ceil(BLOCK_LENGTH) + 1;
-    let width = <Polyval as ParBlocksSizeUser>::ParBlocksSize::USIZE;
-    let mut filled = count.next_multiple_of(width) - count;
-    // The block that begins in the one part of the AAD and ends in the other.
-    let (front, begun) = aad[0].split_at(aad[0].len() - aad[0].len() % BLOCK_LENGTH);
-    let (end, back) = aad[1].split_at(aad[1].len().min((BLOCK_LENGTH - begun.len()) % BLOCK_LENGTH));
+fn ghash(keyed: &Polyval, aad: &[u8], ciphertext: &[u8]) -> [u8; BLOCK_LENGTH] {
+    ghash_of(keyed, [aad, ciphertext], aad.len(), ciphertext.len())
+}
+
+/// GHASH over an AAD in two parts, one behind the other, and no ciphertext.
+fn ghash_aad(keyed: &Polyval, [front, back]: [&[u8]; 2]) -> [u8; BLOCK_LENGTH] {
+    // Three texts: between the parts is the block that begins in the one and ends in the other.
+    let (whole, begun) = front.split_at(front.len() - front.len() % BLOCK_LENGTH);
+    let (end, rest) = back.split_at(back.len().min((BLOCK_LENGTH - begun.len()) % BLOCK_LENGTH));
     let mut between = [0; BLOCK_LENGTH];
     between[..begun.len()].copy_from_slice(begun);
     between[begun.len()..][..end.len()].copy_from_slice(end);
-    for text in [front, &between[..begun.len() + end.len()], back, ciphertext] {
+    let between = &between[..begun.len() + end.len()];
+    ghash_of(keyed, [whole, between, rest], front.len() + back.len(), 0)
+}
+
+/// GHASH over texts, each padded with zeros to whole blocks, and the two lengths in bits.
+#[inline(always)]
+fn ghash_of<const N: usize>(
+    keyed: &Polyval,
+    texts: [&[u8]; N],
+    aad_length: usize,
+    ciphertext_length: usize,
+) -> [u8; BLOCK_LENGTH] {
+    let mut hash = keyed.clone();
+    let mut blocks = [AesBlock::default(); REVERSED];
+    // Zeros in front of a polynomial change nothing: with them, no block is hashed by itself.
+    let count = texts.iter().map(|text| text.len().div_ceil(BLOCK_LENGTH)).sum::<usize>() + 1;
+    let width = <Polyval as ParBlocksSizeUser>::ParBlocksSize::USIZE;
+    let mut filled = count.next_multiple_of(width) - count;
+    for text in texts {
         let (mut whole, rest) = text.as_chunks::<BLOCK_LENGTH>();
         while let Some((now, later)) = whole.split_at_checked((REVERSED - filled).min(whole.len()))
             && !now.is_empty()
@@ -222,7 +237,7 @@ fn ghash(keyed: &Polyval, aad: [&[u8]; 2], ciphertext: &[u8]) -> [u8; BLOCK_LENG
     }
     let bits = |length: usize| 8 * length as u128;
     // Reversed already: the length of the AAD is the first half.
-    blocks[filled] = (bits(ciphertext.len()) | bits(aad_length) << 64).to_le_bytes().into();
+    blocks[filled] = (bits(ciphertext_length) | bits(aad_length) << 64).to_le_bytes().into();
     hash.update(&blocks[..=filled]);
     reversed(&hash.finalize().into())
 }
