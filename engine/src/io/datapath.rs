@@ -394,10 +394,11 @@ fn queues_of(interface: &str) -> Result<u32, StartError> {
     Ok(counts.bindable())
 }
 
-/// Looks after the workers four times a second. One that stood still for four looks (not: for one second of a
-/// process that was stopped itself) ends the process; the steering programs stay and drop.
+/// Looks after the workers four times a second. One that stood still for twelve looks (not: for three seconds of a
+/// process that was stopped itself) ends the process; the steering programs stay and drop. An idle worker sleeps for
+/// two looks, and on a machine that is too busy it then waits for its core: that is not yet a worker that hangs.
 fn watch(shared: Arc<Shared>, vitals: Vec<Arc<Vitals>>) -> io::Result<JoinHandle<()>> {
-    const LOOKS: u32 = 4;
+    const LOOKS: u32 = 12;
     std::thread::Builder::new().name("adit-watchdog".into()).spawn(move || {
         let mut seen = vec![(0, 0); vitals.len()];
         // A stopping worker limits its own time.
@@ -409,7 +410,7 @@ fn watch(shared: Arc<Shared>, vitals: Vec<Arc<Vitals>>) -> io::Result<JoinHandle
                     if now == *heartbeat && vitals.alive.load(Ordering::Relaxed) { *looks + 1 } else { 0 };
                 *heartbeat = now;
                 if *looks >= LOOKS {
-                    tracing::error!(worker = number, "silent for a second: the process ends, closed");
+                    tracing::error!(worker = number, "silent for three seconds: the process ends, closed");
                     std::process::abort();
                 }
             }

@@ -5,6 +5,7 @@ import os
 import subprocess
 import time
 
+from interop.matrix import PROTOCOLS
 from interop.network import GATEWAY_A, GATEWAY_B
 
 INSIDE = {4: ("10.1.0.0/24", "10.2.0.0/24"), 6: ("2001:db8:1::/64", "2001:db8:2::/64")}
@@ -40,6 +41,8 @@ class Gateway:
 
     def _write(self, tunnels):
         directory = self.network.directory
+        # In transport mode it is the gateway itself that speaks.
+        host_path = any("transport" in modes for modes in PROTOCOLS.values())
         text = f"""
 [engine]
 instance = "{self.network.prefix}"
@@ -47,6 +50,7 @@ socket = "{self.socket}"
 state-dir = "{directory}/state"
 bpffs = "{self.network.bpffs}"
 allow-legacy = true
+{"host-path = true" if host_path else ""}
 cores = [0]
 
 [[interface]]
@@ -84,7 +88,7 @@ side = "unprotected"
 
 def configuration(case):
     """The tables of a case."""
-    near, far = INSIDE[case.inner]
+    near, far = INSIDE[case.inner] if case.mode == "tunnel" else (GATEWAY_A[case.inner], GATEWAY_B[case.inner])
     suite = case.suite
     lines = [
         "[[tunnel]]",
@@ -93,11 +97,15 @@ def configuration(case):
         f'remote = "{GATEWAY_B[case.outer]}"',
         f"esn = {str(case.esn).lower()}",
     ]
+    if case.protocol == "ah":
+        lines += ['protocol = "ah"', f'ah-padding = "{case.ah_padding}"']
+    if case.mode == "transport":
+        lines.append('mode = "transport"')
     if suite.cipher:
         lines.append(f'encryption = "{suite.cipher.name}"')
     if suite.hash:
         lines.append(f'authentication = "{suite.hash.name}"')
-    else:
+    if suite.cipher and not suite.hash:
         lines.append(f"icv-length = {suite.icv}")
     for table, direction in (("inbound", "ba"), ("outbound", "ab")):
         lines += [f"[tunnel.{table}]", f"spi = {case.spi(direction):#x}"]

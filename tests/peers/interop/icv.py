@@ -1,7 +1,7 @@
 """A third party's word on every ICV of a run: tshark's where it can, OpenSSL's where tshark cannot.
 
-tshark 4.0 decrypts GCM without checking its tags, does not know CCM, and does not know the high half of an extended
-sequence number; these ICVs OpenSSL computes.
+tshark 4.0 decrypts GCM without checking its tags, does not know CCM or the high half of an extended sequence number,
+and does not verify AH; these ICVs OpenSSL computes.
 """
 
 import hashlib
@@ -12,7 +12,8 @@ from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from cryptography.hazmat.primitives.ciphers.aead import AESCCM
+from cryptography.hazmat.primitives.ciphers.aead import AESCCM, ChaCha20Poly1305
+from cryptography.hazmat.primitives.cmac import CMAC
 
 TSHARK_CIPHERS = {
     "null": "NULL",
@@ -36,7 +37,8 @@ def verify(trials, capture):
     for_tshark = []
     for trial in trials:
         suite = trial.case.suite
-        tshark = not trial.case.esn and suite.hash and suite.cipher and suite.cipher.name in TSHARK_CIPHERS
+        tshark = (not trial.case.esn and suite.hash and suite.hash.name in TSHARK_HASHES
+                  and suite.cipher and suite.cipher.name in TSHARK_CIPHERS)  # fmt: skip
         trial.judge = "tshark" if tshark else "OpenSSL"
         if tshark:
             for_tshark.append(trial)
@@ -55,31 +57,81 @@ def verify(trials, capture):
 
 
 def openssl_agrees(case, direction, packet):
-    """Whether OpenSSL computes this ICV for an ESP packet; no SA here has sent 2^32, so the high half is 0."""
+    """Whether OpenSSL computes this packet's ICV; no SA here has sent 2^32, so the high half of its number is 0."""
     encryption_key, authentication_key = case.keys(direction)
-    suite, esp = case.suite, packet.bytes
-    body, icv = esp[: -suite.icv], esp[-suite.icv :]
-    high = bytes(4) if case.esn else b""
+    suite, high = case.suite, bytes(4) if case.esn else b""
+    if packet.protocol == "ah":
+        icv = packet.bytes[12 : 12 + suite.icv]
+        return hmac.compare_digest(mac(suite, authentication_key, covered_by_ah(packet, suite.icv) + high), icv)
+    body, icv = packet.bytes[: -suite.icv], packet.bytes[-suite.icv :]
     if suite.hash:
         # RFC 4303 section 2.2.1: the high half is authenticated behind the packet, and not sent.
-        computed = hmac.digest(authentication_key, body + high, suite.hash.name)[: suite.icv]
-        return hmac.compare_digest(computed, icv)
-    salt = suite.cipher.salt
-    key, nonce = encryption_key[:-salt], encryption_key[-salt:] + esp[8:16]
-    # RFC 4106 section 5, RFC 4309 section 5: SPI, then the whole sequence number.
-    associated = esp[:4] + high + esp[4:8]
+        return hmac.compare_digest(mac(suite, authentication_key, body + high), icv)
+    return aead_agrees(suite, encryption_key, body, icv, high)
+
+
+def mac(suite, key, text):
+    """A message authentication code, cut to its length in IPsec."""
+    if suite.hash.name == "aes-cmac":
+        code = CMAC(algorithms.AES(key))
+        code.update(text)
+        return code.finalize()[: suite.icv]
+    if suite.hash.name == "aes-xcbc":
+        return xcbc(key, text)[: suite.icv]
+    return hmac.digest(key, text, suite.hash.name)[: suite.icv]
+
+
+def xcbc(key, text):
+    """AES-XCBC-MAC (RFC 3566 section 4): CBC under K1, the last block mixed with K2, or padded and mixed with K3."""
+    k1, k2, k3 = (aes_cbc(key, bytes([n]) * 16) for n in (1, 2, 3))
+    blocks, last = (text[: (len(text) - 1) // 16 * 16], text[(len(text) - 1) // 16 * 16 :]) if text else (b"", b"")
+    whole = len(last) == 16
+    padded = last if whole else (last + b"\x80").ljust(16, b"\0")
+    return aes_cbc(k1, blocks + bytes(a ^ b for a, b in zip(padded, k2 if whole else k3)))[-16:]
+
+
+def aes_cbc(key, text):
+    """AES-CBC without an IV."""
+    sealer = Cipher(algorithms.AES(key), modes.CBC(bytes(16))).encryptor()
+    return sealer.update(text) + sealer.finalize()
+
+
+def aead_agrees(suite, material, body, icv, high):
+    """Whether OpenSSL accepts the tag of an AEAD; `body` is SPI, sequence number, IV, ciphertext."""
+    name, salt = suite.cipher.name, suite.cipher.salt
+    key, nonce = material[:-salt], material[-salt:] + body[8:16]
+    # RFC 4106 section 5, RFC 4309 section 5, RFC 7634 section 2.1: SPI, then the whole sequence number.
+    associated, text = body[:4] + high + body[4:8], body[16:]
+    if name.endswith("-gmac"):
+        # RFC 4543 section 3.1: all of it is associated, the IV too.
+        associated, text = associated + body[8:], b""
     try:
-        if suite.cipher.name.endswith("-ccm"):
-            AESCCM(key, suite.icv).decrypt(nonce, body[16:] + icv, associated)
+        if name.endswith("-ccm"):
+            AESCCM(key, suite.icv).decrypt(nonce, text + icv, associated)
+        elif name == "chacha20-poly1305":
+            ChaCha20Poly1305(key).decrypt(nonce, text + icv, associated)
         else:
-            mode = modes.GCM(nonce, icv, min_tag_length=suite.icv)
-            opener = Cipher(algorithms.AES(key), mode).decryptor()
+            opener = Cipher(algorithms.AES(key), modes.GCM(nonce, icv, min_tag_length=suite.icv)).decryptor()
             opener.authenticate_additional_data(associated)
-            opener.update(body[16:])
+            opener.update(text)
             opener.finalize()
     except InvalidTag:
         return False
     return True
+
+
+def covered_by_ah(packet, icv):
+    """What AH authenticates (RFC 4302 section 3.3.3): the header without what changes on the way, the ICV as zeros."""
+    header, body = bytearray(packet.header), bytearray(packet.bytes)
+    if packet.outer == 4:
+        # TOS, flags and fragment offset, TTL, checksum.
+        for field in (slice(1, 2), slice(6, 8), slice(8, 9), slice(10, 12)):
+            header[field] = bytes(len(header[field]))
+    else:
+        # Class and flow label, hop limit.
+        header[0:4], header[7:8] = b"\x60\0\0\0", b"\0"
+    body[12 : 12 + icv] = bytes(icv)
+    return bytes(header + body)
 
 
 def ask_tshark(cases, capture):

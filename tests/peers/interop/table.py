@@ -10,9 +10,10 @@ def show(peers, trials, cannot):
         columns = sorted({(t.case.esn, t.case.family) for t in ours})
         cells = {(str(t.case.suite), t.case.esn, t.case.family): "FAIL" if t.faults else "ok" for t in ours}
         print(f"\n{peer} {peers[peer]}: {protocol}, {mode} mode\n")
-        print(" " * 26 + "".join(f"{family + (' ESN' if esn else ''):<10}" for esn, family in columns))
+        width = max(len(str(t.case.suite)) for t in ours) + 2
+        print(" " * (width + 2) + "".join(f"{family + (' ESN' if esn else ''):<10}" for esn, family in columns))
         for suite in dict.fromkeys(str(t.case.suite) for t in ours):
-            print(f"  {suite:<24}" + "".join(f"{cells.get((suite, *column), '.'):<10}" for column in columns).rstrip())
+            print(f"  {suite:<{width}}" + "".join(f"{cells.get((suite, *column), '.'):<10}" for column in columns).rstrip())
     print()
     for name, count in totals(trials, cannot).items():
         print(f"{name:<36}{count:>8}")

@@ -21,6 +21,7 @@ class Packet:
     spi: int
     sequence: int
     outer: int
+    header: bytes  # IP, without what Ethernet has in front
     bytes: bytes  # from the ESP or AH header to the end of the datagram
 
 
@@ -71,9 +72,9 @@ def judge(frame):
             return None
     else:
         return f"EtherType {ethertype.hex()}"
-    payload = packet[start:end]
+    header, payload = packet[:start], packet[start:end]
     if protocol == 50 and len(payload) >= 8:
-        return Packet("esp", *struct.unpack_from(">II", payload), outer, payload)
+        return Packet("esp", *struct.unpack_from(">II", payload), outer, header, payload)
     if protocol == 51 and len(payload) >= 12:
-        return Packet("ah", *struct.unpack_from(">II", payload, 4), outer, payload)
+        return Packet("ah", *struct.unpack_from(">II", payload, 4), outer, header, payload)
     return f"IPv{outer}, protocol {protocol}, {len(payload)} bytes"
