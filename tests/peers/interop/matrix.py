@@ -34,10 +34,19 @@ CIPHERS = (
     Cipher("aes-128-cbc", 16),
     Cipher("aes-192-cbc", 24),
     Cipher("aes-256-cbc", 32),
+    Cipher("aes-128-ctr", 20, 4),
+    Cipher("aes-192-ctr", 28, 4),
+    Cipher("aes-256-ctr", 36, 4),
     Cipher("aes-128-ccm", 19, 3, (8, 12, 16)),
+    Cipher("aes-192-ccm", 27, 3, (8, 12, 16)),
+    Cipher("aes-256-ccm", 35, 3, (8, 12, 16)),
     Cipher("aes-128-gcm", 20, 4, (8, 12, 16)),
     Cipher("aes-192-gcm", 28, 4, (8, 12, 16)),
     Cipher("aes-256-gcm", 36, 4, (8, 12, 16)),
+    Cipher("aes-128-gmac", 20, 4, (16,)),
+    Cipher("aes-192-gmac", 28, 4, (16,)),
+    Cipher("aes-256-gmac", 36, 4, (16,)),
+    Cipher("chacha20-poly1305", 36, 4, (16,)),
 )
 
 HASHES = (
@@ -46,10 +55,12 @@ HASHES = (
     Hash("sha256", 32, 16),
     Hash("sha384", 48, 24),
     Hash("sha512", 64, 32),
+    Hash("aes-xcbc", 16, 12),
+    Hash("aes-cmac", 16, 12),
 )
 
 # Protocol -> the modes that adit offers for it.
-PROTOCOLS = {"esp": ("tunnel",)}
+PROTOCOLS = {"esp": ("tunnel",), "ah": ("tunnel",)}
 
 # Mode -> families, as inner in outer; a transport-mode packet has one family.
 FAMILIES = {"tunnel": ("4in4", "6in4", "4in6", "6in6"), "transport": ("4", "6")}
