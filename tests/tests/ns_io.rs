@@ -46,17 +46,30 @@ enum Wish {
     Hang,
 }
 
+/// Where a frame says what is to be done with it, and which one it is: behind a UDP header.
+const WISH: usize = 42;
+const NUMBER: std::ops::Range<usize> = 43..47;
+
+/// Every frame is a UDP packet of another flow, so that the kernel, which sends by the hash of the flow, uses all queues.
 fn frame(wish: Wish, number: u32, length: usize) -> Vec<u8> {
     let mut frame = vec![0xa5; length.max(60)];
     frame[..12].copy_from_slice(&[2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1]);
-    frame[12..14].copy_from_slice(&[0x88, 0xb5]);
-    frame[14] = wish as u8;
-    frame[15..19].copy_from_slice(&number.to_be_bytes());
+    frame[12..14].copy_from_slice(&[0x08, 0x00]);
+    let length = frame.len() as u16 - 14;
+    frame[14..34].fill(0);
+    (frame[14], frame[22], frame[23]) = (0x45, 64, 17);
+    frame[16..18].copy_from_slice(&length.to_be_bytes());
+    frame[26..34].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2]);
+    frame[34..36].copy_from_slice(&(number as u16).to_be_bytes());
+    frame[36..38].copy_from_slice(&[0, 53]);
+    frame[38..40].copy_from_slice(&(length - 20).to_be_bytes());
+    frame[WISH] = wish as u8;
+    frame[NUMBER].copy_from_slice(&number.to_be_bytes());
     frame
 }
 
 fn number(frame: &[u8]) -> u32 {
-    u32::from_be_bytes(frame[15..19].try_into().expect("four bytes"))
+    u32::from_be_bytes(frame[NUMBER].try_into().expect("four bytes"))
 }
 
 /// In at A: out of B; in at B: out of A; in at C: out of C.
@@ -92,7 +105,7 @@ impl Process for Rewrite {
         results: &mut Results<F::Frame>,
     ) {
         for (i, received) in burst.iter_mut().enumerate() {
-            let wish = received.frame[14];
+            let wish = received.frame[WISH];
             if wish == Wish::Hang as u8 {
                 loop {
                     std::thread::park();
@@ -105,7 +118,7 @@ impl Process for Rewrite {
             let port = [B, A, C][usize::from(received.port.0)];
             if let Some(other) = frames.instead(port) {
                 // Its SA is passed on: the other must not hand it back.
-                received.frame[14] = Wish::Forward as u8;
+                received.frame[WISH] = Wish::Forward as u8;
                 results.hand_over.push((i, other));
                 continue;
             }

@@ -20,6 +20,7 @@ class Gateway:
         self.file = network.directory / "adit.toml"
         self.socket = network.directory / "adit.sock"
         self.log = network.directory / "adit.log"
+        self.declared = set()
         self._write("")
         with self.log.open("w") as log:
             self.daemon = network.start("ga", programs / "aditd", "--config", self.file, log=log)
@@ -67,7 +68,10 @@ side = "unprotected"
     def configure(self, case):
         """Takes on this case's tunnel and policy, and nothing else."""
         self._write(configuration(case))
-        self.ask("reload")
+        # The keys of a case are its own: nobody used them before its first configuration.
+        first = case.number not in self.declared
+        self.declared.add(case.number)
+        self.ask("reload", *(["--fresh", "peer"] if first else []))
 
     def totals(self):
         """The engine's totals by name, when nothing is in flight any more."""
