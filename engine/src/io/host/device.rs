@@ -104,8 +104,11 @@ pub struct Link {
     pub tun: bool,
 }
 
-/// The interface of that name, if there is one.
+/// The interface of that name, if there is one; of a name that no interface can have, there is none.
 pub(super) async fn find(handle: &Handle, name: &str) -> Result<Option<Link>, rtnetlink::Error> {
+    if name.len() > NAME_LENGTH_MAX {
+        return Ok(None);
+    }
     let links = handle.link().get().match_name(name.to_owned());
     let links = links.set_filter_mask(AddressFamily::Unspec, vec![LinkExtentMask::SkipStats]);
     match std::pin::pin!(links.execute()).try_next().await {

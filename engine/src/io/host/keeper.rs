@@ -241,3 +241,16 @@ impl Keeper {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Instances that never had a host path may have longer names than one that has.
+    #[test]
+    fn there_is_nothing_to_remove_of_an_instance_that_cannot_have_a_device() {
+        let instance = "x".repeat(64);
+        assert!(device::name(&instance).len() > device::NAME_LENGTH_MAX);
+        remove(&instance).unwrap();
+    }
+}
