@@ -222,7 +222,7 @@ impl Pipeline {
     }
 }
 
-/// The packets of a burst, each read once; what could not be read is [`IpPacket::EMPTY`], and dropped already.
+/// The packets of a burst, each read once. What could not be read is dropped already, and its place says nothing.
 type Packets = ArrayVec<IpPacket, BURST>;
 
 /// One burst on its way through the stages.
