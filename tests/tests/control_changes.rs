@@ -230,6 +230,23 @@ fn an_sa_without_replay_protection_needs_no_floor() {
 }
 
 #[test]
+fn an_sa_that_never_opened_a_packet_says_so() {
+    use std::sync::atomic::Ordering::Relaxed;
+    let daemon = Daemon::start(&config_of(&tunnel("b", 0x1001), POLICY));
+    let warnings = || {
+        let shown = daemon.call("SaShow", json!({ "spi": "0x1001" })).unwrap();
+        (shown["sas"][0]["replay_window"].clone(), shown["sas"][0]["warnings"].clone())
+    };
+    assert_eq!(warnings(), (json!(1024), json!([])), "protected from replay, as nothing else was said");
+    let sa = daemon.tables.sad.list().remove(0);
+    sa.counters.icv_failed.store(7, Relaxed);
+    assert!(warnings().1[0].as_str().unwrap().contains("ICV length"), "{:?}", warnings());
+    // A forgery among good packets is nobody's mistake.
+    sa.counters.packets.store(1, Relaxed);
+    assert_eq!(warnings().1, json!([]));
+}
+
+#[test]
 fn a_new_salt_goes_on_and_another_counter_mode_is_refused() {
     let daemon = Daemon::start(&config_of(&tunnel("b", 0x1001), POLICY));
     let aes = key(16);
