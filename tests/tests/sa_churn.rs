@@ -14,7 +14,7 @@ static ALLOCATOR: Counting = Counting;
 
 /// SAs beside the one in use, at a time; and how often all of them are replaced.
 const BESIDE: u32 = 1000;
-const ROUNDS: u64 = 10;
+const ROUNDS: u64 = 100;
 
 // One test, because the count is the process's.
 #[test]
