@@ -365,6 +365,7 @@ impl Control {
         same("engine.socket-group", old.socket_group == new.socket_group);
         same("engine.xdp-mode", old.xdp_mode == new.xdp_mode);
         same("engine.host-path", old.host_path == new.host_path);
+        same("engine.reassembly", old.reassembly == new.reassembly);
         same("interface", self.interfaces == settings.interfaces);
     }
 

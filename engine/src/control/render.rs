@@ -83,6 +83,7 @@ pub(super) fn stats(stats: &Stats) -> String {
         "originated",
         "transmitted",
         "delivered",
+        "absorbed",
         "dropped",
         "in flight",
         "sealed",
@@ -97,6 +98,7 @@ pub(super) fn stats(stats: &Stats) -> String {
             worker.originated,
             worker.transmitted,
             worker.delivered,
+            worker.absorbed,
             worker.dropped,
             worker.in_flight,
             worker.sealed,
@@ -105,7 +107,7 @@ pub(super) fn stats(stats: &Stats) -> String {
         ];
         workers.add_row(figures.map(|figure| figure.to_string()));
     }
-    right(&mut workers, 0..11);
+    right(&mut workers, 0..12);
     finish(&workers) + &counters("total", &stats.total) + &counters("steering", &stats.steering)
 }
 

@@ -77,9 +77,11 @@ pub struct WorkerReport {
     pub transmitted: u64,
     /// Packets delivered to the host.
     pub delivered: u64,
+    /// Fragments put together, but one of each datagram.
+    pub absorbed: u64,
     /// Dropped, all reasons.
     pub dropped: u64,
-    /// Frames in rings and queues.
+    /// Frames in rings and queues, and fragments that wait for others.
     pub in_flight: u64,
     /// Packets sealed in ESP or AH.
     pub sealed: u64,
@@ -103,6 +105,7 @@ impl WorkerReport {
             originated: load(&counters.originated),
             transmitted: load(&counters.transmitted),
             delivered: load(&counters.delivered),
+            absorbed: load(&counters.absorbed),
             dropped: drops.iter().sum(),
             in_flight,
             sealed: load(&counters.sealed),
@@ -341,11 +344,12 @@ pub fn drops(workers: &[WorkerReport], all: bool) -> Vec<Drop> {
 /// Sums over workers.
 pub fn total(workers: &[WorkerReport]) -> Vec<Counter> {
     type Column = (&'static str, fn(&WorkerReport) -> u64);
-    let columns: [Column; 9] = [
+    let columns: [Column; 10] = [
         ("received", |worker| worker.received),
         ("originated", |worker| worker.originated),
         ("transmitted", |worker| worker.transmitted),
         ("delivered", |worker| worker.delivered),
+        ("absorbed", |worker| worker.absorbed),
         ("dropped", |worker| worker.dropped),
         ("in_flight", |worker| worker.in_flight),
         ("sealed", |worker| worker.sealed),
