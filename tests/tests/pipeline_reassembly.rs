@@ -1,8 +1,6 @@
 //! Fragments of ESP and AH (RFC 4303 and RFC 4302 section 3.4.1), made by scapy: whole again before IPsec sees them, or
 //! dropped for the one reason that it was, and every one of them in the books.
 
-use std::io::Write;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -18,41 +16,12 @@ use adit_tests::packet::{
     MORE_FRAGMENTS, fix_ipv4, frame, in_udp, ip, one_hop_on, udp, unframe, with_fragment_field,
     with_traffic_class,
 };
-use serde_json::{Value, json};
+use adit_tests::scapy::fragments;
 
 const PEER_PORT: u16 = 62_001;
 
 fn options() -> Options {
     Options { reassembly: Limits::default(), ..Options::new() }
-}
-
-/// What scapy makes of whole packets for links of `mtu` bytes.
-fn fragments(packets: &[Vec<u8>], mtu: usize) -> Vec<Vec<Vec<u8>>> {
-    let python = std::env::var("ADIT_SCAPY_PYTHON").unwrap_or_else(|_| "python3".into());
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/scapy_fragments.py");
-    let mut child = Command::new(python)
-        .args(["-B", script])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("Python with scapy (scripts/test installs it)");
-    let hex = |packet: &[u8]| packet.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    let requests: String =
-        packets.iter().map(|packet| format!("{}\n", json!({"packet": hex(packet), "mtu": mtu}))).collect();
-    child.stdin.take().unwrap().write_all(requests.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    let lines = String::from_utf8(output.stdout).unwrap();
-    let bytes = |hex: &Value| -> Vec<u8> {
-        let digits = hex.as_str().unwrap().as_bytes();
-        let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
-        digits.chunks(2).map(byte).collect()
-    };
-    let pieces = |line: &str| -> Vec<Vec<u8>> {
-        serde_json::from_str::<Value>(line).unwrap().as_array().unwrap().iter().map(bytes).collect()
-    };
-    let all: Vec<_> = lines.lines().map(pieces).collect();
-    assert_eq!(all.len(), packets.len(), "scapy gave up");
-    all
 }
 
 /// Inner packets of B's for A's host, and what A's peer makes of them under `options`.
@@ -165,7 +134,7 @@ fn each_loss_has_its_name() {
     assert_eq!(b.run(OUTSIDE, std::slice::from_ref(&first)), []);
     assert_eq!(b.engine.tables.reassembly.held(), 1);
     b.assert_drops(OUTSIDE, &first, DropReason::ReassemblyDuplicate);
-    assert_eq!(b.run(OUTSIDE, &[last.clone()]).len(), 1);
+    assert_eq!(b.run(OUTSIDE, std::slice::from_ref(&last)).len(), 1);
     // Nobody else comes: the clock alone ends it.
     let mut b = gateway();
     b.run(OUTSIDE, std::slice::from_ref(&first));
