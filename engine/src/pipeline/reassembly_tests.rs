@@ -124,7 +124,7 @@ fn sent(offset: usize, more: bool, payload: &[u8]) -> Sent {
 }
 
 fn bytes(length: usize) -> Vec<u8> {
-    (0..length).map(|index| (index * 31 >> 2) as u8).collect()
+    (0..length).map(|index| (index * 31 / 4) as u8).collect()
 }
 
 /// `payload` cut at `cuts` (in eights).
