@@ -221,6 +221,9 @@ pub struct SaReport {
     pub icv_failed: u64,
     /// Dropped for another reason once the SA was found.
     pub refused: u64,
+    /// Another one took over from it: it only receives, until the peer has gone over too.
+    #[serde(default)]
+    pub retiring: bool,
     /// "good", "ending" past a soft limit, or "over" past a hard one: then it carries nothing.
     pub lifetime: String,
     /// Seconds since it was set up.
@@ -320,6 +323,9 @@ pub struct Change {
     pub removed: u64,
     /// SAs left as they were.
     pub kept: u64,
+    /// Of those that others took over from, the ones that still receive until the peer has gone over too.
+    #[serde(default)]
+    pub retiring: u64,
     /// True once no worker can hold a removed key any more; false when one did not answer in time.
     pub wiped: bool,
     /// What works but should not be.
