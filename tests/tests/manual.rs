@@ -40,9 +40,7 @@ fn tags(text: &str, macro_name: &str) -> BTreeSet<String> {
                 "It" | "Xo" | "," => {}
                 word if word == macro_name => is_tag = true,
                 // Short forms are clap's own.
-                word if is_tag && word.len() > 1 => {
-                    drop(found.insert(word.trim_start_matches('-').to_owned()))
-                }
+                word if is_tag && word.len() > 1 => found.extend([word.trim_start_matches('-').to_owned()]),
                 _ => {}
             }
         }
@@ -132,7 +130,8 @@ fn keys(definition: &str) -> BTreeSet<String> {
 fn every_key_of_the_configuration_is_in_its_page() {
     let page = page("adit.toml.5").replace("\\(dq", "\"");
     for (heading, definition, tables) in [
-        ("[engine]", "EngineTable", &[][..]),
+        ("[engine]", "EngineTable", &["reassembly"][..]),
+        ("[engine.reassembly]", "ReassemblyTable", &[]),
         ("[[interface]]", "InterfaceTable", &[]),
         ("[profile.NAME]", "ProfileTable", &[]),
         ("[[tunnel]]", "TunnelTable", &["inbound", "outbound"]),
