@@ -17,7 +17,7 @@ use crate::policy::cover::Cover;
 use crate::policy::spd::Fallback;
 use crate::policy::{Action, Policy, Spd, Tunnel};
 use crate::sa::publish::Published;
-use crate::sa::selector::{Direction, Selector};
+use crate::sa::selector::{Direction, Selector, Selectors};
 use crate::sa::{InboundSa, Lease, OutboundSa};
 use crate::wire::Spi;
 
@@ -94,7 +94,7 @@ pub(super) struct Prepared {
     pub(super) grants: Vec<Grant>,
     pub(super) removed_inbound: Vec<Spi>,
     /// Live SAs whose policies changed.
-    pub(super) selectors: Vec<(Arc<InboundSa>, Arc<Vec<Selector>>)>,
+    pub(super) selectors: Vec<(Arc<InboundSa>, Arc<Selectors>)>,
     /// Steering and guard while both the old and the new policies may decide.
     pub(super) covers_during: (Cover, Cover),
     pub(super) change: Change,
@@ -211,7 +211,7 @@ struct Builder<'a> {
     problems: Problems,
     new_inbound: Vec<(String, Arc<InboundSa>)>,
     grants: Vec<Grant>,
-    selectors: Vec<(Arc<InboundSa>, Arc<Vec<Selector>>)>,
+    selectors: Vec<(Arc<InboundSa>, Arc<Selectors>)>,
     change: Change,
 }
 
@@ -260,8 +260,8 @@ impl Builder<'_> {
         };
         if let Some(sa) = live.and_then(|live| live.inbound.as_ref()).filter(same) {
             self.change.kept += 1;
-            if sa.sa.selectors.get().is_none_or(|old| *old != selectors) {
-                self.selectors.push((sa.sa.clone(), Arc::new(selectors)));
+            if sa.sa.selectors.get().is_none_or(|old| old.list != selectors) {
+                self.selectors.push((sa.sa.clone(), Arc::new(Selectors::new(selectors))));
             }
             return Some(sa.clone());
         }
