@@ -13,6 +13,8 @@
 //!
 //! The order is what keeps the start closed: a hook that is switched before its maps are filled leaks.
 
+pub mod log;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::error::Error;
 use std::io;
