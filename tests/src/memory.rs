@@ -320,6 +320,7 @@ impl Gateway {
             name: TUNNEL.into(),
             local: options.endpoint(site),
             remote: options.endpoint(site.peer()),
+            mode: options.mode,
             clamp_mss: options.clamp_mss,
             outbound: Published::new(Some(Arc::new(options.outbound(site)))),
         });
