@@ -150,7 +150,8 @@ def ask_tshark(cases, capture):
         table.write_text("\n".join(lines) + "\n")
         command = ["tshark", "-n", "-r", capture, "-o", "esp.enable_encryption_decode:TRUE",
                    "-o", "esp.enable_authentication_check:TRUE", "-Y", "esp", "-T", "fields",
-                   *(word for field in ("esp.spi", "esp.icv_good", "esp.icv_bad", "icmp.type", "icmpv6.type", "tcp.port")
+                   *(word for field in ("esp.spi", "esp.icv_good", "esp.icv_bad", "icmp.type", "icmpv6.type", "tcp.port",
+                                        "ipv6.fraghdr.nxt")
                      for word in ("-e", field))]  # fmt: skip
         environment = {"WIRESHARK_CONFIG_DIR": home, "HOME": home, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
