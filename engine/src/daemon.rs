@@ -46,8 +46,7 @@ use crate::policy::cover::Cover;
 use crate::policy::spd::Fallback;
 use crate::route::mirror::{LinkChange, LinkEvent, Mirror};
 use crate::route::{Network, PortId, Resolver, Side};
-use crate::sa::Sad;
-use crate::sa::publish::{self, Published};
+use crate::sa::publish;
 use crate::wire::Spi;
 use crate::wire::ethernet::MacAddress;
 
@@ -241,11 +240,8 @@ impl Daemon {
     /// Steps 2 to 4.
     fn start(settings: &Settings, force: bool) -> Result<Self, String> {
         let engine = &settings.engine;
-        let tables = Arc::new(Tables {
-            sad: Sad::new(),
-            spd: Published::new(Some(Arc::new(Spd::new(Vec::new(), Fallback::Discard, 0)))),
-            network: Published::new(None),
-        });
+        let tables = Arc::new(Tables::new(engine.reassembly));
+        tables.spd.replace(Some(Arc::new(Spd::new(Vec::new(), Fallback::Discard, 0))));
         let ports = settings.interfaces.iter().map(|interface| PortHook {
             interface: interface.clone(),
             ifindex: 0,
@@ -598,9 +594,9 @@ impl Seam {
                 WorkerReport::read(number as u32, self.cores[number] as u32, held, counters)
             })
             .collect();
-        // Frames between two workers belong to neither; they are told with the first.
+        // Frames between two workers belong to neither, and fragments to all; they are told with the first.
         if let Some(first) = workers.first_mut() {
-            first.in_flight += report.handed_over;
+            first.in_flight += report.handed_over + self.tables.reassembly.held();
         }
         workers
     }

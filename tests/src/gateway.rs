@@ -334,6 +334,7 @@ impl<'t> Gateway<'t> {
             originated: count("originated"),
             transmitted: count("transmitted"),
             delivered: count("delivered"),
+            absorbed: count("absorbed"),
             dropped: count("dropped"),
             in_flight: count("in_flight"),
             sealed: count("sealed"),
@@ -376,7 +377,11 @@ impl<'t> Gateway<'t> {
     pub fn assert_conservation(&self) -> Totals {
         eventually("nothing is in flight", Duration::from_secs(5), || self.totals().in_flight == 0);
         let t = self.totals();
-        assert_eq!(t.received + t.originated, t.transmitted + t.delivered + t.dropped, "conservation: {t:?}");
+        assert_eq!(
+            t.received + t.originated,
+            t.transmitted + t.delivered + t.absorbed + t.dropped,
+            "conservation: {t:?}"
+        );
         t
     }
 }
@@ -389,6 +394,7 @@ pub struct Totals {
     pub originated: u64,
     pub transmitted: u64,
     pub delivered: u64,
+    pub absorbed: u64,
     pub dropped: u64,
     pub in_flight: u64,
     pub sealed: u64,

@@ -11,6 +11,7 @@ pub mod netns;
 pub mod numbers;
 pub mod packet;
 pub mod process;
+pub mod scapy;
 pub mod topology;
 pub mod traffic;
 pub mod vectors;

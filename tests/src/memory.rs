@@ -11,7 +11,7 @@ use adit_engine::crypto::key::{Key, KeyMaterial};
 use adit_engine::crypto::sequence::SequenceCounter;
 use adit_engine::crypto::{Authentication, Encryption, IvSource, Seal, Sealer, Suite};
 use adit_engine::offline::Engine;
-use adit_engine::pipeline::{DropReason, HostEnd, Tables};
+use adit_engine::pipeline::{DropReason, HostEnd, Tables, reassembly};
 use adit_engine::policy::spd::Fallback;
 use adit_engine::policy::{Action, Policy, Spd, Tunnel};
 use adit_engine::route::{Network, NetworkBuilder, Port, PortId, RouteTarget, Side};
@@ -19,7 +19,7 @@ use adit_engine::sa::lifetime::Limits;
 use adit_engine::sa::publish::Published;
 use adit_engine::sa::selector::{AddressRange, Selector, UpperSelector};
 use adit_engine::sa::spec::{InboundSpec, Mode, OutboundSpec, Protocol, SaSpec, Workers};
-use adit_engine::sa::{InboundSa, Lease, OutboundSa, Sad};
+use adit_engine::sa::{InboundSa, Lease, OutboundSa};
 use adit_engine::transform::esp::Layout;
 use adit_engine::transform::tunnel::{DontFragment, Dscp};
 use adit_engine::wire::Spi;
@@ -153,6 +153,8 @@ pub struct Options {
     pub spi: Option<Spi>,
     /// Policies in front of the tunnel's.
     pub policies: Vec<Arc<Policy>>,
+    /// Fragments of ESP and AH; none is kept at first.
+    pub reassembly: reassembly::Limits,
 }
 
 impl Options {
@@ -185,6 +187,7 @@ impl Options {
             selectors: None,
             spi: None,
             policies: Vec::new(),
+            reassembly: reassembly::Limits::OFF,
         }
     }
 
@@ -314,8 +317,7 @@ pub struct Gateway {
 impl Gateway {
     /// A gateway with one tunnel, its SAs and its policy.
     pub fn new(site: Site, options: &Options) -> Self {
-        let empty = Tables { sad: Sad::new(), spd: Published::new(None), network: Published::new(None) };
-        Self::over(Arc::new(empty), site, options)
+        Self::over(Arc::new(Tables::new(options.reassembly)), site, options)
     }
 
     /// As [`Gateway::new`], over tables that may have served another gateway with the same SPI, which is gone.
@@ -378,13 +380,15 @@ impl Gateway {
         sent
     }
 
-    /// Received and originated = transmitted and dropped and handed over; no frame is out.
+    /// Received and originated = transmitted, delivered, absorbed, dropped, waiting and handed over; no frame is out.
     pub fn assert_balanced(&self, handed_over: u64) {
         let counters = self.engine.counters();
         let came = counters.received.load(Relaxed) + counters.originated.load(Relaxed);
         let dropped: u64 = counters.dropped.iter().map(|count| count.load(Relaxed)).sum();
-        let went =
-            counters.transmitted.load(Relaxed) + counters.delivered.load(Relaxed) + dropped + handed_over;
+        let waiting = self.engine.tables.reassembly.held();
+        let on =
+            [&counters.transmitted, &counters.delivered, &counters.absorbed].map(|count| count.load(Relaxed));
+        let went = on.iter().sum::<u64>() + dropped + waiting + handed_over;
         assert_eq!(came, went, "the books do not balance: {:?}", self.drops());
         assert_eq!(self.engine.frames.out(), 0, "frames were lost");
     }

@@ -144,6 +144,15 @@ pub fn with_traffic_class(mut packet: Vec<u8>, class: u8) -> Vec<u8> {
     packet
 }
 
+/// An IP packet of ESP without options or extension headers, as it is in UDP from `port` to 4500, checksum 0.
+pub fn in_udp(esp_packet: &[u8], port: u16) -> Vec<u8> {
+    let parsed = adit_engine::wire::ip::parse(esp_packet).unwrap();
+    let esp = &esp_packet[usize::from(parsed.payload_offset)..];
+    let length = (8 + esp.len()) as u16;
+    let header = [port.to_be_bytes(), 4500u16.to_be_bytes(), length.to_be_bytes(), [0, 0]].concat();
+    ip(parsed.flow.source, parsed.flow.destination, 17, &[&header, esp].concat())
+}
+
 /// What a router makes of a packet: TTL or hop limit one less, all else as it was.
 pub fn one_hop_on(packet: &[u8]) -> Vec<u8> {
     let ttl = if packet[0] >> 4 == 4 { packet[8] } else { packet[7] };

@@ -13,6 +13,10 @@ fn good() -> Value {
             "instance": "a", "cores": [0, 1], "bpffs": "/sys/fs/bpf", "state-dir": "/var/lib/adit",
             "socket": "/run/adit/adit.sock", "socket-group": "root", "default": "kernel", "allow-legacy": false,
             "xdp-mode": "auto", "clamp-mss": true, "host-path": true,
+            "reassembly": {
+                "memory-bytes": 1000000, "datagrams-per-source": 10, "fragments-per-datagram": 8,
+                "timeout-seconds": 3,
+            },
         },
         "interface": [
             { "name": "inside", "side": "protected", "mode": "skb" },
@@ -94,6 +98,12 @@ fn wrong(path: &str) -> Option<Vec<Value>> {
         "engine.cores" => vec![json!([]), json!([0, 0]), json!([-1]), json!([4096]), json!([4294967296u64])],
         "engine.bpffs" | "engine.state-dir" | "engine.socket" => vec![json!(""), json!("relative")],
         "engine.socket-group" => vec![json!(""), json!("no such group")],
+        "engine.reassembly.memory-bytes" => {
+            vec![json!(1), json!(65_535), json!(1_073_741_825), json!(-1), json!("4M")]
+        }
+        "engine.reassembly.datagrams-per-source" => vec![json!(0), json!(65_537), json!(-1)],
+        "engine.reassembly.fragments-per-datagram" => vec![json!(1), json!(129), json!(-1)],
+        "engine.reassembly.timeout-seconds" => vec![json!(0), json!(61), json!(0.5)],
         "engine.default" => vec![json!("allow")],
         "engine.xdp-mode" | "interface.mode" => vec![json!("fast")],
         "engine.allow-legacy"
@@ -172,7 +182,8 @@ fn wrong(path: &str) -> Option<Vec<Value>> {
         "policy.icmp" => vec![json!("256"), json!("8/0/0"), json!("echo")],
         "policy.direction" => vec![json!("left")],
         // Tables within tables.
-        "engine" | "interface" | "profile" | "tunnel" | "policy" | "tunnel.inbound" | "tunnel.outbound" => {
+        "engine" | "engine.reassembly" | "interface" | "profile" | "tunnel" | "policy" | "tunnel.inbound"
+        | "tunnel.outbound" => {
             vec![]
         }
         _ => return None,
@@ -362,6 +373,7 @@ fn an_unknown_sibling_is_named_in_every_table() {
     for (pointer, name) in [
         ("", ""),
         ("/engine", "engine."),
+        ("/engine/reassembly", "engine.reassembly."),
         ("/interface/0", "interface[0]."),
         ("/profile/strong", "profile.strong."),
         ("/tunnel/0", "tunnel[0]."),

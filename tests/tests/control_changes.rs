@@ -379,18 +379,38 @@ fn a_reload_keeps_what_did_not_change() {
     std::fs::write(&daemon.config, config_of(&table, &wider).replace("\"outside\"", "\"other\"")).unwrap();
     daemon.refused("Reload", json!({}), "interface");
 
-    // New keys under new SPIs: the old SA goes, the policy's count stays.
+    // New keys under new SPIs: the old inbound SA receives until the peer has gone over, the policy stays.
     let mut rekeyed = tunnel("b", 0x4001);
     rekeyed["local"] = table["local"].clone();
-    std::fs::write(&daemon.config, config_of(&rekeyed, POLICY)).unwrap();
+    std::fs::write(&daemon.config, config_of(&rekeyed, &wider)).unwrap();
+    let policy = daemon.tables.spd.get().unwrap().policies[0].clone();
     drop((before, after, spd));
     let change = daemon.call("Reload", json!({ "fresh_keys": ["b"] })).unwrap();
     assert_eq!(
-        (&change["kept"], &change["added"], &change["removed"], &change["wiped"]),
-        (&json!(0), &json!(2), &json!(2), &json!(true))
+        (&change["kept"], &change["added"], &change["removed"], &change["retiring"], &change["wiped"]),
+        (&json!(0), &json!(2), &json!(1), &json!(1), &json!(true))
     );
-    assert!(has_sa(&daemon, 0x4001) && !has_sa(&daemon, 0x1001));
-    assert_eq!(daemon.hooks.lock().unwrap().spis.iter().copied().collect::<Vec<_>>(), [0x4001]);
+    assert!(has_sa(&daemon, 0x4001) && has_sa(&daemon, 0x1001));
+    assert!(Arc::ptr_eq(&policy, &daemon.tables.spd.get().unwrap().policies[0]), "and so its count");
+    drop(policy);
+
+    // Back again: the old inbound SA is still there, and the outbound key goes on above its record.
+    std::fs::write(&daemon.config, config_of(&table, POLICY)).unwrap();
+    let change = daemon.call("Reload", json!({})).unwrap();
+    assert_eq!((&change["kept"], &change["added"], &change["retiring"]), (&json!(1), &json!(1), &json!(1)));
+    assert!(numbers(&daemon, "0x1002").0 >= 1 << 16);
+    assert_eq!(daemon.hooks.lock().unwrap().spis.iter().copied().collect::<Vec<_>>(), [0x1001, 0x4001]);
+
+    // To another peer: nothing of this one's receives any more.
+    let mut moved = tunnel("b", 0x5001);
+    moved["remote"] = json!("192.0.2.9");
+    std::fs::write(&daemon.config, config_of(&moved, POLICY)).unwrap();
+    let change = daemon.call("Reload", json!({ "fresh_keys": ["b"] })).unwrap();
+    assert_eq!(
+        (&change["removed"], &change["retiring"], &change["wiped"]),
+        (&json!(3), &json!(0), &json!(true))
+    );
+    assert_eq!(daemon.hooks.lock().unwrap().spis.iter().copied().collect::<Vec<_>>(), [0x5001]);
 }
 
 #[test]

@@ -6,7 +6,8 @@ use std::time::Duration;
 use adit_engine::offline::captures::{self, Writer};
 use adit_engine::offline::run;
 use adit_tests::memory::{Site, address};
-use adit_tests::packet::{frame, one_hop_on, tcp_syn, udp, unframe};
+use adit_tests::packet::{frame, one_hop_on, tcp_syn, udp, unframe, with_fragment_field};
+use adit_tests::scapy::fragments;
 use serde_json::Value;
 
 /// A directory of its own, gone afterwards.
@@ -95,7 +96,7 @@ fn assert_balanced(report: &Value) {
     let count = |name: &str| report[name].as_u64().unwrap();
     assert_eq!(
         count("received") + count("originated"),
-        count("transmitted") + count("dropped"),
+        count("transmitted") + count("absorbed") + count("dropped"),
         "{report:#}"
     );
 }
@@ -158,6 +159,30 @@ fn a_described_network_decides_size_and_neighbours() {
     assert_eq!((&report["originated"], &report["sealed"]), (&1.into(), &1.into()));
     let sealed = captures::read(&directory.0.join("out/outside.pcap")).unwrap();
     assert_eq!(sealed[0].frame[..12], [2, 0, 0x5e, 0, 0x53, 1, 2, 0, 0, 0, 0, 1]);
+}
+
+/// Linux fragments after encryption, routers whatever is too large: their captures can be read all the same.
+#[test]
+fn fragments_of_esp_are_put_together() {
+    let directory = Directory::new("fragments");
+    let network = directory.write("network.toml", "[[port]]\nname = \"outside\"\nmtu = 9000\n");
+    let network = ["--network", network.to_str().unwrap()];
+    let sent = [700, 1_200, 1_472].map(|length| udp(Site::A.host(false), Site::B.host(false), length));
+    let capture = directory.capture("in.pcap", &sent);
+    through(Site::A, &directory, &format!("inside={}", capture.display()), "a", &network);
+    let whole = packets(&directory.0.join("a/outside.pcap"));
+
+    let mut pieces: Vec<_> = fragments(&whole, 576).concat();
+    let count = pieces.len() as u64;
+    // One that is all alone.
+    pieces.push(with_fragment_field(whole[0].clone(), 99));
+    let capture = directory.capture("wire.pcap", &pieces);
+    let report = through(Site::B, &directory, &format!("outside={}", capture.display()), "b", &[]);
+    assert_balanced(&report);
+    assert_eq!((&report["absorbed"], &report["opened"]), (&(count - 3).into(), &3.into()));
+    assert_eq!(report["drops"], serde_json::json!({ "reassembly_timeout": 1 }));
+    let expected: Vec<_> = sent.iter().map(|packet| one_hop_on(&one_hop_on(packet))).collect();
+    assert_eq!(packets(&directory.0.join("b/inside.pcap")), expected);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use adit_engine::pipeline::DropReason;
 use adit_engine::wire::ip;
 use adit_tests::memory::{Gateway, INSIDE, OUTSIDE, Options, Peer, Site, address};
 use adit_tests::packet::{
-    self, MORE_FRAGMENTS, one_hop_on, transport_checksum, udp, udp_ports, with_fragment_field,
+    self, MORE_FRAGMENTS, in_udp, one_hop_on, transport_checksum, udp, udp_ports, with_fragment_field,
 };
 
 const PEER_PORT: u16 = 62_001;
@@ -15,15 +15,6 @@ fn options(ipv6: bool) -> Options {
 
 fn inner(length: usize) -> Vec<u8> {
     udp(Site::A.host(false), Site::B.host(false), length)
-}
-
-/// ESP as the peer sealed it, in UDP from `port` to 4500, checksum 0.
-fn in_udp(esp_packet: &[u8], port: u16) -> Vec<u8> {
-    let parsed = ip::parse(esp_packet).unwrap();
-    let esp = &esp_packet[usize::from(parsed.payload_offset)..];
-    let length = (8 + esp.len()) as u16;
-    let header = [port.to_be_bytes(), 4500u16.to_be_bytes(), length.to_be_bytes(), [0, 0]].concat();
-    packet::ip(parsed.flow.source, parsed.flow.destination, 17, &[&header, esp].concat())
 }
 
 fn ports(datagram: &[u8]) -> (u16, u16) {

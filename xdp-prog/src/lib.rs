@@ -117,10 +117,10 @@ outcomes! {
     PassOwn "pass_own" "The rest to one of the gateway's addresses: the kernel's.";
     PassOutside "pass_outside" "Outside every cover: the kernel's.";
     EngineEsp "engine_esp" "ESP or AH to one of the gateway's addresses with a known SPI: the engine's.";
+    EngineFragment "engine_fragment" "A fragment of what may be that: the engine's.";
     EngineOutbound "engine_outbound" "From inside to an address under the cover: the engine's.";
     EngineInboundClear "engine_inbound_clear" "From outside, in clear, under the reversed cover: the engine's.";
     DropUnknownSpi "drop_unknown_spi" "ESP or AH to one of the gateway's addresses that no SA is for.";
-    DropEspFragment "drop_esp_fragment" "A fragment of ESP or AH to one of the gateway's addresses.";
     DropClearText "drop_clear_text" "In clear to one of the gateway's addresses, though the policy protects it.";
     DropVlan "drop_vlan" "For the engine but VLAN-tagged, or with more than two tags.";
     DropMalformed "drop_malformed" "Too short for, or contradicting, what the decision needs.";

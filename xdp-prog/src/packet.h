@@ -15,6 +15,7 @@
 #define ETHERTYPE_8021AD 0x88a8
 
 #define PROTOCOL_HOP_BY_HOP 0
+#define PROTOCOL_ICMP 1
 #define PROTOCOL_UDP 17
 #define PROTOCOL_ROUTING 43
 #define PROTOCOL_FRAGMENT 44
@@ -49,6 +50,8 @@ struct packet {
 	struct adit_prefix6 destination;
 	/* Where the next layer begins, from the start of the frame. Valid if `protocol_known`. */
 	__u32 transport;
+	/* Which datagram it is a piece of, if it is one; in network byte order. */
+	__u32 identification;
 	__u8 version;
 	__u8 tagged;
 	__u8 hop_limit;
@@ -155,6 +158,7 @@ INLINE enum parsed parse_ipv4(void *data, void *data_end, __u32 offset, struct p
 	packet->protocol = ip->protocol;
 	packet->protocol_known = 1;
 	packet->transport = offset + (ip->version_ihl & 15) * 4;
+	packet->identification = ip->id;
 	if (ip->fragment & htons(0x1fff))
 		packet->fragment = LATER_FRAGMENT;
 	else if (ip->fragment & htons(0x2000))
@@ -184,6 +188,7 @@ INLINE enum parsed parse_ipv6(void *data, void *data_end, __u32 offset, struct p
 				return PARSED_IP;
 			next = fragment->next_header;
 			offset += sizeof(*fragment);
+			packet->identification = fragment->id;
 			if (fragment->offset & htons(0xfff8)) {
 				/* What follows is not a header: `next` is what the datagram begins with. */
 				packet->fragment = LATER_FRAGMENT;

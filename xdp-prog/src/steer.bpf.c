@@ -73,6 +73,23 @@ struct {
 	__type(value, __u8);
 } spis SEC(".maps");
 
+/*
+ * Datagrams to us whose first fragment the engine has: what their later fragments do not say of themselves. Fragments
+ * with the same addresses mostly come in order, and by one queue, whatever they are part of.
+ */
+struct datagram {
+	__u8 source[16];
+	__u8 destination[16];
+	__u32 identification;
+	__u32 version;
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, ADIT_DATAGRAMS_MAX);
+	__type(key, struct datagram);
+	__type(value, __u8);
+} datagrams SEC(".maps");
+
 INLINE __u32 local_cover(const struct packet *packet, const struct adit_prefix6 *address)
 {
 	__u32 *flags = packet->version == 6 ? bpf_map_lookup_elem(&cover_local6, address)
@@ -115,15 +132,39 @@ INLINE int is_link_business(const struct packet *packet)
 					   local_cover(packet, &packet->destination)) & ADIT_NAMED);
 }
 
+INLINE struct datagram datagram_of(const struct packet *packet)
+{
+	struct datagram datagram = {.identification = packet->identification, .version = packet->version};
+	__builtin_memcpy(datagram.source, packet->source.address, sizeof(datagram.source));
+	__builtin_memcpy(datagram.destination, packet->destination.address, sizeof(datagram.destination));
+	return datagram;
+}
+
 /* ESP or AH to one of our addresses; which of the two the SA is for, the engine looks at. */
 INLINE enum adit_outcome decide_spi(const __u32 *spi, void *data_end, const struct packet *packet)
 {
-	if (packet->fragment != WHOLE)
-		return ADIT_drop_esp_fragment;
 	if ((void *)(spi + 1) > data_end)
 		return ADIT_drop_malformed;
 	__u32 key = *spi;
-	return bpf_map_lookup_elem(&spis, &key) ? ADIT_engine_esp : ADIT_drop_unknown_spi;
+	if (!bpf_map_lookup_elem(&spis, &key))
+		return ADIT_drop_unknown_spi;
+	if (packet->fragment == WHOLE)
+		return ADIT_engine_esp;
+	struct datagram datagram = datagram_of(packet);
+	__u8 there = 1;
+	bpf_map_update_elem(&datagrams, &datagram, &there, BPF_ANY);
+	return ADIT_engine_fragment;
+}
+
+/* A later fragment to one of our addresses: the engine's, if it is of ESP or AH, or the engine has the first one. */
+INLINE int is_engine_fragment(const struct packet *packet)
+{
+	if (packet->fragment != LATER_FRAGMENT)
+		return 0;
+	if (packet->protocol == PROTOCOL_ESP || packet->protocol == PROTOCOL_AH)
+		return 1;
+	struct datagram datagram = datagram_of(packet);
+	return bpf_map_lookup_elem(&datagrams, &datagram) != 0;
 }
 
 /* UDP to one of our addresses: IKE, ESP in UDP, or `ADIT_pass_own` for neither. */
@@ -155,6 +196,8 @@ INLINE enum adit_outcome decide_own(void *data, void *data_end, const struct pac
 {
 	if (!packet->protocol_known)
 		return ADIT_drop_malformed;
+	if (is_engine_fragment(packet))
+		return ADIT_engine_fragment;
 	if (packet->protocol == PROTOCOL_ESP)
 		return decide_spi(transport(data, packet), data_end, packet);
 	/* RFC 4302 section 2: next header, length and reserved come first. */

@@ -18,10 +18,10 @@
 	X(pass_own)             /* the rest to one of our addresses */                                                 \
 	X(pass_outside)         /* outside every cover */                                                              \
 	X(engine_esp)           /* ESP or AH to one of our addresses, with a known SPI */                              \
+	X(engine_fragment)      /* a fragment of what may be that */                                                   \
 	X(engine_outbound)      /* from inside, to an address under the cover */                                       \
 	X(engine_inbound_clear) /* from outside, in clear, under the reversed cover */                                 \
 	X(drop_unknown_spi)     /* ESP or AH to one of our addresses, for no SA */                                     \
-	X(drop_esp_fragment)    /* a fragment of ESP or AH to one of our addresses */                                  \
 	X(drop_clear_text)      /* to one of our addresses, in clear, though the policy protects it */                 \
 	X(drop_vlan)            /* for the engine, but tagged; or more than two tags */                                \
 	X(drop_malformed)       /* too short for, or contradicting, what decides */                                    \
@@ -69,5 +69,6 @@ _Static_assert(sizeof(struct adit_prefix6) == 20, "the engine reads 20 bytes");
 #define ADIT_OWN_ADDRESSES_MAX 65536
 #define ADIT_SPIS_MAX 1048576
 #define ADIT_QUEUES_MAX 1024
+#define ADIT_DATAGRAMS_MAX 4096
 
 #endif

@@ -58,6 +58,23 @@ pub struct EngineTable {
     pub clamp_mss: Option<bool>,
     /// The gateway itself speaks through its tunnels, by a device named after the instance ("adit0"); default false.
     pub host_path: Option<bool>,
+    /// Fragments of ESP and AH.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reassembly: Option<ReassemblyTable>,
+}
+
+/// `[engine.reassembly]`: fragments of ESP and AH to the gateway. A limit that is reached costs the oldest.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReassemblyTable {
+    /// Bytes for all that wait, 65536 to 1073741824; default 4194304. 0 switches reassembly off: fragments are dropped.
+    pub memory_bytes: Option<u64>,
+    /// Datagrams of one source that wait, 1 to 65536; default 64.
+    pub datagrams_per_source: Option<u64>,
+    /// Fragments of one datagram, 2 to 128; default 32.
+    pub fragments_per_datagram: Option<u64>,
+    /// Seconds from a datagram's first fragment to its last, 1 to 60; default 5.
+    pub timeout_seconds: Option<u64>,
 }
 
 /// `[[interface]]`

@@ -83,6 +83,7 @@ pub(super) fn stats(stats: &Stats) -> String {
         "originated",
         "transmitted",
         "delivered",
+        "absorbed",
         "dropped",
         "in flight",
         "sealed",
@@ -97,6 +98,7 @@ pub(super) fn stats(stats: &Stats) -> String {
             worker.originated,
             worker.transmitted,
             worker.delivered,
+            worker.absorbed,
             worker.dropped,
             worker.in_flight,
             worker.sealed,
@@ -105,7 +107,7 @@ pub(super) fn stats(stats: &Stats) -> String {
         ];
         workers.add_row(figures.map(|figure| figure.to_string()));
     }
-    right(&mut workers, 0..11);
+    right(&mut workers, 0..12);
     finish(&workers) + &counters("total", &stats.total) + &counters("steering", &stats.steering)
 }
 
@@ -187,8 +189,9 @@ pub(super) fn sas(sas: &[SaReport]) -> String {
 }
 
 fn notes(sa: &SaReport) -> String {
+    let retiring = sa.retiring.then(|| "retiring".into());
     let lifetime = (sa.lifetime != "good").then(|| format!("lifetime {}", sa.lifetime));
-    lifetime.iter().chain(&sa.warnings).map(String::as_str).collect::<Vec<_>>().join("; ")
+    retiring.iter().chain(&lifetime).chain(&sa.warnings).map(String::as_str).collect::<Vec<_>>().join("; ")
 }
 
 pub(super) fn sa_details(sas: &[SaReport]) -> String {
@@ -206,6 +209,9 @@ pub(super) fn sa_details(sas: &[SaReport]) -> String {
             ),
             format!("  key {}, sequence {}", sa.key, sa.sequence),
         ];
+        if sa.retiring {
+            lines.push("  retiring: it receives until the peer sends with the newer SA".into());
+        }
         if let Some(port) = sa.udp_port {
             lines.push(format!("  in UDP, the peer at port {port}"));
         }
@@ -272,6 +278,9 @@ pub(super) fn change(change: &Change) -> String {
         "generation {}: {} SAs added, {} removed, {} kept\n",
         change.generation, change.added, change.removed, change.kept
     );
+    if change.retiring > 0 {
+        text.push_str("what was replaced still receives, until the peer sends with the new SA\n");
+    }
     if change.removed > 0 {
         text.push_str(if change.wiped {
             "the removed keys are wiped\n"

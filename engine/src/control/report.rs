@@ -77,9 +77,11 @@ pub struct WorkerReport {
     pub transmitted: u64,
     /// Packets delivered to the host.
     pub delivered: u64,
+    /// Fragments put together, but one of each datagram.
+    pub absorbed: u64,
     /// Dropped, all reasons.
     pub dropped: u64,
-    /// Frames in rings and queues.
+    /// Frames in rings and queues, and fragments that wait for others.
     pub in_flight: u64,
     /// Packets sealed in ESP or AH.
     pub sealed: u64,
@@ -103,6 +105,7 @@ impl WorkerReport {
             originated: load(&counters.originated),
             transmitted: load(&counters.transmitted),
             delivered: load(&counters.delivered),
+            absorbed: load(&counters.absorbed),
             dropped: drops.iter().sum(),
             in_flight,
             sealed: load(&counters.sealed),
@@ -218,6 +221,9 @@ pub struct SaReport {
     pub icv_failed: u64,
     /// Dropped for another reason once the SA was found.
     pub refused: u64,
+    /// Another one took over from it: it only receives, until the peer has gone over too.
+    #[serde(default)]
+    pub retiring: bool,
     /// "good", "ending" past a soft limit, or "over" past a hard one: then it carries nothing.
     pub lifetime: String,
     /// Seconds since it was set up.
@@ -317,6 +323,9 @@ pub struct Change {
     pub removed: u64,
     /// SAs left as they were.
     pub kept: u64,
+    /// Of those that others took over from, the ones that still receive until the peer has gone over too.
+    #[serde(default)]
+    pub retiring: u64,
     /// True once no worker can hold a removed key any more; false when one did not answer in time.
     pub wiped: bool,
     /// What works but should not be.
@@ -341,11 +350,12 @@ pub fn drops(workers: &[WorkerReport], all: bool) -> Vec<Drop> {
 /// Sums over workers.
 pub fn total(workers: &[WorkerReport]) -> Vec<Counter> {
     type Column = (&'static str, fn(&WorkerReport) -> u64);
-    let columns: [Column; 9] = [
+    let columns: [Column; 10] = [
         ("received", |worker| worker.received),
         ("originated", |worker| worker.originated),
         ("transmitted", |worker| worker.transmitted),
         ("delivered", |worker| worker.delivered),
+        ("absorbed", |worker| worker.absorbed),
         ("dropped", |worker| worker.dropped),
         ("in_flight", |worker| worker.in_flight),
         ("sealed", |worker| worker.sealed),

@@ -9,6 +9,7 @@ use super::config::{ActionName, ProfileTable, XdpMode};
 use super::lifetimes;
 use crate::crypto::Suite;
 use crate::crypto::key::KeyMaterial;
+use crate::pipeline::reassembly;
 use crate::policy::spd::Fallback;
 use crate::route::Side;
 use crate::sa::lifetime::{Limit, Limits};
@@ -58,6 +59,8 @@ pub struct Engine {
     pub clamp_mss: bool,
     /// The gateway itself speaks through its tunnels.
     pub host_path: bool,
+    /// Fragments of ESP and AH.
+    pub reassembly: reassembly::Limits,
 }
 
 /// An interface to steer.

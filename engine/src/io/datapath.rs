@@ -430,6 +430,8 @@ pub struct WorkerReport {
     /// As in [`WorkerCounters`].
     pub delivered: u64,
     /// As in [`WorkerCounters`].
+    pub absorbed: u64,
+    /// As in [`WorkerCounters`].
     pub dropped: [u64; DropReason::COUNT],
     /// Frames in flight or waiting for a neighbour, counted one by one and not computed.
     pub held: u64,
@@ -447,6 +449,7 @@ impl WorkerReport {
             originated: counters.originated.load(Ordering::Relaxed),
             transmitted: counters.transmitted.load(Ordering::Relaxed),
             delivered: counters.delivered.load(Ordering::Relaxed),
+            absorbed: counters.absorbed.load(Ordering::Relaxed),
             dropped: std::array::from_fn(|i| counters.dropped[i].load(Ordering::Relaxed)),
             held: vitals.held.load(Ordering::Relaxed),
             bursts: vitals.bursts.load(Ordering::Relaxed),
@@ -532,10 +535,10 @@ impl Report {
         self.sum(|worker| worker.dropped[reason as usize])
     }
 
-    /// received + originated - transmitted - delivered - dropped: what must still be somewhere.
+    /// received + originated - transmitted - delivered - absorbed - dropped: what must still be somewhere.
     pub fn in_flight(&self) -> i64 {
         let gone = |worker: &WorkerReport| {
-            worker.transmitted + worker.delivered + worker.dropped.iter().sum::<u64>()
+            worker.transmitted + worker.delivered + worker.absorbed + worker.dropped.iter().sum::<u64>()
         };
         self.sum(|worker| worker.received + worker.originated) as i64 - self.sum(gone) as i64
     }

@@ -20,6 +20,9 @@ pub trait Process {
         results: &mut Results<F::Frame>,
     );
 
+    /// About once a second, whether anything comes in or not.
+    fn housekeeping(&mut self, _now: u64) {}
+
     /// Grows whenever a neighbour may have become known.
     fn network_generation(&mut self) -> u64;
 
@@ -52,6 +55,10 @@ impl Process for Online {
     ) {
         let guard = self.reader.pin();
         self.pipeline.process(&self.tables, &guard, now, burst, frames, results);
+    }
+
+    fn housekeeping(&mut self, now: u64) {
+        self.pipeline.expire(&self.tables, now);
     }
 
     #[inline]

@@ -180,6 +180,7 @@ impl<P: Process> Worker<P> {
         self.egress.flush(now, |port| gone.push(port));
         if now >= self.housekeeping_at {
             self.housekeeping_at = now + HOUSEKEEPING_MS;
+            self.process.housekeeping(now);
             self.receivers.iter().for_each(Receiver::refresh_statistics);
             let lost = self.receivers.iter().filter(|receiver| receiver.lost_interface());
             self.gone.extend(lost.map(|receiver| receiver.port));

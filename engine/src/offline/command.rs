@@ -22,7 +22,7 @@ use crate::policy::{Action, Policy, Spd, Tunnel};
 use crate::route::PortId;
 use crate::sa::inbound::SaCounters;
 use crate::sa::publish::Published;
-use crate::sa::{InboundSa, OutboundSa, Sad};
+use crate::sa::{InboundSa, OutboundSa};
 
 /// Runs captures through the engine, without a daemon, sockets or root.
 ///
@@ -151,6 +151,8 @@ fn execute(arguments: &Arguments) -> Result<String, String> {
         handed_over += engine.take_handed_over().count();
     }
     debug_assert_eq!(handed_over, 0, "there is one worker");
+    // The captures are over: no fragment waits any longer.
+    engine.expire(u64::MAX);
     let mut sent = Vec::new();
     for (count, writer) in writers {
         writer.finish()?;
@@ -185,7 +187,8 @@ fn arrivals(arguments: &Arguments, settings: &Settings) -> Result<Vec<Arrival>, 
 
 /// The tables a daemon would have built from the same configuration.
 fn tables(settings: &Settings, file: &network::NetworkFile) -> Result<(Tables, Vec<Arc<Tunnel>>), String> {
-    let sad = Sad::new();
+    let tables = Tables::new(settings.engine.reassembly);
+    let sad = &tables.sad;
     let mut tunnels = Vec::new();
     for request in &settings.tunnels {
         let wanted = &request.settings;
@@ -236,11 +239,8 @@ fn tables(settings: &Settings, file: &network::NetworkFile) -> Result<(Tables, V
     }
     let spd = Spd::new(policies, settings.engine.fallback, 1);
     let network = network::build(file, settings, &spd)?;
-    let tables = Tables {
-        sad,
-        spd: Published::new(Some(Arc::new(spd))),
-        network: Published::new(Some(Arc::new(network))),
-    };
+    tables.spd.replace(Some(Arc::new(spd)));
+    tables.network.replace(Some(Arc::new(network)));
     Ok((tables, tunnels))
 }
 
@@ -297,6 +297,7 @@ fn report(
         "received": load(&counters.received),
         "originated": load(&counters.originated),
         "transmitted": load(&counters.transmitted),
+        "absorbed": load(&counters.absorbed),
         "dropped": dropped,
         "sealed": load(&counters.sealed),
         "opened": load(&counters.opened),
@@ -324,7 +325,8 @@ fn text(report: &Value, settings: &Settings) -> String {
         list.iter().map(|row| columns.iter().map(|column| cell(&row[*column])).collect()).collect()
     };
     let totals =
-        ["received", "originated", "transmitted", "dropped", "sealed", "opened", "bypassed"].as_slice();
+        ["received", "originated", "transmitted", "absorbed", "dropped", "sealed", "opened", "bypassed"]
+            .as_slice();
     text += &table(totals, &mut std::iter::once(totals.iter().map(|name| cell(&report[*name])).collect()));
     text.push('\n');
     let columns = ["name", "received", "transmitted"];

@@ -108,6 +108,11 @@ impl Engine {
         self.counters.received.fetch_add(burst.len() as u64, Ordering::Relaxed);
     }
 
+    /// Drops fragments whose time is over by `now`.
+    pub fn expire(&mut self, now: u64) {
+        self.pipeline.expire(&self.tables, now);
+    }
+
     /// Shows every output to `sink` and counts it as transmitted; its frame is free again afterwards.
     pub fn transmit(&mut self, mut sink: impl FnMut(&mut Output<Box<[u8]>>)) {
         self.counters.transmitted.fetch_add(self.results.outputs.len() as u64, Ordering::Relaxed);

@@ -4,12 +4,14 @@ use std::sync::atomic::AtomicU64;
 
 use super::DropReason;
 
-/// received + originated = transmitted + delivered + dropped + in flight, always.
+/// received + originated = transmitted + delivered + dropped + absorbed + in flight, always.
 pub struct WorkerCounters {
     /// Frames taken from receive rings (hand-overs counted once, where they were received).
     pub received: AtomicU64,
     /// Frames the gateway wrote itself (ICMP errors).
     pub originated: AtomicU64,
+    /// Fragments that were put together: all of a datagram but one, which stands for it.
+    pub absorbed: AtomicU64,
     /// Frames completed by the kernel.
     pub transmitted: AtomicU64,
     /// Packets delivered to the host.
@@ -29,6 +31,7 @@ impl Default for WorkerCounters {
         Self {
             received: AtomicU64::new(0),
             originated: AtomicU64::new(0),
+            absorbed: AtomicU64::new(0),
             transmitted: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
             dropped: [const { AtomicU64::new(0) }; DropReason::COUNT],

@@ -30,7 +30,14 @@ drop_reasons! {
     Vlan "vlan" None, "A VLAN-tagged frame under the cover.";
     NoState "no_state" Some("XfrmInNoStates"), "ESP or AH with an SPI or endpoint that no inbound SA has.";
     NatKeepalive "nat_keepalive" None, "A NAT keepalive (RFC 3948 section 2.3): swallowed as intended.";
-    EspFragment "esp_fragment" None, "A fragment of an ESP or AH packet; they are not reassembled yet.";
+    EspFragment "esp_fragment" None, "A fragment of an ESP or AH packet, while reassembly is switched off.";
+    ReassemblyTimeout "reassembly_timeout" None, "A fragment of ESP or AH whose datagram did not become whole in time.";
+    ReassemblyMemory "reassembly_memory" None, "A fragment of ESP or AH that made room for newer ones: all memory for them was in use.";
+    ReassemblySource "reassembly_source" None, "A fragment of ESP or AH that made room for newer ones: its source had too many datagrams unfinished.";
+    ReassemblyFragments "reassembly_fragments" None, "A fragment of an ESP or AH packet in more pieces than are put together.";
+    ReassemblyOverlap "reassembly_overlap" None, "A fragment of an ESP or AH packet with overlapping or contradicting pieces (RFC 5722): all of them go.";
+    ReassemblyDuplicate "reassembly_duplicate" None, "A copy of a fragment of ESP or AH that is there already.";
+    ReassemblyInvalid "reassembly_invalid" Some("XfrmInHdrError"), "A fragment of ESP or AH that is empty, no multiple of 8 bytes, or beyond 65,535.";
     EspTooShort "esp_too_short" Some("XfrmInHdrError"), "ESP shorter than its transform allows, or not a multiple of its block.";
     AhLength "ah_length" Some("XfrmInHdrError"), "AH cut short, or not of the length that its SA's ICV makes it.";
     AhHeaders "ah_headers" Some("XfrmInHdrError"), "IP options or extension headers that AH cannot cover: malformed, a fragment's, on an unfinished route, or over 1 KiB.";
@@ -44,7 +51,7 @@ drop_reasons! {
     Dummy "dummy" None, "A dummy packet (next header 59): dropped as intended.";
     NextHeader "next_header" Some("XfrmInStateModeError"), "An authenticated packet whose next header is not the SA's mode.";
     InnerMalformed "inner_malformed" Some("XfrmInHdrError"), "An authenticated packet with a malformed inner packet.";
-    EcnForbidden "ecn_forbidden" None, "Outer CE around inner Not-ECT (RFC 6040).";
+    EcnForbidden "ecn_forbidden" None, "Outer CE around inner Not-ECT (RFC 6040), or beside Not-ECT among fragments (RFC 3168).";
     InnerSource "inner_source" None, "An inner packet that claims one of the gateway's own addresses as its source.";
     SelectorMismatch "selector_mismatch" Some("XfrmInTmplMismatch"), "The inner packet is not what its SA was agreed for.";
     PolicyMismatch "policy_mismatch" Some("XfrmInPolError"), "The policy for the inner packet names another tunnel, or none.";

@@ -150,10 +150,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         packet: &IpPacket,
         inbound: &mut Inbound<'g>,
     ) -> Result<(), DropReason> {
-        // RFC 4303 and RFC 4302 section 3.4.1: a fragment is discarded.
-        if packet.fragment != Fragment::Whole {
-            return Err(DropReason::EspFragment);
-        }
+        // RFC 4303 and RFC 4302 section 3.4.1: never a fragment. `sort` sees to that.
+        debug_assert_eq!(packet.fragment, Fragment::Whole);
         let datagram = datagram(frame, packet);
         let outside = read_outside(packet.flow.protocol, datagram)?;
         let sealed = outside.sealed;

@@ -6,6 +6,7 @@
 //! parse     every frame once                                            this file
 //! sort      whose is it?
 //!   ESP, also in UDP, or AH to one of our addresses -> SA by SPI, replay check, group inbound
+//!     a fragment of it waits for the others; the datagram is a packet of the next burst         fragments
 //!     open_group    verify and decrypt the group
 //!     decapsulate   replay commit, trailer, packet inside, selectors, policy, route
 //!   from the gateway itself -> policy                                   host
@@ -24,10 +25,12 @@
 pub mod counters;
 pub mod drop_reason;
 mod forward;
+mod fragments;
 mod host;
 mod icmp;
 mod inbound;
 mod outbound;
+pub mod reassembly;
 mod scratch;
 
 use std::net::IpAddr;
@@ -38,6 +41,7 @@ use std::sync::atomic::Ordering;
 use arrayvec::ArrayVec;
 pub use counters::WorkerCounters;
 pub use drop_reason::DropReason;
+pub use fragments::Reassembly;
 pub use host::{Delivery, HostEnd};
 
 use crate::crypto::IvSource;
@@ -48,9 +52,10 @@ use crate::sa::publish::{Guard, Published};
 use crate::sa::selector::Direction;
 use crate::transform::natt::{self, Datagram};
 use crate::wire::ethernet::{self, ether_type};
-use crate::wire::ip::{self, Fragment, IpPacket, IpVersion, Upper};
+use crate::wire::ip::{self, Fragment, Hidden, IpPacket, IpVersion, Upper};
 use crate::wire::protocol;
 use crate::wire::udp::NAT_TRAVERSAL_PORT;
+use fragments::Completed;
 use inbound::Inbound;
 use outbound::Outbound;
 use scratch::{Memo, Tally};
@@ -66,6 +71,20 @@ pub struct Tables {
     pub spd: Published<Spd>,
     /// Ports, routes, neighbours.
     pub network: Published<Network>,
+    /// Fragments of ESP and AH that wait for the others.
+    pub reassembly: Reassembly,
+}
+
+impl Tables {
+    /// Empty ones: nothing passes.
+    pub fn new(reassembly: reassembly::Limits) -> Self {
+        Self {
+            sad: Sad::new(),
+            spd: Published::new(None),
+            network: Published::new(None),
+            reassembly: Reassembly::new(reassembly),
+        }
+    }
 }
 
 /// One received Ethernet frame. It stays where it is; it belongs to the pipeline until `process` returns, which
@@ -149,6 +168,9 @@ pub struct Pipeline {
     fragments: Box<[u8]>,
     /// Where the headers that AH covers are put together, for a burst of them.
     covered: Box<[u8]>,
+    /// Datagrams that became whole in this burst, and buffers for more.
+    completed: Vec<Completed>,
+    spare_datagrams: Vec<Vec<u8>>,
 }
 
 /// Flows a worker remembers the policy of: 64 bytes each.
@@ -177,10 +199,13 @@ impl Pipeline {
             inside: None,
             fragments: vec![0; FRAGMENTS_LENGTH].into_boxed_slice(),
             covered: vec![0; BURST * (COVERED_HEADERS + LONGEST_AH)].into_boxed_slice(),
+            completed: Vec::new(),
+            spare_datagrams: Vec::new(),
         }
     }
 
-    /// Processes up to [`BURST`] frames. Every one of them ends as an output, a delivery, a hand-over or one counted drop;
+    /// Processes up to [`BURST`] frames. Every one of them ends as an output, a delivery, a hand-over or one counted drop,
+    /// or waits as a fragment, until it is dropped or absorbed by its datagram, which goes on in its place;
     /// what the gateway writes itself (ICMP errors, further fragments) is counted as originated. `received`,
     /// `transmitted` and `delivered` are the caller's to count. `now` is milliseconds of a monotonic clock.
     ///
@@ -196,6 +221,39 @@ impl Pipeline {
         results: &mut Results<F::Frame>,
     ) {
         assert!(burst.len() <= BURST, "a burst of {} packets", burst.len());
+        self.process_burst(tables, guard, now, burst, frames, results);
+        if !self.completed.is_empty() {
+            self.process_completed(tables, guard, now, frames, results);
+        }
+    }
+
+    /// Datagrams that a burst made whole are a burst of their own.
+    #[cold]
+    fn process_completed<F: Frames>(
+        &mut self,
+        tables: &Tables,
+        guard: &Guard<'_>,
+        now: u64,
+        frames: &mut F,
+        results: &mut Results<F::Frame>,
+    ) {
+        let mut completed = std::mem::take(&mut self.completed);
+        let mut burst: ArrayVec<Received<'_>, BURST> =
+            completed.iter_mut().map(|Completed { port, frame }| Received { port: *port, frame }).collect();
+        self.process_burst(tables, guard, now, &mut burst, frames, results);
+        drop(burst);
+        self.recycle(completed);
+    }
+
+    fn process_burst<F: Frames>(
+        &mut self,
+        tables: &Tables,
+        guard: &Guard<'_>,
+        now: u64,
+        burst: &mut [Received<'_>],
+        frames: &mut F,
+        results: &mut Results<F::Frame>,
+    ) {
         let mut tally = Tally::new();
         match (tables.spd.load(guard), tables.network.load(guard)) {
             (Some(spd), Some(network)) => {
@@ -204,6 +262,7 @@ impl Pipeline {
                 Pass {
                     own: &mut *self,
                     sad,
+                    reassembly: &tables.reassembly,
                     guard,
                     spd,
                     network,
@@ -229,6 +288,7 @@ type Packets = ArrayVec<IpPacket, BURST>;
 struct Pass<'a, 'g, F: Frames> {
     own: &'a mut Pipeline,
     sad: &'g Sad,
+    reassembly: &'g Reassembly,
     guard: &'g Guard<'g>,
     spd: &'g Spd,
     network: &'g Network,
@@ -286,14 +346,13 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let port = self.network.ports.get(usize::from(received.port.0)).ok_or(DropReason::PolicyDiscard)?;
         let to_us = self.is_our_destination(packet.flow.destination);
         // RFC 4301 section 5.2 step 2: only what is addressed to us is for us to decrypt.
+        if to_us && packet.fragment != Fragment::Whole && may_be_sealed(packet) {
+            return self.reassemble(received, packet);
+        }
         if to_us && matches!(packet.flow.protocol, protocol::ESP | protocol::AH) {
             return self.sort_sealed(index, received.frame, packet, inbound);
         }
         if to_us && is_nat_traversal(packet) {
-            // RFC 3948: fragments of it are fragments of ESP, if not of IKE, which makes none.
-            if packet.fragment != Fragment::Whole {
-                return Err(DropReason::EspFragment);
-            }
             match natt::read(datagram(received.frame, packet)).map_err(|_| DropReason::Malformed)? {
                 Datagram::Esp(..) => return self.sort_sealed(index, received.frame, packet, inbound),
                 Datagram::Keepalive => return Err(DropReason::NatKeepalive),
@@ -364,6 +423,16 @@ fn is_local(network: &Network, last: &mut Option<(IpAddr, bool)>, address: IpAdd
             *last = Some((address, answer));
             answer
         }
+    }
+}
+
+/// Whether a fragment may be one of ESP or AH. A later one of UDP does not show its ports, and one of IPv6 not what
+/// stands behind the first header of the datagram.
+fn may_be_sealed(packet: &IpPacket) -> bool {
+    match packet.flow.protocol {
+        protocol::ESP | protocol::AH => true,
+        protocol::UDP => packet.fragment == Fragment::Later || is_nat_traversal(packet),
+        _ => packet.flow.hides(packet.fragment) == Hidden::Protocol,
     }
 }
 

@@ -115,6 +115,7 @@ pub(super) struct Tally {
     dropped: [u32; DropReason::COUNT],
     any_dropped: bool,
     pub(super) originated: u64,
+    pub(super) absorbed: u64,
     pub(super) sealed: u64,
     pub(super) opened: u64,
     pub(super) bypassed: u64,
@@ -126,6 +127,7 @@ impl Tally {
             dropped: [0; DropReason::COUNT],
             any_dropped: false,
             originated: 0,
+            absorbed: 0,
             sealed: 0,
             opened: 0,
             bypassed: 0,
@@ -145,6 +147,7 @@ impl Tally {
 
     pub(super) fn write_down(&self, counters: &WorkerCounters) {
         add(&counters.originated, self.originated);
+        add(&counters.absorbed, self.absorbed);
         add(&counters.sealed, self.sealed);
         add(&counters.opened, self.opened);
         add(&counters.bypassed, self.bypassed);

@@ -97,6 +97,11 @@ impl InboundSa {
         })
     }
 
+    /// Whether the peer ever sent with it.
+    pub fn has_received(&self) -> bool {
+        self.verified[0].load(Ordering::Relaxed) > 0
+    }
+
     /// What a group may use of its lifetime.
     pub fn allowance(&self) -> Allowance {
         let [packets, bytes] = &self.verified;

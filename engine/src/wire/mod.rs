@@ -5,6 +5,7 @@ pub mod ah;
 pub mod checksum;
 pub mod esp;
 pub mod ethernet;
+pub mod fragment;
 pub mod header;
 pub mod icmp;
 pub mod ip;

@@ -1,4 +1,5 @@
-"""Listens on the wire between the gateways and says what every frame is. It knows nothing of either engine."""
+"""Listens on the wire between the gateways and says what every frame is, fragments put together. It knows nothing of
+either engine."""
 
 import socket
 import struct
@@ -33,12 +34,14 @@ class Listener:
         self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 256 << 20)
         self.socket.bind(("left", ETH_P_ALL))
         self.socket.setblocking(False)
+        self.datagrams = {}
         self.path = network.directory / "wire.pcap"
         self.capture = self.path.open("wb")
         self.capture.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1))
 
     def frames(self):
-        """Every frame since the last call. A socket that lost one ends the run: it could have been a leak."""
+        """Every frame since the last call, and in how many fragments it came: what came in several, with the last of
+        them. A socket that lost one ends the run: it could have been a leak."""
         out = []
         while True:
             try:
@@ -48,12 +51,52 @@ class Listener:
             now = time.time()
             header = struct.pack("<IIII", int(now), int(now % 1 * 1e6), len(frame), len(frame))
             self.capture.write(header + frame)
-            out.append(frame)
+            if whole := self._whole(frame):
+                out.append(whole)
         self.capture.flush()
         _, lost = struct.unpack("II", self.socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
         if lost:
             raise RuntimeError(f"the listener lost {lost} frames")
         return out
+
+
+    def _whole(self, frame):
+        """The frame, with the number of its fragments; None while some are missing."""
+        packet = frame[14:]
+        if frame[12:14] == b"\x08\x00" and len(packet) >= 20:
+            field = struct.unpack_from(">H", packet, 6)[0]
+            offset, more = (field & 0x1FFF) * 8, field & 0x2000
+            start, end = 4 * (packet[0] & 15), struct.unpack_from(">H", packet, 2)[0]
+            key = packet[4:6] + packet[9:10] + packet[12:20]
+        elif frame[12:14] == b"\x86\xdd" and len(packet) >= 48 and packet[6] == 44:
+            field = struct.unpack_from(">H", packet, 42)[0]
+            offset, more = field & 0xFFF8, field & 1
+            start, end = 48, 40 + struct.unpack_from(">H", packet, 4)[0]
+            key = packet[44:48] + packet[8:40]
+        else:
+            return frame, 1
+        if not offset and not more:
+            return frame, 1
+        pieces = self.datagrams.setdefault(key, [])
+        pieces.append((offset, bool(more), frame[: 14 + start], packet[start:end]))
+        pieces.sort()
+        payload = b""
+        for at, _, _, piece in pieces:
+            if at != len(payload):
+                return None
+            payload += piece
+        if pieces[-1][1]:
+            return None
+        del self.datagrams[key]
+        head = bytearray(pieces[0][2])
+        if len(key) == 36:
+            # The header in front of the Fragment header says what that one said.
+            head[20] = head[54]
+            del head[54:]
+            struct.pack_into(">H", head, 18, len(payload))
+        else:
+            struct.pack_into(">HHH", head, 16, start + len(payload), struct.unpack_from(">H", head, 18)[0], 0)
+        return bytes(head) + payload, len(pieces)
 
 
 def judge(frame):
@@ -63,8 +106,6 @@ def judge(frame):
         return None
     if ethertype == b"\x08\x00" and len(packet) >= 20:
         outer, protocol, start, end = 4, packet[9], 4 * (packet[0] & 15), struct.unpack_from(">H", packet, 2)[0]
-        if struct.unpack_from(">H", packet, 6)[0] & 0x3FFF:
-            return f"a fragment, protocol {protocol}"
     elif ethertype == b"\x86\xdd" and len(packet) >= 40:
         outer, protocol, start, end = 6, packet[6], 40, 40 + struct.unpack_from(">H", packet, 4)[0]
         # MLD has a hop-by-hop header in front.

@@ -13,10 +13,9 @@ use adit_engine::control::report::DatapathReport;
 use adit_engine::control::settings::Settings;
 use adit_engine::control::{Control, Datapath, Problems};
 use adit_engine::crypto::key::fingerprint;
-use adit_engine::pipeline::Tables;
+use adit_engine::pipeline::{Tables, reassembly};
 use adit_engine::policy::cover::Cover;
-use adit_engine::sa::Sad;
-use adit_engine::sa::publish::{self, Published};
+use adit_engine::sa::publish;
 use adit_engine::wire::Spi;
 use serde_json::Value;
 
@@ -125,7 +124,7 @@ struct Daemon {
 impl Daemon {
     /// Over new tables, which are made for a million SAs.
     fn new() -> Self {
-        let tables = Tables { sad: Sad::new(), spd: Published::new(None), network: Published::new(None) };
+        let tables = Tables::new(reassembly::Limits::OFF);
         Self::start(Arc::new(tables))
     }
 

@@ -12,11 +12,10 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use adit_engine::crypto::{Authentication, Encryption};
 use adit_engine::offline::{FRAME_LENGTH, HeapFrames};
-use adit_engine::pipeline::{BURST, HostEnd, Received, Tables};
+use adit_engine::pipeline::{BURST, HostEnd, Received, Tables, reassembly};
 use adit_engine::policy::{Action, Policy};
 use adit_engine::route::PortId;
-use adit_engine::sa::Sad;
-use adit_engine::sa::publish::{self, Published};
+use adit_engine::sa::publish;
 use adit_engine::sa::selector::{AddressRange, Direction, PortRange, Selector, UpperSelector};
 use adit_engine::sa::spec::{Protocol, Workers};
 use adit_engine::transform::ah::Padding;
@@ -227,7 +226,7 @@ thread_local! {
 
 fn tables() -> Arc<Tables> {
     TABLES.with_borrow_mut(|tables| {
-        let new = || Tables { sad: Sad::new(), spd: Published::new(None), network: Published::new(None) };
+        let new = || Tables::new(reassembly::Limits::OFF);
         Arc::clone(tables.get_or_insert_with(|| Arc::new(new())))
     })
 }

@@ -178,20 +178,27 @@ fn esp_to_us_goes_by_its_spi() {
                 &Packet::new(&peer, &own, AH, [6, 4, 0, 0, 0xad, 0x17, 0]),
                 DropMalformed,
             );
+            // The engine puts fragments together. The SPI is in the first one.
             for (more, offset) in [(true, 0), (true, 5), (false, 5)] {
-                expect(
-                    &programs,
-                    place,
-                    &Packet::esp(&peer, &own, KNOWN).fragment(more, offset),
-                    DropEspFragment,
-                );
-                expect(
-                    &programs,
-                    place,
-                    &Packet::ah(&peer, &own, KNOWN).fragment(more, offset),
-                    DropEspFragment,
-                );
+                for packet in [Packet::esp(&peer, &own, KNOWN), Packet::ah(&peer, &own, KNOWN)] {
+                    expect(&programs, place, &packet.fragment(more, offset), EngineFragment);
+                }
             }
+            expect(&programs, place, &Packet::esp(&peer, &own, UNKNOWN).fragment(true, 0), DropUnknownSpi);
+            expect(&programs, place, &Packet::ah(&peer, &own, UNKNOWN).fragment(true, 0), DropUnknownSpi);
+            expect(&programs, place, &Packet::esp(&peer, &own, UNKNOWN).fragment(false, 5), EngineFragment);
+            expect(
+                &programs,
+                place,
+                &Packet::new(&peer, &own, ESP, [0xad, 0x17]).fragment(true, 0),
+                DropMalformed,
+            );
+            expect(
+                &programs,
+                place,
+                &Packet::new(&peer, &own, ESP, [0xad]).fragment(false, 5),
+                EngineFragment,
+            );
             expect(&programs, place, &Packet::new(&peer, &own, ESP, [0xad, 0x17, 0]), DropMalformed);
         }
         // To somebody else it is traffic like any other.
@@ -242,7 +249,18 @@ fn options_and_extension_headers_hide_nothing() {
     expect(&programs, FromOutside, &far, EngineEsp);
     let fragment =
         Packet::esp("2001:db8:f::2", "2001:db8:f::1", KNOWN).extensions(&[(0, 0), (43, 1)]).fragment(true, 0);
-    expect(&programs, FromOutside, &fragment, DropEspFragment);
+    expect(&programs, FromOutside, &fragment, EngineFragment);
+    // A later fragment only shows what its Fragment header says is next: that the engine has the first one decides.
+    let behind_options = |spi, more, offset| {
+        let esp = Packet::esp("2001:db8:f::3", "2001:db8:f::1", spi).payload;
+        let options = [&[ESP, 0, 1, 4, 0, 0, 0, 0][..], &esp].concat();
+        Packet::new("2001:db8:f::3", "2001:db8:f::1", 60, options).fragment(more, offset)
+    };
+    expect(&programs, FromOutside, &behind_options(KNOWN, false, 9), PassOwn);
+    expect(&programs, FromOutside, &behind_options(UNKNOWN, true, 0), DropUnknownSpi);
+    expect(&programs, FromOutside, &behind_options(KNOWN, false, 9), PassOwn);
+    expect(&programs, FromOutside, &behind_options(KNOWN, true, 0), EngineFragment);
+    expect(&programs, FromOutside, &behind_options(KNOWN, false, 9), EngineFragment);
     // Longer than we follow: dropped where the protocol decides, steered where the addresses do.
     let chain = long_chain(9);
     expect(
@@ -294,8 +312,21 @@ fn udp_4500_is_ike_by_its_marker_or_esp() {
         expect(&programs, FromOutside, &packet(udp((4500, 4500), &[])), DropMalformed);
         expect(&programs, FromOutside, &packet(esp_in_udp(KNOWN)), EngineEsp);
         expect(&programs, FromOutside, &packet(esp_in_udp(UNKNOWN)), DropUnknownSpi);
-        expect(&programs, FromOutside, &packet(esp_in_udp(KNOWN)).fragment(true, 0), DropEspFragment);
-        expect(&programs, FromOutside, &packet(esp_in_udp(UNKNOWN)).fragment(false, 9), PassOwn);
+        // A later fragment has no ports: it goes where the first one went, and that is the kernel for what is not
+        // ESP, or unknown.
+        let later = packet(esp_in_udp(UNKNOWN)).fragment(false, 9);
+        expect(&programs, FromOutside, &later, PassOwn);
+        expect(&programs, FromOutside, &packet(udp((4500, 4500), &ike)).fragment(true, 0), PassIke);
+        expect(&programs, FromOutside, &packet(esp_in_udp(UNKNOWN)).fragment(true, 0), DropUnknownSpi);
+        expect(&programs, FromOutside, &packet(udp((7, 7), &esp(KNOWN))).fragment(true, 0), PassOwn);
+        expect(&programs, FromOutside, &later, PassOwn);
+        expect(&programs, FromOutside, &packet(esp_in_udp(KNOWN)).fragment(true, 0), EngineFragment);
+        expect(&programs, FromOutside, &later, EngineFragment);
+        let mut other = later.frame();
+        // The lowest byte of the identification.
+        let identification = if other[13] == 0 { 19 } else { 61 };
+        other[identification] ^= 1;
+        assert_eq!(programs.outcome(FromOutside, &other), (Verdict::Pass, PassOwn));
         // Only the destination port counts, and only here.
         expect(&programs, FromOutside, &packet(udp((4500, 53), &esp(KNOWN))), PassOwn);
         expect(&programs, FromOutside, &Packet::new(&peer, &peer, UDP, esp_in_udp(UNKNOWN)), PassOutside);

@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use super::super::config::{EngineTable, FallbackName, InterfaceTable, SideName, XdpMode};
+use super::super::config::{EngineTable, FallbackName, InterfaceTable, ReassemblyTable, SideName, XdpMode};
 use super::super::problem::Problems;
 use super::super::settings::{Engine, Interface};
 use super::super::{group, value};
 use super::plain_name;
+use crate::pipeline::reassembly::Limits;
 use crate::policy::spd::Fallback;
 use crate::route::Side;
 
@@ -69,7 +70,46 @@ pub(super) fn engine(table: &EngineTable, problems: &mut Problems) -> Engine {
         xdp_mode: table.xdp_mode.unwrap_or(XdpMode::Auto),
         clamp_mss: table.clamp_mss.unwrap_or(true),
         host_path,
+        reassembly: reassembly(table.reassembly.as_ref(), problems),
         instance,
+    }
+}
+
+/// `[engine.reassembly]`.
+fn reassembly(table: Option<&ReassemblyTable>, problems: &mut Problems) -> Limits {
+    let default = Limits::default();
+    let Some(table) = table else { return default };
+    let mut bounded = |field: &str, value: Option<u64>, default: u64, least: u64, most: u64| match value {
+        None => default,
+        Some(value) if (least..=most).contains(&value) => value,
+        Some(found) => {
+            problems.push(
+                format!("engine.reassembly.{field}"),
+                format!("expected {least} to {most}, found {found}"),
+            );
+            default
+        }
+    };
+    if table.memory_bytes == Some(0) {
+        return Limits::OFF;
+    }
+    Limits {
+        memory: bounded("memory-bytes", table.memory_bytes, default.memory as u64, 1 << 16, 1 << 30) as usize,
+        per_source: bounded(
+            "datagrams-per-source",
+            table.datagrams_per_source,
+            default.per_source as u64,
+            1,
+            1 << 16,
+        ) as usize,
+        fragments: bounded(
+            "fragments-per-datagram",
+            table.fragments_per_datagram,
+            default.fragments as u64,
+            2,
+            128,
+        ) as usize,
+        timeout: bounded("timeout-seconds", table.timeout_seconds, default.timeout / 1_000, 1, 60) * 1_000,
     }
 }
 

@@ -1,0 +1,105 @@
+//! Fragments of what is for us to decrypt: they wait, among those of all workers, and the datagram goes on from where its
+//! last one came in.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::reassembly::{Limits, Reassembler};
+use super::scratch::Tally;
+use super::{DropReason, Frames, Pass, Pipeline, Received, Tables};
+use crate::route::PortId;
+use crate::wire::ip::IpPacket;
+
+/// The fragments that wait. One for all workers, because those of one datagram need not come to the same: the ports of
+/// ESP in UDP, by which a device may choose the queue, are only in the first. Nothing but fragments comes near its lock.
+pub struct Reassembly {
+    waiting: Mutex<Reassembler>,
+    held: AtomicU64,
+    is_on: bool,
+}
+
+impl Reassembly {
+    /// Empty.
+    pub fn new(limits: Limits) -> Self {
+        let is_on = limits.memory > 0;
+        Self { waiting: Mutex::new(Reassembler::new(limits)), held: AtomicU64::new(0), is_on }
+    }
+
+    /// Fragments that wait: received, and not yet anything else.
+    pub fn held(&self) -> u64 {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Reassembler> {
+        // Nothing in it panics.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, waiting: &Reassembler) {
+        self.held.store(waiting.held() as u64, Ordering::Relaxed);
+    }
+}
+
+/// A datagram that became whole in this burst: a frame, as if it had been received by `port`.
+pub(super) struct Completed {
+    pub(super) port: PortId,
+    pub(super) frame: Vec<u8>,
+}
+
+/// Buffers of completed datagrams that wait for the next one.
+const SPARES: usize = 64;
+
+impl<F: Frames> Pass<'_, '_, F> {
+    /// A fragment of ESP or AH for us, or of UDP that may have ESP in it: it waits for the others, or was the last.
+    #[cold]
+    pub(super) fn reassemble(
+        &mut self,
+        received: &Received<'_>,
+        packet: &IpPacket,
+    ) -> Result<(), DropReason> {
+        if !self.reassembly.is_on {
+            return Err(DropReason::EspFragment);
+        }
+        let mut out = self.own.spare_datagrams.pop().unwrap_or_default();
+        let mut waiting = self.reassembly.lock();
+        let tally = &mut *self.tally;
+        let mut lost = |reason, count| tally.drop_all(reason, count);
+        let whole = waiting.take(self.now, received.port, received.frame, packet, &mut out, &mut lost);
+        self.reassembly.note(&waiting);
+        drop(waiting);
+        match whole {
+            Some(whole) => {
+                // One of them stands for the datagram.
+                self.tally.absorbed += whole.fragments as u64 - 1;
+                self.own.completed.push(Completed { port: whole.port, frame: out });
+            }
+            None => self.own.spare_datagrams.push(out),
+        }
+        Ok(())
+    }
+}
+
+impl Pipeline {
+    /// Gives up fragments whose time is over by `now` milliseconds; nobody else does while none comes in.
+    pub fn expire(&mut self, tables: &Tables, now: u64) {
+        if tables.reassembly.held() == 0 {
+            return;
+        }
+        let mut tally = Tally::new();
+        let mut waiting = tables.reassembly.lock();
+        waiting.expire(now, &mut |reason, count| tally.drop_all(reason, count));
+        tables.reassembly.note(&waiting);
+        drop(waiting);
+        tally.write_down(&self.counters);
+    }
+
+    /// Puts the buffers of completed datagrams back.
+    pub(super) fn recycle(&mut self, mut completed: Vec<Completed>) {
+        for Completed { frame, .. } in completed.drain(..) {
+            if self.spare_datagrams.len() < SPARES {
+                self.spare_datagrams.push(frame);
+            }
+        }
+        self.completed = completed;
+    }
+}
