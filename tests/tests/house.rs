@@ -282,6 +282,23 @@ fn nobody_asks_the_wall_clock() {
     assert_eq!(wall_clock_faults("sa/lifetime.rs", "clock_gettime(ClockId::Boottime)").len(), 0);
 }
 
+/// A worker that panics must not leave the others with half of a truth: the process ends, and its hooks hold.
+#[test]
+fn a_panic_ends_the_process() {
+    let manifest = fs::read_to_string(workspace().join("Cargo.toml")).unwrap();
+    let manifest: toml::Table = manifest.parse().unwrap();
+    for profile in ["dev", "release"] {
+        assert_eq!(manifest["profile"][profile]["panic"].as_str(), Some("abort"), "{profile}");
+    }
+    let catches = |(file, text): &(String, String)| {
+        let own = text.split("#[cfg(test)]").next().unwrap();
+        !file.ends_with("tests.rs") && words(&code(own), "catch_unwind").next().is_some()
+    };
+    let faults: Vec<_> =
+        engine().into_iter().filter(catches).map(|(file, _)| format!("{file}: catches a panic")).collect();
+    assert_none(faults);
+}
+
 /// The layers that packets go through.
 const PACKET_LAYERS: &[&str] = &["wire", "crypto", "transform", "sa", "policy", "pipeline"];
 
