@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 
+use adit_engine::control::settings::TfcSettings;
 use adit_engine::crypto::key::{Key, KeyMaterial};
 use adit_engine::crypto::sequence::SequenceCounter;
 use adit_engine::crypto::{Authentication, Encryption, IvSource, Seal, Sealer, Suite};
@@ -135,6 +136,8 @@ pub struct Options {
     pub leased: Option<Arc<AtomicU32>>,
     /// Lower MSS.
     pub clamp_mss: bool,
+    /// Traffic-flow confidentiality.
+    pub tfc: TfcSettings,
     /// Outer DF.
     pub dont_fragment: DontFragment,
     /// Who numbers.
@@ -176,6 +179,7 @@ impl Options {
             last_sequence: 0,
             leased: None,
             clamp_mss: true,
+            tfc: TfcSettings::default(),
             dont_fragment: DontFragment::Copy,
             workers: Workers::One,
             outside_mtu: 1500,
@@ -323,6 +327,7 @@ impl Gateway {
             local: options.endpoint(site),
             remote: options.endpoint(site.peer()),
             clamp_mss: options.clamp_mss,
+            tfc: options.tfc.runtime(),
             outbound: Published::new(Some(Arc::new(options.outbound(site)))),
         });
         let mut policies = options.policies.clone();

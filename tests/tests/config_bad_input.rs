@@ -33,6 +33,7 @@ fn good() -> Value {
             "mode": "tunnel", "udp-port": 4500,
             "encryption": "aes-128-cbc", "authentication": "sha256", "icv-length": 16, "esn": true,
             "replay-window": 64, "dscp": 46, "df": "copy", "ttl": 64, "workers": "one", "clamp-mss": true,
+            "tfc-padding": 256, "dummy-rate": 100, "dummy-size": "64-1400", "dummy-when": "always",
             "lifetime-packets-soft": 900, "lifetime-packets-hard": 1000, "lifetime-bytes-soft": 9000,
             "lifetime-bytes-hard": 10000, "lifetime-seconds-soft": 90, "lifetime-seconds-hard": 100,
             "inbound": {
@@ -160,6 +161,10 @@ fn wrong(path: &str) -> Option<Vec<Value>> {
         "tunnel.dscp" => vec![json!("all"), json!(64), json!(-1), json!("")],
         "tunnel.df" => vec![json!("keep")],
         "tunnel.ttl" => vec![json!(0), json!(256), json!(-1)],
+        "tunnel.tfc-padding" => vec![json!("on"), json!(1), json!(65536), json!(-1), json!("")],
+        "tunnel.dummy-rate" => vec![json!(0), json!(10_001), json!(-1), json!(0.5)],
+        "tunnel.dummy-size" => vec![json!(0), json!("1400-64"), json!(65536), json!("any"), json!("")],
+        "tunnel.dummy-when" => vec![json!("never")],
         "tunnel.workers" => vec![json!("two")],
         "tunnel.inbound.spi" | "tunnel.outbound.spi" => {
             vec![json!(0), json!(255), json!(4294967296u64), json!(-1), json!("0xff"), json!("")]

@@ -296,6 +296,7 @@ impl Builder<'_> {
                 local: settings.local,
                 remote: settings.remote,
                 clamp_mss: settings.clamp_mss,
+                tfc: settings.tfc.runtime(),
                 outbound: Published::new(sa.cloned()),
             }),
         };

@@ -212,6 +212,7 @@ fn tables(settings: &Settings, file: &network::NetworkFile) -> Result<(Tables, V
             local: wanted.local,
             remote: wanted.remote,
             clamp_mss: wanted.clamp_mss,
+            tfc: wanted.tfc.runtime(),
             outbound: Published::new(outbound),
         }));
     }

@@ -32,6 +32,7 @@ mod inbound;
 mod outbound;
 pub mod reassembly;
 mod scratch;
+mod tfc;
 
 use std::net::IpAddr;
 use std::ops::DerefMut;
@@ -164,7 +165,7 @@ pub struct Pipeline {
     errors: icmp::Budget,
     /// Where the last decrypted packet left: the likely egress of the next, which is not known before decryption.
     inside: Option<PortId>,
-    /// Where packets are fragmented before encryption.
+    /// Where packets are fragmented, padded and made up before encryption.
     fragments: Box<[u8]>,
     /// Where the headers that AH covers are put together, for a burst of them.
     covered: Box<[u8]>,

@@ -7,6 +7,7 @@ use super::scratch::{Egress, Groups, Route};
 use super::{BURST, COVERED_HEADERS, DropReason, Frames, Packets, Pass, Received};
 use crate::crypto::{Seal, Sign};
 use crate::policy::Tunnel;
+use crate::policy::tfc::Padding;
 use crate::route::{PortId, Side};
 use crate::sa::OutboundSa;
 use crate::sa::outbound::{Exhausted, Numbers, OutboundKeys};
@@ -28,38 +29,43 @@ use crate::wire::protocol;
 pub(super) type Outbound<'g> = Groups<'g, Tunnel, usize>;
 
 /// A packet with everything but its number, in the order of numbering.
-struct Ready<'p, F> {
-    payload: Payload,
+pub(super) struct Ready<'p, F> {
+    pub(super) payload: Payload,
     /// What it is, or what it is a fragment of.
-    packet: &'p IpPacket,
-    /// Bytes of it, or of the fragment.
-    length: usize,
+    pub(super) packet: &'p IpPacket,
+    /// What ESP or AH says it carries in a tunnel.
+    pub(super) next_header: u8,
+    /// Bytes of it, or of the fragment, and of its padding for traffic-flow confidentiality.
+    pub(super) length: usize,
     /// Transport mode: where ESP or AH goes.
-    split: Option<Split>,
-    frame: F,
+    pub(super) split: Option<Split>,
+    pub(super) frame: F,
 }
 
 /// Where the inner packet lies.
-enum Payload {
+pub(super) enum Payload {
     /// In the received frame.
     Received { index: usize },
-    /// In the worker's room for fragments.
-    Fragment { start: usize },
+    /// In the worker's room for what it makes itself.
+    Room { start: usize },
 }
 
 /// What the packets of a group share.
-struct Group<'g> {
-    sa: &'g OutboundSa,
-    outer: OuterHeader,
-    egress: Egress<'g>,
+pub(super) struct Group<'g> {
+    pub(super) sa: &'g OutboundSa,
+    pub(super) outer: OuterHeader,
+    pub(super) egress: Egress<'g>,
     /// What a tunnel carries; in transport mode it depends on the packet's own headers.
-    tunnel_mtu: u32,
+    pub(super) tunnel_mtu: u32,
+    /// For traffic-flow confidentiality.
+    pub(super) padding: Padding,
     clamp_mss: bool,
 }
 
 impl<'g> Group<'g> {
-    fn new(sa: &'g OutboundSa, outer: OuterHeader, egress: Egress<'g>, clamp_mss: bool) -> Self {
-        Self { sa, outer, egress, tunnel_mtu: outer.inside_mtu(egress.port.mtu, &sa.layout), clamp_mss }
+    pub(super) fn new(sa: &'g OutboundSa, outer: OuterHeader, egress: Egress<'g>, tunnel: &Tunnel) -> Self {
+        let tunnel_mtu = outer.inside_mtu(egress.port.mtu, &sa.layout);
+        Self { sa, outer, egress, tunnel_mtu, padding: tunnel.tfc.padding, clamp_mss: tunnel.clamp_mss }
     }
 
     /// What leaves as one packet: any packet in a tunnel, one with the headers of `split` in transport mode.
@@ -106,7 +112,10 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             sa.pass_on(self.own.worker, other);
             return self.results.hand_over.extend(group.map(|index| (index, other)));
         }
-        let shared = Group::new(sa, outer, egress, tunnel.clamp_mss);
+        let shared = Group::new(sa, outer, egress, tunnel);
+        if shared.padding != Padding::Off {
+            return self.seal_padded(burst, packets, &shared, group);
+        }
 
         let mut ready = ArrayVec::new();
         for index in group {
@@ -123,17 +132,12 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     /// Sends a packet of our own, which lies at the start of the room for fragments; where it cannot go, it is not
     /// made.
     pub(super) fn seal_originated(&mut self, tunnel: &'g Tunnel, packet: &IpPacket) {
-        let Some(sa) = tunnel.outbound.load(self.guard) else { return };
-        if sa.lifetime.is_over() || sa.owner(self.own.worker) != self.own.worker {
-            return;
-        }
-        let outer = sa.outer_now();
-        let Ok(egress) = self.outer_egress(&outer) else { return };
+        let Some(shared) = self.own_group(tunnel) else { return };
+        let Group { sa, egress, .. } = &shared;
         let length = packet.total_length as usize;
         let Ok(split) = split(sa, &self.own.fragments[..length], packet, &mut self.own.covered) else {
             return;
         };
-        let shared = Group::new(sa, outer, egress, false);
         if packet.total_length > shared.inside_mtu(split.as_ref()) {
             return;
         }
@@ -141,12 +145,14 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let Ok(frame) = self.take_frame(egress.id, room) else { return };
         self.tally.originated += 1;
         let mut ready = ArrayVec::<_, BURST>::new();
-        ready.push(Ready { payload: Payload::Fragment { start: 0 }, packet, length, split, frame });
+        let (payload, next_header) = (Payload::Room { start: 0 }, as_next_header(packet.version));
+        let length = self.pad(&shared, 0, length, frame.len());
+        ready.push(Ready { payload, packet, next_header, length, split, frame });
         self.seal_ready(&[], &shared, &mut ready);
     }
 
     /// ESP and AH leave by an unprotected port, or not at all.
-    fn outer_egress(&mut self, outer: &OuterHeader) -> Result<Egress<'g>, DropReason> {
+    pub(super) fn outer_egress(&mut self, outer: &OuterHeader) -> Result<Egress<'g>, DropReason> {
         match self.route(outer.destination) {
             Route::Port(egress) if egress.port.side == Side::Protected => Err(DropReason::NoRoute),
             Route::Port(egress) if !egress.port.up => Err(DropReason::LinkDown),
@@ -166,7 +172,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     }
 
     /// Everything that can refuse a packet comes before it gets a number.
-    fn prepare<'p>(
+    pub(super) fn prepare<'p>(
         &mut self,
         burst: &mut [Received<'_>],
         index: usize,
@@ -214,7 +220,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if group.clamp_mss {
             mss::clamp(bytes, packet, inside_mtu);
         }
-        ready.push(Ready { payload: Payload::Received { index }, packet, length, split, frame });
+        let (payload, next_header) = (Payload::Received { index }, as_next_header(packet.version));
+        ready.push(Ready { payload, packet, next_header, length, split, frame });
         Ok(())
     }
 
@@ -241,7 +248,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let mut outcome = Ok(());
         for (number, piece) in pieces.enumerate() {
             let length = piece.total_length();
-            if ready.is_full() || start + length > self.own.fragments.len() {
+            // Padding may make any of them as large as the largest.
+            if ready.is_full() || start + inside_mtu as usize > self.own.fragments.len() {
                 self.seal_ready(burst, group, ready);
                 start = 0;
             }
@@ -252,13 +260,14 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 .ok_or(DropReason::TooBig)
                 .and_then(|_| self.take_frame(group.egress.id, frame_length(group.sa, None, length)))
                 .map(|frame| {
-                    let payload = Payload::Fragment { start };
-                    ready.push(Ready { payload, packet, length, split: None, frame })
+                    let (payload, next_header) = (Payload::Room { start }, as_next_header(packet.version));
+                    let length = self.pad(group, start, length, frame.len());
+                    ready.push(Ready { payload, packet, next_header, length, split: None, frame });
+                    start += length;
                 });
             if outcome.is_err() {
                 break;
             }
-            start += length;
         }
         self.seal_ready(burst, group, ready);
         outcome
@@ -266,7 +275,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
 
     /// Seals what is ready under consecutive numbers. A number that was taken is never used again, whatever
     /// becomes of its packet.
-    fn seal_ready(
+    pub(super) fn seal_ready(
         &mut self,
         burst: &[Received<'_>],
         group: &Group<'g>,
@@ -285,14 +294,15 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
         let Numbers { range, short } = sa.take_numbers(fitting as u64);
         let numbered = ready.iter_mut().zip(range.into_iter().flatten()).map(
-            |(Ready { payload, packet, length, split, frame }, number)| {
+            |(Ready { payload, packet, next_header, length, split, frame }, number)| {
                 let bytes = match *payload {
                     Payload::Received { index } => &burst[index].frame[HEADER_LENGTH..][..*length],
-                    Payload::Fragment { start } => &fragments[start..start + *length],
+                    Payload::Room { start } => &fragments[start..start + *length],
                 };
                 // Unique among the SA's last 2^16 packets, whichever workers send them (RFC 6864 section 4.3).
                 let identification = number.get() as u16;
-                (write_headers(sa, outer, packet, bytes, split.as_ref(), frame, identification), number)
+                let inner = (*packet, *next_header, bytes);
+                (write_headers(sa, outer, inner, split.as_ref(), frame, identification), number)
             },
         );
         let mut sealed = 0;
@@ -420,8 +430,7 @@ struct Placed<'f, 'b> {
 fn write_headers<'f, 'b>(
     sa: &OutboundSa,
     outer: &OuterHeader,
-    packet: &IpPacket,
-    bytes: &'b [u8],
+    (packet, next_header, bytes): (&IpPacket, u8, &'b [u8]),
     split: Option<&Split>,
     frame: &'f mut [u8],
     identification: u16,
@@ -431,10 +440,6 @@ fn write_headers<'f, 'b>(
     let (payload, next_header) = match split {
         None => {
             outer.write(headers, packet, behind_length, identification);
-            let next_header = match packet.version {
-                IpVersion::V4 => protocol::IPV4,
-                IpVersion::V6 => protocol::IPV6,
-            };
             (bytes, next_header)
         }
         Some(split) => {
@@ -445,6 +450,14 @@ fn write_headers<'f, 'b>(
         }
     };
     Placed { headers, behind, payload, next_header }
+}
+
+/// How ESP and AH call a whole packet.
+fn as_next_header(version: IpVersion) -> u8 {
+    match version {
+        IpVersion::V4 => protocol::IPV4,
+        IpVersion::V6 => protocol::IPV6,
+    }
 }
 
 /// Bytes of the IP headers in front of ESP or AH, and of all that follows, for a packet of `length` bytes.

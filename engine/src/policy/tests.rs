@@ -108,6 +108,7 @@ fn tunnel() -> Arc<Tunnel> {
         local: [192, 0, 2, 1].into(),
         remote: [192, 0, 2, 2].into(),
         clamp_mss: false,
+        tfc: Default::default(),
         outbound: Published::new(None),
     })
 }

@@ -194,6 +194,7 @@ mod tests {
             local: ip("192.0.2.1"),
             remote: ip(peer),
             clamp_mss: true,
+            tfc: Default::default(),
             outbound: Published::new(None),
         };
         let selector = Selector {
