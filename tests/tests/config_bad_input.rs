@@ -525,6 +525,12 @@ fn what_is_right_alone_and_wrong_together() {
         assert!(found.iter().any(|problem| problem.field == name), "{name}: {found:?}");
     }
     refused(|file| file["tunnel"][1]["udp-port"] = json!(4500), "tunnel[1].udp-port");
+    // Padding and dummy packets are ESP's, in a tunnel; and without a rate there are no dummies to speak of.
+    refused(|file| file["tunnel"][0]["mode"] = json!("transport"), "tunnel[0].tfc-padding");
+    refused(|file| file["tunnel"][1]["tfc-padding"] = json!("mtu"), "tunnel[1].tfc-padding");
+    refused(|file| file["tunnel"][1]["dummy-rate"] = json!(1), "tunnel[1].dummy-rate");
+    refused(|file| remove(file, "/tunnel/0/dummy-rate"), "tunnel[0].dummy-size");
+    refused(|file| remove(file, "/tunnel/0/dummy-rate"), "tunnel[0].dummy-when");
     // Transport mode is between the endpoints, and nobody else.
     refused(|file| file["policy"][2]["local"] = json!(["192.0.2.0/24"]), "policy[2].local");
     refused(|file| file["policy"][2]["remote"] = json!(["192.0.2.8"]), "policy[2].remote");

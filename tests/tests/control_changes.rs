@@ -373,7 +373,7 @@ fn a_reload_keeps_what_did_not_change() {
     assert_eq!((&change["kept"], &change["added"], &change["removed"]), (&json!(2), &json!(0), &json!(0)));
     let after = daemon.tables.sad.list();
     assert!(std::sync::Arc::ptr_eq(&before[0], &after[0]));
-    assert_eq!(after[0].selectors.get().unwrap()[0].remote.first.to_string(), "10.0.0.0");
+    assert_eq!(after[0].selectors.get().unwrap().list[0].remote.first.to_string(), "10.0.0.0");
 
     // A changed interface needs a restart.
     std::fs::write(&daemon.config, config_of(&table, &wider).replace("\"outside\"", "\"other\"")).unwrap();

@@ -3,9 +3,9 @@
 
 use arrayvec::ArrayVec;
 
-use super::outbound::{Group, Payload, Ready};
+use super::outbound::{Group, Lengths, Payload, Ready};
 use super::scratch::{Memo, Tally};
-use super::{BURST, Frames, Packets, Pass, Pipeline, Received, Results, Tables};
+use super::{BURST, Frames, Pass, Pipeline, Received, Results, Tables};
 use crate::policy::Tunnel;
 use crate::policy::tfc::DummyStream;
 use crate::sa::publish::Guard;
@@ -70,16 +70,17 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             let Ok(frame) = self.take_frame(shared.egress.id, HEADER_LENGTH) else { break };
             let length = self.size_by_chance(stream).min(shared.fitting(frame.len()));
             self.own.ivs.fill(&mut self.own.fragments[start..start + length]);
-            let length = self.pad(shared, start, length, frame.len());
             self.tally.originated += 1;
             ready.push(Ready {
                 payload: Payload::Room { start },
                 packet: &nothing,
                 next_header: protocol::NO_NEXT_HEADER,
                 length,
+                sealed: Lengths::new(shared.sa, None, length),
                 split: None,
                 frame,
             });
+            self.pad(shared, ready.last_mut());
         }
         self.seal_ready(&[], shared, &mut ready);
         stream.sent(shared.sa.last_sequence());
@@ -99,7 +100,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     pub(super) fn seal_padded(
         &mut self,
         burst: &mut [Received<'_>],
-        packets: &Packets,
+        packets: &[IpPacket],
         shared: &Group<'g>,
         group: impl Iterator<Item = usize>,
     ) {
@@ -117,30 +118,28 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             if ready.is_empty() {
                 start = 0;
             }
-            if let Some(Ready { payload, length, frame, .. }) = ready.last_mut()
+            if let Some(Ready { payload, length, .. }) = ready.last_mut()
                 && let Payload::Received { index } = *payload
             {
                 let packet = &burst[index].frame[HEADER_LENGTH..][..*length];
                 self.own.fragments[start..start + *length].copy_from_slice(packet);
-                *length = self.pad(shared, start, *length, frame.len());
                 *payload = Payload::Room { start };
-                start += *length;
+                start += self.pad(shared, ready.last_mut());
             }
         }
         self.seal_ready(burst, shared, &mut ready);
     }
 
-    /// Pads what lies at `start` in the worker's room, as far as a frame of `frame_length` bytes can take it; its
-    /// length by then.
-    pub(super) fn pad(
-        &mut self,
-        shared: &Group<'g>,
-        start: usize,
-        length: usize,
-        frame_length: usize,
-    ) -> usize {
-        let padded = shared.padding.padded(length, shared.fitting(frame_length));
-        self.own.fragments[start + length..start + padded].fill(0);
+    /// Pads what lies in the worker's room, as far as its frame can take it; its length by then.
+    pub(super) fn pad(&mut self, shared: &Group<'g>, ready: Option<&mut Ready<'_, F::Frame>>) -> usize {
+        let Some(Ready { payload: Payload::Room { start }, length, sealed, frame, .. }) = ready else {
+            return 0;
+        };
+        let padded = shared.padding.padded(*length, shared.fitting(frame.len()));
+        if padded > *length {
+            self.own.fragments[*start + *length..*start + padded].fill(0);
+            (*length, *sealed) = (padded, Lengths::new(shared.sa, None, padded));
+        }
         padded
     }
 

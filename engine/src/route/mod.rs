@@ -19,7 +19,7 @@ pub use table::Routes;
 use crate::wire::ethernet::MacAddress;
 
 /// adit's own small number for an interface it steers; index into [`Network::ports`].
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct PortId(pub u16);
 
 impl PortId {
