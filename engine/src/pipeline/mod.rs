@@ -103,8 +103,9 @@ pub struct Received<'a> {
 pub trait Frames {
     /// A free frame, whole: at least 1792 bytes (2048 without the headroom the kernel keeps).
     type Frame: DerefMut<Target = [u8]>;
-    /// Takes a frame that `port` can transmit; `None` when all are in flight.
-    fn take(&mut self, port: PortId) -> Option<Self::Frame>;
+    /// Takes a frame that `port` can transmit, for a packet of up to `length` bytes: as long as that, or the longest
+    /// there is. `None` when all are in flight.
+    fn take(&mut self, port: PortId, length: usize) -> Option<Self::Frame>;
     /// Gives an unused frame back.
     fn give_back(&mut self, port: PortId, frame: Self::Frame);
     /// The worker that transmits on `port` where this one cannot, busy or not; `None` where it can.

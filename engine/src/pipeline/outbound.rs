@@ -300,9 +300,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 };
                 // Unique among the SA's last 2^16 packets, whichever workers send them (RFC 6864 section 4.3).
                 let identification = number.get() as u16;
-                let inner = (*packet, *next_header, bytes);
-                let placed = write_headers(sa, outer, inner, *sealed, split.as_ref(), frame, identification);
-                (placed, number)
+                let room = &mut frame[HEADER_LENGTH..sealed.of_frame(sa)];
+                let (split, inner) = (split.as_ref(), (*packet, *next_header, bytes));
+                (write_headers(outer, inner, *sealed, split, room, identification), number)
             },
         );
         let mut sealed = 0;
@@ -424,19 +424,17 @@ struct Placed<'f, 'b> {
     next_header: u8,
 }
 
-/// Writes the IP headers of `bytes` under `sa`: `outer` in tunnel mode, its own in transport mode.
+/// Writes the IP headers of `bytes` into `room`: `outer` in tunnel mode, its own in transport mode.
 #[inline(always)]
 fn write_headers<'f, 'b>(
-    sa: &OutboundSa,
     outer: &OuterHeader,
     (packet, next_header, bytes): (&IpPacket, u8, &'b [u8]),
     sealed: Lengths,
     split: Option<&Split>,
-    frame: &'f mut [u8],
+    room: &'f mut [u8],
     identification: u16,
 ) -> Placed<'f, 'b> {
     let (headers_length, behind_length) = (sealed.headers, sealed.behind);
-    let room = &mut frame[HEADER_LENGTH..sealed.of_frame(sa)];
     let (headers, behind) = room.split_at_mut(headers_length);
     let (payload, next_header) = match split {
         None => {
@@ -446,7 +444,7 @@ fn write_headers<'f, 'b>(
         Some(split) => {
             let (own, payload) = bytes.split_at(headers_length);
             headers.copy_from_slice(own);
-            transport::rewrite(headers, packet.version, split.named_at, sa.outer.protocol, behind_length);
+            transport::rewrite(headers, packet.version, split.named_at, outer.protocol, behind_length);
             (payload, split.next_header)
         }
     };
