@@ -297,6 +297,7 @@ impl Builder<'_> {
                 remote: settings.remote,
                 mode: settings.mode,
                 clamp_mss: settings.clamp_mss,
+                tfc: settings.tfc.runtime(),
                 outbound: Published::new(sa.cloned()),
             }),
         };

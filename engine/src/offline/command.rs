@@ -213,6 +213,7 @@ fn tables(settings: &Settings, file: &network::NetworkFile) -> Result<(Tables, V
             remote: wanted.remote,
             mode: wanted.mode,
             clamp_mss: wanted.clamp_mss,
+            tfc: wanted.tfc.runtime(),
             outbound: Published::new(outbound),
         }));
     }

@@ -110,6 +110,7 @@ fn tunnel() -> Arc<Tunnel> {
         remote: [192, 0, 2, 2].into(),
         mode: Mode::Tunnel,
         clamp_mss: false,
+        tfc: Default::default(),
         outbound: Published::new(None),
     })
 }

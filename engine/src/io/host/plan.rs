@@ -231,6 +231,7 @@ mod tests {
             remote: ip(peer),
             mode,
             clamp_mss: true,
+            tfc: Default::default(),
             outbound: Published::new(None),
         };
         let selector = Selector {
