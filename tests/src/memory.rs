@@ -11,9 +11,9 @@ use adit_engine::crypto::key::{Key, KeyMaterial};
 use adit_engine::crypto::sequence::SequenceCounter;
 use adit_engine::crypto::{Authentication, Encryption, IvSource, Seal, Sealer, Suite};
 use adit_engine::offline::Engine;
-use adit_engine::pipeline::{DropReason, Tables, reassembly};
+use adit_engine::pipeline::{DropReason, IcmpRules, Tables, reassembly};
 use adit_engine::policy::spd::Fallback;
-use adit_engine::policy::{Action, Policy, Spd, Tunnel};
+use adit_engine::policy::{Action, Fragmentation, Path, Policy, Spd, Tunnel};
 use adit_engine::route::{Network, NetworkBuilder, Port, PortId, RouteTarget, Side};
 use adit_engine::sa::lifetime::Limits;
 use adit_engine::sa::publish::Published;
@@ -135,6 +135,8 @@ pub struct Options {
     pub leased: Option<Arc<AtomicU32>>,
     /// Lower MSS.
     pub clamp_mss: bool,
+    /// When what is too large is fragmented.
+    pub fragmentation: Fragmentation,
     /// Outer DF.
     pub dont_fragment: DontFragment,
     /// Who numbers.
@@ -149,6 +151,8 @@ pub struct Options {
     pub spi: Option<Spi>,
     /// Policies in front of the tunnel's.
     pub policies: Vec<Arc<Policy>>,
+    /// What to make of ICMP errors.
+    pub icmp: IcmpRules,
     /// Fragments of ESP and AH; none is kept at first.
     pub reassembly: reassembly::Limits,
 }
@@ -176,6 +180,7 @@ impl Options {
             last_sequence: 0,
             leased: None,
             clamp_mss: true,
+            fragmentation: Fragmentation::Before,
             dont_fragment: DontFragment::Copy,
             workers: Workers::One,
             outside_mtu: 1500,
@@ -183,6 +188,7 @@ impl Options {
             selectors: None,
             spi: None,
             policies: Vec::new(),
+            icmp: IcmpRules::default(),
             reassembly: reassembly::Limits::OFF,
         }
     }
@@ -313,7 +319,7 @@ pub struct Gateway {
 impl Gateway {
     /// A gateway with one tunnel, its SAs and its policy.
     pub fn new(site: Site, options: &Options) -> Self {
-        Self::over(Arc::new(Tables::new(options.reassembly)), site, options)
+        Self::over(Arc::new(Tables::new(options.reassembly, options.icmp)), site, options)
     }
 
     /// As [`Gateway::new`], over tables that may have served another gateway with the same SPI, which is gone.
@@ -323,6 +329,8 @@ impl Gateway {
             local: options.endpoint(site),
             remote: options.endpoint(site.peer()),
             clamp_mss: options.clamp_mss,
+            fragmentation: options.fragmentation,
+            path: Path::default(),
             outbound: Published::new(Some(Arc::new(options.outbound(site)))),
         });
         let mut policies = options.policies.clone();

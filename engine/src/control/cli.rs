@@ -14,7 +14,8 @@ use super::check;
 use super::client::{CallError, Client};
 use super::config::{
     ActionName, AhPaddingName, AuthenticationName, DestinationOptionsName, DfName, DirectionName, Document,
-    EncryptionName, ModeName, PolicyTable, ProtocolName, SaTable, Scalar, Secret, TunnelTable, WorkersName,
+    EncryptionName, FragmentationName, ModeName, PolicyTable, ProtocolName, SaTable, Scalar, Secret,
+    TunnelTable, WorkersName,
 };
 use super::events::Event;
 use super::leases::{self, Leases};
@@ -206,6 +207,9 @@ struct SaAddArguments {
     /// Outer DF: copy, set or clear.
     #[arg(long)]
     df: Option<DfName>,
+    /// What is too large is fragmented before it is sealed, or after.
+    #[arg(long)]
+    fragmentation: Option<FragmentationName>,
     /// Outer TTL.
     #[arg(long)]
     ttl: Option<u8>,
@@ -595,6 +599,7 @@ impl SaAddArguments {
             lifetime_seconds_hard: self.lifetime_seconds_hard,
             dscp: self.dscp.clone().map(Scalar),
             df: self.df,
+            fragmentation: self.fragmentation,
             ttl: self.ttl,
             workers: self.workers,
             clamp_mss: self.clamp_mss,
@@ -718,4 +723,4 @@ macro_rules! value_enum {
     )* };
 }
 
-value_enum! { EncryptionName AuthenticationName DfName WorkersName ActionName DirectionName }
+value_enum! { EncryptionName AuthenticationName DfName FragmentationName WorkersName ActionName DirectionName }

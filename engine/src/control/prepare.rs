@@ -15,7 +15,7 @@ use super::{keys, value};
 use crate::crypto::key::{KeyError, KeyMaterial, fingerprint};
 use crate::policy::cover::Cover;
 use crate::policy::spd::Fallback;
-use crate::policy::{Action, Policy, Spd, Tunnel};
+use crate::policy::{Action, Path, Policy, Spd, Tunnel};
 use crate::sa::publish::Published;
 use crate::sa::selector::{Direction, Selector};
 use crate::sa::{InboundSa, Lease, OutboundSa};
@@ -239,6 +239,8 @@ impl Builder<'_> {
                 local: settings.local,
                 remote: settings.remote,
                 clamp_mss: settings.clamp_mss,
+                fragmentation: settings.fragmentation,
+                path: Path::default(),
                 outbound: Published::new(outbound.as_ref().map(|sa| sa.sa.clone())),
             }),
         };

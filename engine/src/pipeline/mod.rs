@@ -9,6 +9,7 @@
 //!     a fragment of it waits for the others; the datagram is a packet of the next burst         fragments
 //!     open_group    verify and decrypt the group
 //!     decapsulate   replay commit, trailer, packet inside, selectors, policy, route
+//!   an ICMP error from outside to one of our addresses -> the path of the tunnel that it quotes outside
 //!   from the gateway itself -> policy                                   host
 //!     PROTECT       group by tunnel, as below; else drop
 //!   from a protected port -> policy                                     outbound
@@ -30,6 +31,7 @@ mod host;
 mod icmp;
 mod inbound;
 mod outbound;
+mod outside;
 pub mod reassembly;
 mod scratch;
 
@@ -43,6 +45,7 @@ pub use counters::WorkerCounters;
 pub use drop_reason::DropReason;
 pub use fragments::Reassembly;
 pub use host::{Delivery, HostEnd};
+pub use outside::IcmpRules;
 
 use crate::crypto::IvSource;
 use crate::policy::{Action, FlowCache, Spd};
@@ -53,8 +56,8 @@ use crate::sa::selector::Direction;
 use crate::transform::natt::{self, Datagram};
 use crate::wire::ethernet::{self, ether_type};
 use crate::wire::ip::{self, Fragment, Hidden, IpPacket, IpVersion, Upper};
-use crate::wire::protocol;
 use crate::wire::udp::NAT_TRAVERSAL_PORT;
+use crate::wire::{protocol, quote};
 use fragments::Completed;
 use inbound::Inbound;
 use outbound::Outbound;
@@ -73,16 +76,19 @@ pub struct Tables {
     pub network: Published<Network>,
     /// Fragments of ESP and AH that wait for the others.
     pub reassembly: Reassembly,
+    /// What to make of ICMP errors.
+    pub icmp: IcmpRules,
 }
 
 impl Tables {
     /// Empty ones: nothing passes.
-    pub fn new(reassembly: reassembly::Limits) -> Self {
+    pub fn new(reassembly: reassembly::Limits, icmp: IcmpRules) -> Self {
         Self {
             sad: Sad::new(),
             spd: Published::new(None),
             network: Published::new(None),
             reassembly: Reassembly::new(reassembly),
+            icmp,
         }
     }
 }
@@ -130,7 +136,8 @@ pub struct Output<F> {
 /// What a burst came to; appended to, so drain both before the next burst. Reused from burst to burst: nothing in
 /// it is allocated per packet.
 pub struct Results<F> {
-    /// Frames to transmit, in order per SA and per flow.
+    /// Frames to transmit, in order per SA and per flow; but what was put together of fragments follows the rest of its
+    /// burst.
     pub outputs: Vec<Output<F>>,
     /// Packets for the gateway itself, likewise in order.
     pub deliveries: Vec<Delivery<F>>,
@@ -162,6 +169,8 @@ pub struct Pipeline {
     ivs: IvSource,
     flows: FlowCache,
     errors: icmp::Budget,
+    /// For tunnels that are searched one by one.
+    searches: icmp::Budget,
     /// Where the last decrypted packet left: the likely egress of the next, which is not known before decryption.
     inside: Option<PortId>,
     /// Where packets are fragmented before encryption.
@@ -195,7 +204,8 @@ impl Pipeline {
             counters,
             ivs,
             flows: FlowCache::new(FLOWS, seed.map(u64::from_ne_bytes)),
-            errors: icmp::Budget::new(),
+            errors: icmp::Budget::errors(),
+            searches: outside::SEARCH_BUDGET,
             inside: None,
             fragments: vec![0; FRAGMENTS_LENGTH].into_boxed_slice(),
             covered: vec![0; BURST * (COVERED_HEADERS + LONGEST_AH)].into_boxed_slice(),
@@ -263,6 +273,7 @@ impl Pipeline {
                     own: &mut *self,
                     sad,
                     reassembly: &tables.reassembly,
+                    icmp: &tables.icmp,
                     guard,
                     spd,
                     network,
@@ -289,6 +300,7 @@ struct Pass<'a, 'g, F: Frames> {
     own: &'a mut Pipeline,
     sad: &'g Sad,
     reassembly: &'g Reassembly,
+    icmp: &'g IcmpRules,
     guard: &'g Guard<'g>,
     spd: &'g Spd,
     network: &'g Network,
@@ -359,6 +371,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 // The daemon's, as any other packet for the gateway itself.
                 Datagram::Ike => {}
             }
+        }
+        if to_us && port.side == Side::Unprotected && quote::is_error(packet) {
+            return Err(self.error_from_outside(received, packet));
         }
         match port.side {
             Side::Protected if to_us => Err(DropReason::NoHostPath),

@@ -108,6 +108,8 @@ fn tunnel() -> Arc<Tunnel> {
         local: [192, 0, 2, 1].into(),
         remote: [192, 0, 2, 2].into(),
         clamp_mss: false,
+        fragmentation: spd::Fragmentation::Before,
+        path: Path::default(),
         outbound: Published::new(None),
     })
 }

@@ -321,7 +321,7 @@ fn extension_headers(packet: &[u8], next_header: u8) -> Result<Chain, Malformed>
 
 /// Ports or type and code, where they are there to be read.
 #[inline(always)]
-fn upper(protocol: u8, payload: &[u8], fragment: Fragment) -> Upper {
+pub(super) fn upper(protocol: u8, payload: &[u8], fragment: Fragment) -> Upper {
     if fragment == Fragment::Later {
         return Upper::Opaque;
     }

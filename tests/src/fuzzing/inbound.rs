@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use adit_engine::crypto::{Authentication, Encryption};
 use adit_engine::offline::{FRAME_LENGTH, HeapFrames};
-use adit_engine::pipeline::{BURST, HostEnd, Received, Tables, reassembly};
+use adit_engine::pipeline::{BURST, HostEnd, IcmpRules, Received, Tables, reassembly};
 use adit_engine::policy::{Action, Policy};
 use adit_engine::route::PortId;
 use adit_engine::sa::publish;
@@ -226,7 +226,7 @@ thread_local! {
 
 fn tables() -> Arc<Tables> {
     TABLES.with_borrow_mut(|tables| {
-        let new = || Tables::new(reassembly::Limits::OFF);
+        let new = || Tables::new(reassembly::Limits::OFF, IcmpRules::default());
         Arc::clone(tables.get_or_insert_with(|| Arc::new(new())))
     })
 }

@@ -179,7 +179,7 @@ mod tests {
 
     use super::*;
     use crate::policy::spd::Fallback;
-    use crate::policy::{Policy, Tunnel};
+    use crate::policy::{Fragmentation, Path, Policy, Tunnel};
     use crate::route::{NetworkBuilder, Port};
     use crate::sa::publish::Published;
     use crate::sa::selector::UpperSelector;
@@ -194,6 +194,8 @@ mod tests {
             local: ip("192.0.2.1"),
             remote: ip(peer),
             clamp_mss: true,
+            fragmentation: Fragmentation::Before,
+            path: Path::default(),
             outbound: Published::new(None),
         };
         let selector = Selector {
