@@ -36,6 +36,10 @@ fn good(method: &str) -> Value {
         "SaList" => json!({ "tunnel": "b" }),
         "SaShow" => json!({ "tunnel": "b", "spi": "0x1001" }),
         "SaAdd" => json!({ "tunnel": full, "policies": [policy("p1")] }),
+        "SaReplace" => {
+            let mut other = tunnel("b", 0x6001);
+            json!({ "tunnel": "b", "inbound": other["inbound"].take(), "outbound": other["outbound"].take(), "grace": 1 })
+        }
         "SaDelete" => json!({ "tunnel": "b", "spi": "0x1001", "direction": "in" }),
         "PolicyAdd" => {
             let mut policy = policy("p2");
@@ -100,6 +104,7 @@ fn wrong(path: &str) -> Vec<Value> {
         ("local_ports" | "remote_ports", _) => vec![json!("2-1"), json!("65536")],
         ("icmp", _) => vec![json!("8/0"), json!("256")],
         ("fresh_keys", _) => vec![json!(["nobody"]), json!(["t", "nobody"]), json!([7])],
+        ("grace", _) => vec![json!(-1), json!(86_401)],
         ("position", _) => vec![json!(-1), json!(1.5), json!(99)],
         _ => panic!("{path} has no case: add wrong values for it"),
     }
@@ -292,6 +297,7 @@ fn every_answer_is_as_described() {
         "Monitor",
         "SaAdd",
         "PolicyAdd",
+        "SaReplace",
         "SaDelete",
         "PolicyDelete",
         "Reload",

@@ -5,7 +5,7 @@
 //! 1. new inbound SAs enter the SAD, then their SPIs the steering map (never the other way round);
 //! 2. the covers grow to old and new together;
 //! 3. the first lease of each new SA is put on stable storage: from here on it may send and receive;
-//! 4. one pointer switches policies, tunnels and outbound SAs;
+//! 4. one pointer switches a tunnel's outbound SA, or all policies with their tunnels;
 //! 5. the covers shrink, old SPIs leave the steering map, then their SAs the SAD;
 //! 6. workers pass a quiescent state, and the old keys are wiped.
 //!
@@ -14,7 +14,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use super::check;
@@ -23,6 +23,7 @@ use super::events::Events;
 use super::leases::{self, Fingerprint, Leases};
 use super::prepare::{Desired, DesiredSa, Prepared, WeakSa};
 use super::problem::Problems;
+use super::replace::RetiringSa;
 use super::report::{Change, DatapathReport};
 use super::settings::{Engine, Interface, PolicySettings, Settings, TunnelRequest, TunnelSettings};
 use crate::pipeline::Tables;
@@ -34,7 +35,7 @@ use crate::sa::{InboundSa, OutboundSa, publish};
 use crate::wire::Spi;
 
 /// How long a removal waits for the workers to let go of a key.
-const GRACE: Duration = Duration::from_secs(1);
+pub(super) const GRACE: Duration = Duration::from_secs(1);
 
 /// The kernel's hooks and the workers, as far as control needs them. Made by the daemon: control and io never
 /// see each other.
@@ -91,6 +92,8 @@ pub struct LiveTunnel {
     pub tunnel: Arc<Tunnel>,
     /// The SA that the peer sends with.
     pub inbound: Option<LiveSa<InboundSa>>,
+    /// Those that it took over from, the oldest first, as long as the peer may still send with them.
+    pub retiring: Vec<RetiringSa>,
     /// The SA that we send with.
     pub outbound: Option<LiveSa<OutboundSa>>,
 }
@@ -276,6 +279,13 @@ impl Control {
             for tunnel in &mut desired.tunnels {
                 let Some(live) = live.tunnel(&tunnel.settings.name) else { continue };
                 let (inbound, outbound) = (live.inbound.as_ref(), live.outbound.as_ref());
+                for retiring in &live.retiring {
+                    let spi = retiring.live.sa.spec.sa.spi;
+                    if means(&live.settings, spi, true) {
+                        tunnel.dropped.push(spi);
+                        found = true;
+                    }
+                }
                 if inbound.is_some_and(|sa| means(&live.settings, sa.sa.spec.sa.spi, true)) {
                     (tunnel.inbound, found) = (None, true);
                 }
@@ -342,7 +352,7 @@ impl Control {
         self.transact(turn, desired)
     }
 
-    fn lock(&self) -> MutexGuard<'_, ()> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, ()> {
         self.change.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -370,7 +380,11 @@ impl Control {
         same("interface", self.interfaces == settings.interfaces);
     }
 
-    fn transact(&self, _turn: MutexGuard<'_, ()>, desired: Desired) -> Result<Change, Problems> {
+    pub(super) fn live_mut(&self) -> RwLockWriteGuard<'_, Live> {
+        self.live.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn transact(&self, _turn: MutexGuard<'_, ()>, desired: Desired) -> Result<Change, Problems> {
         let prepared = {
             let live = self.live();
             Prepared::new(&live, &self.leases, desired)?
@@ -419,20 +433,26 @@ impl Control {
 
     /// Steps 4 to 6.
     fn switch(&self, prepared: Prepared) -> Change {
-        let Prepared { live: new, spd, removed_inbound, selectors, covers_during, mut change, .. } = prepared;
+        let Prepared { live: new, spd, removed_inbound, selectors, covers_during, outbound, events, .. } =
+            prepared;
+        let mut change = prepared.change;
         for (sa, selectors) in selectors {
             sa.selectors.replace(Some(selectors));
         }
-        self.tables.spd.replace(Some(spd));
-        self.datapath.policies_changed();
+        for (tunnel, sa) in outbound {
+            tunnel.outbound.replace(sa);
+        }
+        if let Some(spd) = spd {
+            self.tables.spd.replace(Some(spd));
+            self.datapath.policies_changed();
+        }
         let covers = new.covers.clone();
-        let old = std::mem::replace(&mut *self.live.write().unwrap_or_else(PoisonError::into_inner), new);
+        let old = std::mem::replace(&mut *self.live_mut(), new);
         if covers != covers_during {
             warn_of(self.datapath.set_covers(&covers.0, &covers.1));
         }
         for spi in removed_inbound {
-            warn_of(self.datapath.remove_spi(spi));
-            self.tables.sad.remove(spi);
+            self.take_down(spi);
         }
         let kept: Vec<_> = self.live().tunnels.iter().flat_map(LiveTunnel::weak).collect();
         let gone: Vec<_> = old
@@ -445,7 +465,14 @@ impl Control {
         drop(old);
         // Also the old policies hold tunnels, and tunnels hold outbound SAs.
         change.wiped = publish::synchronize(GRACE) && gone.iter().all(WeakSa::is_gone);
+        events.into_iter().for_each(|event| self.events.tell(event));
         change
+    }
+
+    /// Takes an inbound SA away from the hooks, then from the workers.
+    pub(super) fn take_down(&self, spi: Spi) {
+        warn_of(self.datapath.remove_spi(spi));
+        self.tables.sad.remove(spi);
     }
 }
 
@@ -476,7 +503,7 @@ fn fill(desired: &mut Desired, request: TunnelRequest, problems: &mut Problems) 
         match sa {
             Some(_) if slot.is_some() => problems.push(
                 format!("tunnel.{direction}"),
-                format!("expected a direction without an SA, found one; adit sa delete {name} first"),
+                format!("expected a direction without an SA, found one; adit sa replace {name} puts another in its place"),
             ),
             Some(sa) => *slot = Some(DesiredSa::Asked(sa)),
             None => {}

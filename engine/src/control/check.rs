@@ -497,7 +497,8 @@ fn dscp(text: &str) -> Result<Dscp, String> {
     }
 }
 
-fn sa(
+/// Checks one direction of a tunnel by itself.
+pub(super) fn sa(
     table: &SaTable,
     path: String,
     suite: Option<(Suite, bool)>,

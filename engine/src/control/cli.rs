@@ -1,5 +1,7 @@
 //! The command line, `adit`. Keys never appear in arguments: they come from files or standard input.
 
+mod sa_keys;
+
 use std::ffi::OsString;
 use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -20,9 +22,10 @@ use super::config::{
 use super::events::Event;
 use super::leases::{self, Leases};
 use super::problem::Problems;
-use super::protocol::{PolicyAdd, SaAdd};
+use super::protocol::{PolicyAdd, SaAdd, SaReplace};
 use super::report::{Change, Drop, PolicyReport, SaReport, Stats, Status};
 use super::{keys, render};
+use sa_keys::SaKeys;
 
 /// Opens the hooks pinned under a bpffs for an instance, or says why not.
 pub type Detach = fn(&Path, &str) -> Result<(), String>;
@@ -71,7 +74,7 @@ enum Command {
         #[arg(long)]
         all: bool,
     },
-    /// What happens, line by line, until interrupted: SAs that should be replaced, SAs that have ended.
+    /// What happens, line by line, until interrupted: SAs that should be replaced, were replaced, or have ended.
     Monitor,
     /// The configuration file.
     #[command(subcommand)]
@@ -106,8 +109,12 @@ enum Command {
         /// Which shell.
         shell: clap_complete::Shell,
     },
-    /// The manual page, to standard output.
-    Man,
+    /// A manual page, to standard output: adit man adit.toml | man -l -
+    Man {
+        /// Which page.
+        #[arg(default_value = "adit", value_parser = ["adit", "aditd", "adit.toml"])]
+        page: String,
+    },
 }
 
 #[derive(Subcommand)]
@@ -115,6 +122,17 @@ enum Command {
 enum SaCommand {
     /// Set up a tunnel's SAs.
     Add(Box<SaAddArguments>),
+    /// Replace SAs of a tunnel by others with new keys, without a packet lost: first the inbound SA at both gateways, then
+    /// the outbound one at both. The old inbound SA receives until the peer has gone over to the new one.
+    Replace {
+        /// The tunnel's name.
+        tunnel: String,
+        #[command(flatten)]
+        keys: Box<SaKeys>,
+        /// How long the old inbound SA stays once the peer sends with the new one; 5 seconds by default.
+        #[arg(long, value_name = "SECONDS")]
+        grace: Option<u64>,
+    },
     /// All SAs.
     List {
         /// Of this tunnel only.
@@ -219,27 +237,8 @@ struct SaAddArguments {
     /// Lower TCP MSS to what the tunnel carries.
     #[arg(long)]
     clamp_mss: Option<bool>,
-    /// SPI of the SA that the peer sends with.
-    #[arg(long)]
-    inbound_spi: Option<String>,
-    /// File with its encryption key (mode 0600).
-    #[arg(long, requires = "inbound_spi")]
-    inbound_key_file: Option<PathBuf>,
-    /// File with its authentication key.
-    #[arg(long, requires = "inbound_spi")]
-    inbound_authentication_key_file: Option<PathBuf>,
-    /// SPI of the SA that we send with.
-    #[arg(long)]
-    outbound_spi: Option<String>,
-    /// File with its encryption key (mode 0600).
-    #[arg(long, requires = "outbound_spi")]
-    outbound_key_file: Option<PathBuf>,
-    /// File with its authentication key.
-    #[arg(long, requires = "outbound_spi")]
-    outbound_authentication_key_file: Option<PathBuf>,
-    /// Nobody ever used these keys, on any host: begin a record of their numbers. Without, they go on above theirs.
-    #[arg(long)]
-    fresh_keys: bool,
+    #[command(flatten)]
+    keys: SaKeys,
 }
 
 #[derive(Subcommand)]
@@ -443,6 +442,11 @@ fn run(cli: &Cli, hooks: &Hooks) -> Result<String, Failure> {
             let request = arguments.request()?;
             change(cli, call()?.call("SaAdd", &request)?)
         }
+        Command::Sa(SaCommand::Replace { tunnel, keys, grace }) => {
+            let (inbound, outbound) = (keys.inbound()?, keys.outbound()?);
+            let request = SaReplace { tunnel: tunnel.clone(), inbound, outbound, grace: *grace };
+            change(cli, call()?.call("SaReplace", &request)?)
+        }
         Command::Sa(SaCommand::Delete { what, direction }) => {
             let mut parameters = target(what);
             parameters["direction"] = json!(direction);
@@ -483,12 +487,12 @@ fn run(cli: &Cli, hooks: &Hooks) -> Result<String, Failure> {
             clap_complete::generate(*shell, &mut Cli::command(), "adit", &mut bytes);
             Ok(String::from_utf8_lossy(&bytes).into_owned())
         }
-        Command::Man => {
-            let mut bytes = Vec::new();
-            let rendered = clap_mangen::Man::new(Cli::command()).render(&mut bytes);
-            rendered.map_err(|error| Failure::Usage(error.to_string()))?;
-            Ok(String::from_utf8_lossy(&bytes).into_owned())
+        Command::Man { page } => Ok(match page.as_str() {
+            "aditd" => include_str!("../../man/aditd.8"),
+            "adit.toml" => include_str!("../../man/adit.toml.5"),
+            _ => include_str!("../../man/adit.1"),
         }
+        .into()),
         Command::Offline { .. } => unreachable!("answered before"),
     }
 }
@@ -544,7 +548,7 @@ impl SaAddArguments {
         let mut tunnel = contents.tunnel.remove(0);
         for (name, sa) in [("inbound", &mut tunnel.inbound), ("outbound", &mut tunnel.outbound)] {
             let Some(sa) = sa else { continue };
-            if self.fresh_keys {
+            if self.keys.fresh_keys {
                 sa.fresh_key = Some(true);
             }
             resolve(&format!("tunnel[0].{name}.encryption-key"), &mut sa.encryption_key)?;
@@ -555,27 +559,6 @@ impl SaAddArguments {
     }
 
     fn tunnel(&self) -> Result<TunnelTable, Failure> {
-        let sa = |spi: &Option<String>, key: &Option<PathBuf>, authentication: &Option<PathBuf>| {
-            let Some(spi) = spi else { return Ok(None) };
-            let read = |path: &Option<PathBuf>| match path {
-                None => Ok(None),
-                Some(path) => {
-                    key_from(path).map(Some).map_err(|error| Problems::one(path.display().to_string(), error))
-                }
-            };
-            let (encryption_key, authentication_key) = (read(key)?, read(authentication)?);
-            Ok(Some(SaTable {
-                spi: Scalar(spi.clone()),
-                encryption_key,
-                authentication_key,
-                fresh_key: self.fresh_keys.then_some(true),
-                last_sequence: None,
-            }))
-        };
-        let inbound: Result<_, Problems> =
-            sa(&self.inbound_spi, &self.inbound_key_file, &self.inbound_authentication_key_file);
-        let outbound: Result<_, Problems> =
-            sa(&self.outbound_spi, &self.outbound_key_file, &self.outbound_authentication_key_file);
         Ok(TunnelTable {
             name: self.name.clone().unwrap_or_default(),
             local: self.local.clone().unwrap_or_default(),
@@ -603,8 +586,8 @@ impl SaAddArguments {
             ttl: self.ttl,
             workers: self.workers,
             clamp_mss: self.clamp_mss,
-            inbound: inbound?,
-            outbound: outbound?,
+            inbound: self.keys.inbound()?,
+            outbound: self.keys.outbound()?,
         })
     }
 }

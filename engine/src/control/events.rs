@@ -11,7 +11,8 @@ const BACKLOG: usize = 256;
 /// Something that happened.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Event {
-    /// "listening" (the first of every stream), "soft_lifetime", "hard_lifetime" or "missed".
+    /// "listening" (the first of every stream), "soft_lifetime", "hard_lifetime", "sa_replaced" (by the SA that it
+    /// names), "sa_retired" or "missed".
     pub event: String,
     /// The tunnel.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -114,16 +114,19 @@ pub(super) fn worker_clock() -> u64 {
 
 impl Control {
     /// Lets time pass for every SA, and tells of those that should be replaced or have ended, once of each. Called
-    /// every second or so.
-    pub fn pass_time(&self, now: Duration) {
+    /// every second or so. True when there is something to [`Control::retire`].
+    pub fn pass_time(&self, now: Duration) -> bool {
+        let mut any_due = false;
         for tunnel in &self.live().tunnels {
-            if let Some(live) = &tunnel.inbound {
+            for live in tunnel.all_inbound() {
                 self.tell(live, &live.sa.lifetime, now, &tunnel.settings.name, live.sa.spec.sa.spi, "in");
             }
             if let Some(live) = &tunnel.outbound {
                 self.tell(live, &live.sa.lifetime, now, &tunnel.settings.name, live.sa.spec.sa.spi, "out");
             }
+            any_due |= tunnel.watch_retiring(now);
         }
+        any_due
     }
 
     fn tell<T>(

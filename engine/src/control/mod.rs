@@ -24,6 +24,7 @@ mod prepare;
 pub mod problem;
 pub mod protocol;
 mod render;
+pub mod replace;
 pub mod report;
 pub mod server;
 pub mod settings;

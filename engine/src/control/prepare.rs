@@ -1,14 +1,17 @@
 //! The first half of a transaction: everything that can be refused, done in memory, before anything is in use.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use super::apply::{Live, LivePolicy, LiveSa, LiveTunnel};
 use super::config::{ActionName, ProfileTable};
 use super::consistent::{Outline, SaOutline, consistent};
+use super::events::Event;
 use super::leases::{Fingerprint, Grant, Known, Leases, Purpose};
 use super::problem::Problems;
+use super::replace::{self, RetiringSa};
 use super::report::{Change, load};
 use super::settings::{PolicySettings, SaRequest, TunnelRequest, TunnelSettings, selectors_of};
 use super::{keys, value};
@@ -17,7 +20,7 @@ use crate::policy::cover::Cover;
 use crate::policy::spd::Fallback;
 use crate::policy::{Action, Path, Policy, Spd, Tunnel};
 use crate::sa::publish::Published;
-use crate::sa::selector::{Direction, Selector};
+use crate::sa::selector::{Direction, Selector, Selectors};
 use crate::sa::{InboundSa, Lease, OutboundSa};
 use crate::wire::Spi;
 
@@ -38,6 +41,10 @@ pub(super) struct DesiredTunnel {
     pub(super) settings: TunnelSettings,
     pub(super) inbound: Option<DesiredSa>,
     pub(super) outbound: Option<DesiredSa>,
+    /// Old inbound SAs that shall go at once.
+    pub(super) dropped: Vec<Spi>,
+    /// How long an inbound SA that is replaced now stays, once the peer sends with the new one.
+    pub(super) grace: Duration,
 }
 
 /// One direction of it.
@@ -55,6 +62,8 @@ impl From<TunnelRequest> for DesiredTunnel {
             settings: request.settings,
             inbound: request.inbound.map(DesiredSa::Asked),
             outbound: request.outbound.map(DesiredSa::Asked),
+            dropped: Vec::new(),
+            grace: replace::GRACE,
         }
     }
 }
@@ -67,6 +76,8 @@ impl Live {
             settings: tunnel.settings.clone(),
             inbound: tunnel.inbound.as_ref().map(|_| DesiredSa::Stays),
             outbound: tunnel.outbound.as_ref().map(|_| DesiredSa::Stays),
+            dropped: Vec::new(),
+            grace: replace::GRACE,
         };
         Desired {
             tunnels: self.tunnels.iter().map(stays).collect(),
@@ -88,13 +99,18 @@ impl Live {
 /// A change, complete in memory; nothing of it is in use yet.
 pub(super) struct Prepared {
     pub(super) live: Live,
-    pub(super) spd: Arc<Spd>,
+    /// None while policies and their tunnels stay what they are.
+    pub(super) spd: Option<Arc<Spd>>,
     pub(super) new_inbound: Vec<(String, Arc<InboundSa>)>,
     /// To be on stable storage before the switch.
     pub(super) grants: Vec<Grant>,
     pub(super) removed_inbound: Vec<Spi>,
     /// Live SAs whose policies changed.
-    pub(super) selectors: Vec<(Arc<InboundSa>, Arc<Vec<Selector>>)>,
+    pub(super) selectors: Vec<(Arc<InboundSa>, Arc<Selectors>)>,
+    /// Tunnels that send with another SA from now on, or with none.
+    pub(super) outbound: Vec<(Arc<Tunnel>, Option<Arc<OutboundSa>>)>,
+    /// To be told when it is done.
+    pub(super) events: Vec<Event>,
     /// Steering and guard while both the old and the new policies may decide.
     pub(super) covers_during: (Cover, Cover),
     pub(super) change: Change,
@@ -117,6 +133,8 @@ impl Prepared {
             new_inbound: Vec::new(),
             grants: Vec::new(),
             selectors: Vec::new(),
+            outbound: Vec::new(),
+            events: Vec::new(),
             change: Change {
                 generation: old.generation + 1,
                 warnings: desired.warnings.clone(),
@@ -129,27 +147,18 @@ impl Prepared {
             .zip(&outlines)
             .filter_map(|(tunnel, outline)| builder.tunnel(tunnel, outline))
             .collect();
-        let Builder { problems, new_inbound, grants, selectors, change, .. } = builder;
+        let Builder { problems, new_inbound, grants, selectors, outbound, events, change, .. } = builder;
         problems.or(())?;
 
         let policies = live_policies(desired.policies, &tunnels, old);
         let generation = change.generation;
-        let new: Vec<_> = policies.iter().map(|policy| policy.policy.clone()).collect();
-        let both =
-            new.iter().cloned().chain(old.policies.iter().map(|policy| policy.policy.clone())).collect();
-        let strictest = if old.fallback == Fallback::Discard { Fallback::Discard } else { desired.fallback };
-        let both = Spd::new(both, strictest, generation);
-        let spd = Spd::new(new, desired.fallback, generation);
-        let stays = |sa: &LiveSa<InboundSa>| {
-            tunnels
-                .iter()
-                .filter_map(|tunnel| tunnel.inbound.as_ref())
-                .any(|other| Arc::ptr_eq(&sa.sa, &other.sa))
-        };
-        let removed_inbound = old.tunnels.iter().filter_map(|tunnel| tunnel.inbound.as_ref());
+        let compiled = Compiled::new(old, &policies, desired.fallback, generation);
+        // SPIs are unique among all that is live, old or new.
+        let stays: HashSet<_> = tunnels.iter().flat_map(LiveTunnel::all_inbound).map(spi_of).collect();
+        let inbound = old.tunnels.iter().flat_map(LiveTunnel::all_inbound).map(spi_of);
         Ok(Self {
-            removed_inbound: removed_inbound.filter(|sa| !stays(sa)).map(|sa| sa.sa.spec.sa.spi).collect(),
-            covers_during: (Cover::of(&both), Cover::of_protect(&both)),
+            removed_inbound: inbound.filter(|spi| !stays.contains(spi)).collect(),
+            covers_during: compiled.covers_during,
             live: Live {
                 generation,
                 fallback: desired.fallback,
@@ -157,16 +166,53 @@ impl Prepared {
                 clamp_mss: desired.clamp_mss,
                 profiles: desired.profiles,
                 warnings: desired.warnings,
-                covers: (Cover::of(&spd), Cover::of_protect(&spd)),
+                covers: compiled.covers,
                 tunnels,
                 policies,
             },
-            spd: Arc::new(spd),
+            spd: compiled.spd,
             new_inbound,
             grants,
             selectors,
+            outbound,
+            events,
             change,
         })
+    }
+}
+
+fn spi_of(sa: &LiveSa<InboundSa>) -> Spi {
+    sa.sa.spec.sa.spi
+}
+
+/// Policies, compiled, and what the hooks compare with during the change and after it.
+struct Compiled {
+    spd: Option<Arc<Spd>>,
+    covers_during: (Cover, Cover),
+    covers: (Cover, Cover),
+}
+
+impl Compiled {
+    fn new(old: &Live, policies: &[LivePolicy], fallback: Fallback, generation: u64) -> Self {
+        let same = |(new, old): (&LivePolicy, &LivePolicy)| Arc::ptr_eq(&new.policy, &old.policy);
+        if old.generation > 0
+            && fallback == old.fallback
+            && policies.len() == old.policies.len()
+            && policies.iter().zip(&old.policies).all(same)
+        {
+            return Self { spd: None, covers_during: old.covers.clone(), covers: old.covers.clone() };
+        }
+        let new: Vec<_> = policies.iter().map(|policy| policy.policy.clone()).collect();
+        let both =
+            new.iter().cloned().chain(old.policies.iter().map(|policy| policy.policy.clone())).collect();
+        let strictest = if old.fallback == Fallback::Discard { Fallback::Discard } else { fallback };
+        let both = Spd::new(both, strictest, generation);
+        let spd = Spd::new(new, fallback, generation);
+        Self {
+            covers_during: (Cover::of(&both), Cover::of_protect(&both)),
+            covers: (Cover::of(&spd), Cover::of_protect(&spd)),
+            spd: Some(Arc::new(spd)),
+        }
     }
 }
 
@@ -211,13 +257,15 @@ struct Builder<'a> {
     problems: Problems,
     new_inbound: Vec<(String, Arc<InboundSa>)>,
     grants: Vec<Grant>,
-    selectors: Vec<(Arc<InboundSa>, Arc<Vec<Selector>>)>,
+    selectors: Vec<(Arc<InboundSa>, Arc<Selectors>)>,
+    outbound: Vec<(Arc<Tunnel>, Option<Arc<OutboundSa>>)>,
+    events: Vec<Event>,
     change: Change,
 }
 
 impl Builder<'_> {
     fn tunnel(&mut self, desired: DesiredTunnel, outline: &Outline) -> Option<LiveTunnel> {
-        let DesiredTunnel { settings, inbound, outbound, .. } = desired;
+        let DesiredTunnel { settings, inbound, outbound, dropped, grace, .. } = desired;
         let live = self.old.tunnel(&settings.name);
         let wanted = (inbound.is_some(), outbound.is_some());
         let inbound = inbound.zip(outline.inbound.as_ref());
@@ -228,12 +276,21 @@ impl Builder<'_> {
         if wanted != (inbound.is_some(), outbound.is_some()) {
             return None;
         }
-        let same_outbound = |live: &&LiveTunnel| match (&live.outbound, &outbound) {
-            (Some(old), Some(new)) => Arc::ptr_eq(&old.sa, &new.sa),
-            (old, new) => old.is_none() && new.is_none(),
-        };
-        let tunnel = match live.filter(same_outbound).filter(|live| live.settings == settings) {
-            Some(live) => live.tunnel.clone(),
+        let retiring = self.retiring(&settings, inbound.as_ref(), live, &dropped, grace);
+        let sa = outbound.as_ref().map(|sa| &sa.sa);
+        if let (Some(old), Some(new)) = (live.and_then(|live| live.outbound.as_ref()), sa)
+            && !Arc::ptr_eq(&old.sa, new)
+        {
+            self.events.push(Event::of_sa("sa_replaced", &settings.name, "out", new.spec.sa.spi));
+        }
+        let tunnel = match live.filter(|live| live.settings == settings) {
+            // Policies and flow caches name the tunnel, and it names its SA.
+            Some(LiveTunnel { tunnel, outbound: old, .. }) => {
+                if old.as_ref().map(|old| Arc::as_ptr(&old.sa)) != sa.map(Arc::as_ptr) {
+                    self.outbound.push((tunnel.clone(), sa.cloned()));
+                }
+                tunnel.clone()
+            }
             None => Arc::new(Tunnel {
                 name: settings.name.clone(),
                 local: settings.local,
@@ -241,10 +298,56 @@ impl Builder<'_> {
                 clamp_mss: settings.clamp_mss,
                 fragmentation: settings.fragmentation,
                 path: Path::default(),
-                outbound: Published::new(outbound.as_ref().map(|sa| sa.sa.clone())),
+                outbound: Published::new(sa.cloned()),
             }),
         };
-        Some(LiveTunnel { settings, tunnel, inbound, outbound })
+        Some(LiveTunnel { settings, tunnel, inbound, retiring, outbound })
+    }
+
+    /// The inbound SAs that receive beside `inbound`: the one that it takes over from now, and those before it. None
+    /// of another peer's.
+    fn retiring(
+        &mut self,
+        settings: &TunnelSettings,
+        inbound: Option<&LiveSa<InboundSa>>,
+        live: Option<&LiveTunnel>,
+        dropped: &[Spi],
+        grace: Duration,
+    ) -> Vec<RetiringSa> {
+        let same_peer = |live: &&LiveTunnel| {
+            (live.settings.local, live.settings.remote) == (settings.local, settings.remote)
+        };
+        let Some(live) = live.filter(same_peer) else { return Vec::new() };
+        let other = |sa: &LiveSa<InboundSa>| inbound.is_none_or(|inbound| !Arc::ptr_eq(&inbound.sa, &sa.sa));
+        let mut retiring = live.retiring.clone();
+        retiring.retain(|old| other(&old.live) && !dropped.contains(&spi_of(&old.live)));
+        if let (Some(new), Some(old)) = (inbound, live.inbound.as_ref().filter(|old| other(old))) {
+            self.change.retiring += 1;
+            self.events.push(Event::of_sa("sa_replaced", &settings.name, "in", spi_of(new)));
+            let (old, settings) = (old.clone(), live.settings.clone());
+            retiring.push(RetiringSa { live: old, settings, grace, overtaken: OnceLock::new() });
+        }
+        if retiring.len() > replace::MOST_RETIRING {
+            self.problems.push(
+                format!("tunnel {:?}.inbound", settings.name),
+                format!(
+                    "expected at most {} inbound SAs that the peer has not left yet, found one more; adit sa delete SPI                      removes one",
+                    replace::MOST_RETIRING
+                ),
+            );
+        }
+        let selectors = selectors_of(&settings.name, self.policies, true);
+        for old in &retiring {
+            self.update_selectors(&old.live, &selectors);
+        }
+        retiring
+    }
+
+    /// Policies may have changed while the SA stays.
+    fn update_selectors(&mut self, live: &LiveSa<InboundSa>, selectors: &[Selector]) {
+        if live.sa.selectors.get().is_none_or(|old| *old.list != *selectors) {
+            self.selectors.push((live.sa.clone(), Arc::new(Selectors::new(selectors.to_vec()))));
+        }
     }
 
     fn inbound(
@@ -255,21 +358,23 @@ impl Builder<'_> {
         live: Option<&LiveTunnel>,
     ) -> Option<LiveSa<InboundSa>> {
         let selectors = selectors_of(&settings.name, self.policies, true);
-        let same = |sa: &&LiveSa<InboundSa>| {
+        let same = |(sa, of): &(&LiveSa<InboundSa>, &TunnelSettings)| {
             sa.fingerprint == outline.fingerprint
-                && sa.sa.spec.sa.spi == outline.spi
-                && live.is_some_and(|live| live.settings.inbound_part() == settings.inbound_part())
+                && spi_of(sa) == outline.spi
+                && of.inbound_part() == settings.inbound_part()
         };
-        if let Some(sa) = live.and_then(|live| live.inbound.as_ref()).filter(same) {
+        // One that was replaced and is wanted again is still there.
+        let current = live.and_then(|live| Some((live.inbound.as_ref()?, &live.settings)));
+        let retiring = live.into_iter().flat_map(|live| &live.retiring);
+        let known = current.into_iter().chain(retiring.map(|old| (&old.live, &old.settings)));
+        if let Some((sa, _)) = known.into_iter().find(same) {
             self.change.kept += 1;
-            if sa.sa.selectors.get().is_none_or(|old| *old != selectors) {
-                self.selectors.push((sa.sa.clone(), Arc::new(selectors)));
-            }
+            self.update_selectors(sa, &selectors);
             return Some(sa.clone());
         }
         let DesiredSa::Asked(request) = desired else { return None };
-        let in_use = self.old.tunnels.iter().filter_map(|tunnel| tunnel.inbound.as_ref());
-        if in_use.clone().any(|sa| sa.sa.spec.sa.spi == request.spi) {
+        let mut in_use = self.old.tunnels.iter().flat_map(LiveTunnel::all_inbound).map(spi_of);
+        if in_use.any(|spi| spi == request.spi) {
             let message =
                 format!("expected a free SPI for a new SA, found {} in use; choose another", request.spi);
             self.problems.push(format!("{}.spi", outline.field), message);
@@ -305,6 +410,13 @@ impl Builder<'_> {
         let spec = settings.outbound_spec(request.spi, selectors, used(&lease));
         let sa =
             self.expanded(settings, outline, &request.keys, |keys| OutboundSa::under(lease, spec, keys))?;
+        // Behind a NAT the peer is where the SA before this one found it.
+        if let Some(before) = live.and_then(|live| live.outbound.as_ref())
+            && live.is_some_and(|live| live.settings.udp_port == settings.udp_port)
+            && let (Some(_), Some((address, port))) = (settings.udp_port, before.sa.peer.get())
+        {
+            sa.peer.follow(address, port);
+        }
         Some(LiveSa::new(sa, outline.fingerprint, settings.seconds))
     }
 
@@ -460,15 +572,15 @@ impl WeakSa {
 }
 
 impl LiveTunnel {
-    pub(super) fn weak(&self) -> impl Iterator<Item = WeakSa> + use<> {
-        let inbound = self.inbound.as_ref().map(|sa| WeakSa::Inbound(Arc::downgrade(&sa.sa)));
-        let outbound = self.outbound.as_ref().map(|sa| WeakSa::Outbound(Arc::downgrade(&sa.sa)));
-        inbound.into_iter().chain(outbound)
+    pub(super) fn weak(&self) -> impl Iterator<Item = WeakSa> {
+        let inbound = self.all_inbound().map(|sa| WeakSa::Inbound(Arc::downgrade(&sa.sa)));
+        let outbound = self.outbound.iter().map(|sa| WeakSa::Outbound(Arc::downgrade(&sa.sa)));
+        inbound.chain(outbound)
     }
 
-    fn fingerprints(&self) -> impl Iterator<Item = Fingerprint> + use<> {
-        let inbound = self.inbound.as_ref().map(|sa| sa.fingerprint);
-        inbound.into_iter().chain(self.outbound.as_ref().map(|sa| sa.fingerprint))
+    fn fingerprints(&self) -> impl Iterator<Item = Fingerprint> {
+        let inbound = self.all_inbound().map(|sa| sa.fingerprint);
+        inbound.chain(self.outbound.iter().map(|sa| sa.fingerprint))
     }
 }
 

@@ -10,16 +10,17 @@ use serde_json::value::RawValue;
 
 use super::apply::{Control, LiveSa, LiveTunnel};
 use super::check;
-use super::config::{PolicyTable, Scalar, TunnelTable, join, with_missing};
+use super::config::{PolicyTable, SaTable, Scalar, TunnelTable, join, with_missing};
 use super::lifetimes;
 use super::prepare::selector_text;
 use super::problem::{Problem, Problems};
 use super::report::{self, Change, PolicyReport, SaReport, Stats, Status, load};
-use super::settings::{PolicySettings, TunnelSettings};
+use super::settings::PolicySettings;
 use super::value;
 use crate::pipeline::IcmpRules;
 use crate::policy::spd::Fallback;
 use crate::sa::selector::Selector;
+use crate::sa::spec::SaSpec;
 use crate::wire::Spi;
 
 /// The interface's name.
@@ -164,6 +165,8 @@ pub struct SaFilter {
 pub enum ChangeRequest {
     /// `SaAdd`
     SaAdd(Box<SaAdd>),
+    /// `SaReplace`
+    SaReplace(Box<SaReplace>),
     /// `SaDelete`
     SaDelete(Option<String>, Option<Spi>, Option<bool>),
     /// `PolicyAdd`
@@ -183,6 +186,23 @@ pub struct SaAdd {
     /// Policies to put behind the others.
     #[serde(default)]
     pub policies: Option<Vec<PolicyTable>>,
+}
+
+/// Parameters of `SaReplace`.
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct SaReplace {
+    /// The tunnel's name.
+    pub tunnel: String,
+    /// What the peer shall send with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inbound: Option<SaTable>,
+    /// What we send with from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outbound: Option<SaTable>,
+    /// Seconds that the old inbound SA stays once the peer sends with the new one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace: Option<u64>,
 }
 
 /// Parameters of `PolicyAdd`.
@@ -339,6 +359,9 @@ fn request(method: &str, parameters: &str) -> Result<Request, ErrorReply> {
             Ok(Request::List(List::Sas(SaFilter { tunnel, spi, selectors: true })))
         }
         (INTERFACE, "SaAdd") => Ok(Request::Change(ChangeRequest::SaAdd(Box::new(parse(parameters)?)))),
+        (INTERFACE, "SaReplace") => {
+            Ok(Request::Change(ChangeRequest::SaReplace(Box::new(parse(parameters)?))))
+        }
         (INTERFACE, "SaDelete") => {
             let parameters: SaDeleteParameters = parse(parameters)?;
             if parameters.tunnel.is_none() && parameters.spi.is_none() {
@@ -452,6 +475,7 @@ impl ChangeRequest {
     pub fn perform(self, control: &Control) -> Result<Change, Problems> {
         match self {
             Self::SaAdd(add) => control.add_tunnel(&add.tunnel, add.policies.as_deref().unwrap_or_default()),
+            Self::SaReplace(replace) => control.replace_sas(&replace),
             Self::SaDelete(tunnel, spi, inbound) => {
                 let field = if tunnel.is_some() { "tunnel" } else { "spi" };
                 control.delete_sas(field, |settings, own, is_inbound| {
@@ -484,7 +508,7 @@ fn status(control: &Control) -> Status {
             Fallback::Discard => "discard".into(),
         },
         tunnels: live.tunnels.len() as u64,
-        inbound_sas: live.tunnels.iter().filter(|tunnel| tunnel.inbound.is_some()).count() as u64,
+        inbound_sas: live.tunnels.iter().flat_map(LiveTunnel::all_inbound).count() as u64,
         outbound_sas: live.tunnels.iter().filter(|tunnel| tunnel.outbound.is_some()).count() as u64,
         policies: live.policies.len() as u64,
         interfaces: datapath.interfaces,
@@ -499,21 +523,26 @@ impl LiveTunnel {
             return Vec::new();
         }
         let mut reports = Vec::new();
-        if let Some(live) = &self.inbound {
+        for (position, live) in self.all_inbound().enumerate() {
             let sa = &live.sa;
-            let mut report = self.settings.report(live, sa.spec.sa.spi, "in");
+            let mut report = report(live, &sa.spec.sa, "in");
+            report.retiring = position >= usize::from(self.inbound.is_some());
+            if sa.spec.replay_window == 0 {
+                report.warnings.push("no replay protection".into());
+            }
             report.count(&sa.counters);
             report.live(&sa.lifetime, &sa.spec.sa.limits, live.seconds);
             report.sequence = sa.replay.right_edge();
             report.lease(sa.lease.as_deref(), sa.lease.as_ref().map_or(0, |lease| lease.reached()));
             report.replay_window = Some(sa.replay.size());
             let selectors = sa.selectors.get();
-            report.selectors = texts(filter, selectors.as_deref().map_or(&[], Vec::as_slice));
+            report.selectors =
+                texts(filter, selectors.as_deref().map_or(&[][..], |selectors| &selectors.list));
             reports.push(report);
         }
         if let Some(live) = &self.outbound {
             let sa = &live.sa;
-            let mut report = self.settings.report(live, sa.spec.sa.spi, "out");
+            let mut report = report(live, &sa.spec.sa, "out");
             report.count(&sa.counters);
             report.live(&sa.lifetime, &sa.spec.sa.limits, live.seconds);
             report.sequence = sa.last_sequence();
@@ -535,49 +564,42 @@ fn texts(filter: &SaFilter, selectors: &[Selector]) -> Vec<String> {
     if filter.selectors { selectors.iter().map(selector_text).collect() } else { Vec::new() }
 }
 
-impl TunnelSettings {
-    fn report<T>(&self, live: &LiveSa<T>, spi: Spi, direction: &str) -> SaReport {
-        let mut warnings = Vec::new();
-        if self.suite.is_legacy() {
-            warnings.push("weak algorithms".into());
-        }
-        if self.replay_window == 0 && direction == "in" {
-            warnings.push("no replay protection".into());
-        }
-        SaReport {
-            tunnel: self.name.to_string(),
-            direction: direction.into(),
-            spi: spi.to_string(),
-            protocol: self.protocol.name().into(),
-            mode: self.mode.name().into(),
-            udp_port: self.udp_port,
-            local: self.local.to_string(),
-            remote: self.remote.to_string(),
-            encryption: check::encryption_name(self.suite.encryption()).into(),
-            authentication: check::authentication_name(self.suite.authentication()).into(),
-            icv_length: self.suite.icv_length().into(),
-            esn: self.esn,
-            replay_window: None,
-            sequence: 0,
-            ceiling: None,
-            path_mtu: None,
-            packets: 0,
-            bytes: 0,
-            replayed: 0,
-            icv_failed: 0,
-            refused: 0,
-            lifetime: String::new(),
-            age_seconds: live.age(lifetimes::now()).as_secs(),
-            lifetime_packets_soft: None,
-            lifetime_packets_hard: None,
-            lifetime_bytes_soft: None,
-            lifetime_bytes_hard: None,
-            lifetime_seconds_soft: None,
-            lifetime_seconds_hard: None,
-            key: hex::encode(&live.fingerprint[..4]),
-            warnings,
-            selectors: Vec::new(),
-        }
+/// What both directions tell. Settings may have changed since an SA that is retiring was set up.
+fn report<T>(live: &LiveSa<T>, spec: &SaSpec, direction: &str) -> SaReport {
+    SaReport {
+        tunnel: spec.tunnel.to_string(),
+        direction: direction.into(),
+        spi: spec.spi.to_string(),
+        protocol: spec.protocol.name().into(),
+        mode: spec.mode.name().into(),
+        udp_port: spec.udp_port,
+        local: spec.local.to_string(),
+        remote: spec.remote.to_string(),
+        encryption: check::encryption_name(spec.suite.encryption()).into(),
+        authentication: check::authentication_name(spec.suite.authentication()).into(),
+        icv_length: spec.suite.icv_length().into(),
+        esn: spec.esn,
+        replay_window: None,
+        sequence: 0,
+        ceiling: None,
+        path_mtu: None,
+        packets: 0,
+        bytes: 0,
+        replayed: 0,
+        icv_failed: 0,
+        refused: 0,
+        retiring: false,
+        lifetime: String::new(),
+        age_seconds: live.age(lifetimes::now()).as_secs(),
+        lifetime_packets_soft: None,
+        lifetime_packets_hard: None,
+        lifetime_bytes_soft: None,
+        lifetime_bytes_hard: None,
+        lifetime_seconds_soft: None,
+        lifetime_seconds_hard: None,
+        key: hex::encode(&live.fingerprint[..4]),
+        warnings: if spec.suite.is_legacy() { vec!["weak algorithms".into()] } else { Vec::new() },
+        selectors: Vec::new(),
     }
 }
 

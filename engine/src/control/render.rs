@@ -189,8 +189,9 @@ pub(super) fn sas(sas: &[SaReport]) -> String {
 }
 
 fn notes(sa: &SaReport) -> String {
+    let retiring = sa.retiring.then(|| "retiring".into());
     let lifetime = (sa.lifetime != "good").then(|| format!("lifetime {}", sa.lifetime));
-    lifetime.iter().chain(&sa.warnings).map(String::as_str).collect::<Vec<_>>().join("; ")
+    retiring.iter().chain(&lifetime).chain(&sa.warnings).map(String::as_str).collect::<Vec<_>>().join("; ")
 }
 
 pub(super) fn sa_details(sas: &[SaReport]) -> String {
@@ -208,6 +209,9 @@ pub(super) fn sa_details(sas: &[SaReport]) -> String {
             ),
             format!("  key {}, sequence {}", sa.key, sa.sequence),
         ];
+        if sa.retiring {
+            lines.push("  retiring: it receives until the peer sends with the newer SA".into());
+        }
         if let Some(port) = sa.udp_port {
             lines.push(format!("  in UDP, the peer at port {port}"));
         }
@@ -277,6 +281,9 @@ pub(super) fn change(change: &Change) -> String {
         "generation {}: {} SAs added, {} removed, {} kept\n",
         change.generation, change.added, change.removed, change.kept
     );
+    if change.retiring > 0 {
+        text.push_str("what was replaced still receives, until the peer sends with the new SA\n");
+    }
     if change.removed > 0 {
         text.push_str(if change.wiped {
             "the removed keys are wiped\n"

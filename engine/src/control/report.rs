@@ -225,6 +225,9 @@ pub struct SaReport {
     pub icv_failed: u64,
     /// Dropped for another reason once the SA was found.
     pub refused: u64,
+    /// Another one took over from it: it only receives, until the peer has gone over too.
+    #[serde(default)]
+    pub retiring: bool,
     /// "good", "ending" past a soft limit, or "over" past a hard one: then it carries nothing.
     pub lifetime: String,
     /// Seconds since it was set up.
@@ -303,6 +306,11 @@ impl SaReport {
         self.replayed = load(&counters.replayed);
         self.icv_failed = load(&counters.icv_failed);
         self.refused = load(&counters.refused);
+        if self.icv_failed > 0 && (self.packets, self.refused) == (0, 0) {
+            self.warnings.push(
+                "no packet of it was ever authentic: the peer has another key, algorithm or ICV length (96 bits of SHA-256 in old kernels)".into(),
+            );
+        }
     }
 }
 
@@ -337,6 +345,9 @@ pub struct Change {
     pub removed: u64,
     /// SAs left as they were.
     pub kept: u64,
+    /// Of those that others took over from, the ones that still receive until the peer has gone over too.
+    #[serde(default)]
+    pub retiring: u64,
     /// True once no worker can hold a removed key any more; false when one did not answer in time.
     pub wiped: bool,
     /// What works but should not be.

@@ -89,10 +89,16 @@ impl Server {
 /// Lifetimes in seconds end within one of these.
 const TICK: Duration = Duration::from_secs(1);
 
-async fn keep_time(control: &Control) {
+async fn keep_time(control: &Arc<Control>) {
+    let mut retiring: Option<tokio::task::JoinHandle<()>> = None;
     loop {
         tokio::time::sleep(TICK).await;
-        control.pass_time(lifetimes::now());
+        let now = lifetimes::now();
+        // It waits for other changes and for workers; time does not.
+        if control.pass_time(now) && retiring.as_ref().is_none_or(|task| task.is_finished()) {
+            let control = control.clone();
+            retiring = Some(tokio::task::spawn_blocking(move || control.retire(now)));
+        }
     }
 }
 

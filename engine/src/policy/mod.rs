@@ -14,7 +14,7 @@ pub mod spd;
 mod tests;
 
 pub use cover::{Cover, Prefix};
-pub use flow_cache::FlowCache;
+pub use flow_cache::{FlowCache, FlowKey, PolicyCache};
 pub use path::Path;
 pub use spd::{Action, Fallback, Fragmentation, Policy, Spd, Tunnel};
 

@@ -102,7 +102,8 @@ fn quote_v4(quoted: &[u8]) -> Option<Quote<'_>> {
     let address =
         |at: usize| IpAddr::V4(Ipv4Addr::new(fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]));
     let (source, destination, protocol) = (address(12), address(16), fixed[9]);
-    let upper = ip::upper(protocol, payload, fragment);
+    let mut upper = Upper::Opaque;
+    ip::read_upper(&mut upper, protocol, payload, fragment);
     Some(Quote { flow: Flow { source, destination, protocol, upper }, fragment, payload })
 }
 
@@ -137,7 +138,8 @@ fn quote_v6(quoted: &[u8]) -> Option<Quote<'_>> {
     let (source, destination) = fixed[8..].split_at(16);
     let address = |octets: &[u8]| Some(IpAddr::V6(Ipv6Addr::from(*octets.first_chunk::<16>()?)));
     let (source, destination) = (address(source)?, address(destination)?);
-    let upper = ip::upper(protocol, payload, fragment);
+    let mut upper = Upper::Opaque;
+    ip::read_upper(&mut upper, protocol, payload, fragment);
     Some(Quote { flow: Flow { source, destination, protocol, upper }, fragment, payload })
 }
 
