@@ -1,7 +1,8 @@
 //! scapy as a maker of packets, where the engine's own code must not be.
 
-use std::io::Write;
-use std::process::{Command, Stdio};
+use std::io::{BufRead, BufReader, Write};
+use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::{LazyLock, Mutex};
 
 use serde_json::{Value, json};
 
@@ -46,27 +47,39 @@ fn hex(packet: &[u8]) -> String {
     packet.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The packets that scapy makes for each request.
-fn ask(requests: Vec<Value>) -> Vec<Vec<Vec<u8>>> {
+/// A running scapy: it takes a second to start.
+struct Scapy {
+    requests: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+static SCAPY: LazyLock<Mutex<Scapy>> = LazyLock::new(|| {
     let python = std::env::var("ADIT_SCAPY_PYTHON").unwrap_or_else(|_| "python3".into());
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/scapy_packets.py");
-    let mut child = Command::new(python)
+    // It ends with its input, when this process does.
+    let child = Command::new(python)
         .args(["-B", script])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .expect("Python with scapy (scripts/test installs it)");
-    let lines: String = requests.iter().map(|request| format!("{request}\n")).collect();
-    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
+    let answers = BufReader::new(child.stdout.expect("piped"));
+    Mutex::new(Scapy { requests: child.stdin.expect("piped"), answers })
+});
+
+/// The packets that scapy makes for each request.
+fn ask(requests: Vec<Value>) -> Vec<Vec<Vec<u8>>> {
+    let mut scapy = SCAPY.lock().expect("no test failed while it asked");
     let bytes = |hex: &Value| -> Vec<u8> {
         let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
         hex.as_str().unwrap().as_bytes().chunks(2).map(byte).collect()
     };
-    let packets = |line: &str| -> Vec<Vec<u8>> {
-        serde_json::from_str::<Value>(line).unwrap().as_array().unwrap().iter().map(bytes).collect()
+    let answer = |request: &Value| {
+        let mut line = String::new();
+        writeln!(scapy.requests, "{request}").expect("scapy gave up");
+        scapy.answers.read_line(&mut line).expect("scapy gave up");
+        let packets: Value = serde_json::from_str(&line).expect("scapy gave up");
+        packets.as_array().unwrap().iter().map(bytes).collect()
     };
-    let all: Vec<_> = String::from_utf8(output.stdout).unwrap().lines().map(packets).collect();
-    assert_eq!(all.len(), requests.len(), "scapy gave up");
-    all
+    requests.iter().map(answer).collect()
 }
