@@ -111,6 +111,8 @@ fn tunnel() -> Arc<Tunnel> {
         mode: Mode::Tunnel,
         clamp_mss: false,
         tfc: Default::default(),
+        fragmentation: spd::Fragmentation::Before,
+        path: Path::default(),
         outbound: Published::new(None),
     })
 }
