@@ -425,7 +425,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let plaintext = &mut frame[HEADER_LENGTH..HEADER_LENGTH + kept + payload_length];
         // The inner length may be shorter than the payload: traffic-flow confidentiality padding (section 2.7).
         let mut packet = IpPacket::EMPTY;
-        ip::read(plaintext, &mut packet).map_err(|_| DropReason::InnerMalformed)?;
+        self.own.inside_reader.read(plaintext, &mut packet).map_err(|_| DropReason::InnerMalformed)?;
         // Transport mode is for whole datagrams (RFC 4303 section 3.3.4).
         if packet.version != version || (joint.is_some() && packet.fragment != Fragment::Whole) {
             return Err(DropReason::InnerMalformed);

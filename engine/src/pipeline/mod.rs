@@ -171,6 +171,9 @@ pub struct Pipeline {
     inside: Option<PortId>,
     /// The packets of a burst, each read once. What could not be read is dropped already, and its place says nothing.
     packets: Box<[IpPacket]>,
+    reader: ip::Reader,
+    /// Reads what comes out of SAs.
+    inside_reader: ip::Reader,
     /// Where packets are fragmented before encryption.
     fragments: Box<[u8]>,
     /// Where the headers that AH covers are put together, for a burst of them.
@@ -206,6 +209,8 @@ impl Pipeline {
             errors: icmp::Budget::new(),
             inside: None,
             packets: vec![IpPacket::EMPTY; BURST].into_boxed_slice(),
+            reader: ip::Reader::default(),
+            inside_reader: ip::Reader::default(),
             fragments: vec![0; FRAGMENTS_LENGTH].into_boxed_slice(),
             covered: vec![0; BURST * (COVERED_HEADERS + LONGEST_AH)].into_boxed_slice(),
             completed: Vec::new(),
@@ -312,7 +317,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let packets = &mut room[..burst.len()];
         let mut readable = ArrayVec::<Result<(), DropReason>, BURST>::new();
         for (received, packet) in burst.iter().zip(&mut *packets) {
-            readable.push(read_frame(received.frame, packet));
+            readable.push(read_frame(&mut self.own.reader, received.frame, packet));
         }
         let packets = &*packets;
         let mut inbound = Inbound::new();
@@ -456,7 +461,7 @@ fn datagram<'f>(frame: &'f [u8], packet: &IpPacket) -> &'f [u8] {
 
 /// Ethernet and IP headers, each validated once; the IP version must be the one the EtherType says.
 #[inline(always)]
-fn read_frame(frame: &[u8], packet: &mut IpPacket) -> Result<(), DropReason> {
+fn read_frame(reader: &mut ip::Reader, frame: &[u8], packet: &mut IpPacket) -> Result<(), DropReason> {
     let ethernet = ethernet::parse(frame).map_err(|_| DropReason::Malformed)?;
     let version = match ethernet.ether_type {
         ether_type::IPV4 => IpVersion::V4,
@@ -464,7 +469,7 @@ fn read_frame(frame: &[u8], packet: &mut IpPacket) -> Result<(), DropReason> {
         ether_type::VLAN | ether_type::QINQ => return Err(DropReason::Vlan),
         _ => return Err(DropReason::NotIp),
     };
-    match ip::read(&frame[ethernet::HEADER_LENGTH..], packet) {
+    match reader.read(&frame[ethernet::HEADER_LENGTH..], packet) {
         Ok(()) if packet.version == version => Ok(()),
         _ => Err(DropReason::Malformed),
     }
