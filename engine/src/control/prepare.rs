@@ -295,6 +295,7 @@ impl Builder<'_> {
                 name: settings.name.clone(),
                 local: settings.local,
                 remote: settings.remote,
+                mode: settings.mode,
                 clamp_mss: settings.clamp_mss,
                 outbound: Published::new(sa.cloned()),
             }),
