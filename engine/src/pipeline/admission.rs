@@ -2,7 +2,7 @@
 //! once for a flow; the answer is remembered from packet to packet of a group, and from burst to burst while they
 //! stay what they are.
 
-use super::scratch::{Egress, Route};
+use super::scratch::{Egress, Link, Route};
 use super::{DropReason, Frames, Pass};
 use crate::policy::{Action, FlowKey, Spd, Tunnel};
 use crate::route::{Network, PortId, Side};
@@ -87,11 +87,12 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     }
 
     /// What an earlier burst was told.
+    #[inline(always)]
     fn recall(&self, key: &FlowKey, admittance: &Admittance<'g>) -> Option<Admitted<'g>> {
         let &Admission { policy, port, link } = self.own.admissions.get(key, &admittance.stamps)?;
         let Action::Protect(tunnel) = &self.spd.policies.get(policy as usize)?.action else { return None };
-        let egress =
-            Egress { id: port, port: self.network.ports.get(usize::from(port.0))?, link, unresolved: None };
+        let link = Link { addresses: link, unresolved: None };
+        let egress = Egress { id: port, port: self.network.ports.get(usize::from(port.0))?, link };
         Some(Admitted { policy: policy as usize, tunnel, way: Way::Out(egress) })
     }
 
@@ -129,8 +130,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if !egress.port.up {
             return Err(DropReason::LinkDown);
         }
-        if egress.unresolved.is_none() {
-            let admission = Admission { policy: policy as u32, port: egress.id, link: egress.link };
+        if egress.link.unresolved.is_none() {
+            let admission = Admission { policy: policy as u32, port: egress.id, link: egress.link.addresses };
             self.own.admissions.put(key, admittance.stamps, admission);
         }
         Ok(Admitted { policy, tunnel, way: Way::Out(egress) })

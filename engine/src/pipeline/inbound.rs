@@ -467,7 +467,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     }
 
     /// The inner packet goes from where it was decrypted, if that is a frame of its egress, else from a copy.
-    #[inline]
+    #[inline(always)]
     fn send_inside(
         &mut self,
         egress: &Egress<'g>,

@@ -46,7 +46,7 @@ pub use fragments::Reassembly;
 pub use host::{Delivery, HostEnd};
 
 use crate::crypto::IvSource;
-use crate::policy::{Action, FlowCache, PolicyCache, Spd};
+use crate::policy::{Action, FlowCache, FlowKey, PolicyCache, Spd};
 use crate::route::{Network, PortId, Side};
 use crate::sa::Sad;
 use crate::sa::publish::{Guard, Published};
@@ -60,7 +60,7 @@ use admission::Admission;
 use fragments::Completed;
 use inbound::Inbound;
 use outbound::Outbound;
-use scratch::{Memo, Tally};
+use scratch::{Memo, Recent, Tally};
 
 /// Most packets in one burst.
 pub const BURST: usize = 64;
@@ -166,6 +166,7 @@ pub struct Pipeline {
     policies: PolicyCache,
     /// Where flows out of SAs go on.
     admissions: FlowCache<Admission, 3>,
+    recent: Recent,
     errors: icmp::Budget,
     /// Where the last decrypted packet left: the likely egress of the next, which is not known before decryption.
     inside: Option<PortId>,
@@ -206,6 +207,7 @@ impl Pipeline {
             ivs,
             policies: FlowCache::new(FLOWS, seed.map(u64::from_ne_bytes)),
             admissions: FlowCache::new(FLOWS, seed.map(u64::from_ne_bytes)),
+            recent: Recent::default(),
             errors: icmp::Budget::new(),
             inside: None,
             packets: vec![IpPacket::EMPTY; BURST].into_boxed_slice(),
@@ -313,6 +315,7 @@ struct Pass<'a, 'g, F: Frames> {
 impl<'g, F: Frames> Pass<'_, 'g, F> {
     fn run(mut self, burst: &mut [Received<'_>]) {
         // All of them first, so that the frames come into the cache side by side rather than one by one.
+        self.own.recent.look_at(self.network.generation);
         let mut room = std::mem::take(&mut self.own.packets);
         let packets = &mut room[..burst.len()];
         let mut readable = ArrayVec::<Result<(), DropReason>, BURST>::new();
@@ -394,7 +397,16 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
 
     /// What the policy says of a packet; counts it for the policy that decides.
     fn policy(&mut self, direction: Direction, packet: &IpPacket) -> Option<&'g Action> {
-        let index = self.own.policies.classify(self.spd, direction, &packet.flow, packet.fragment)?;
+        let key = FlowKey::new(direction, &packet.flow, packet.fragment);
+        let index = match &self.memo.decision {
+            Some((known, index)) if known.differences(&key) == 0 => *index,
+            _ => {
+                let index =
+                    self.own.policies.classify(self.spd, &key, direction, &packet.flow, packet.fragment);
+                self.memo.decision = Some((key, index));
+                index
+            }
+        }?;
         self.count_policy(index);
         self.spd.policies.get(index).map(|policy| &policy.action)
     }
@@ -418,11 +430,11 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     }
 
     fn is_our_destination(&mut self, address: IpAddr) -> bool {
-        is_local(self.network, &mut self.memo.destination, address)
+        is_local(self.network, &mut self.own.recent.destination, address)
     }
 
     fn is_our_source(&mut self, address: IpAddr) -> bool {
-        is_local(self.network, &mut self.memo.source, address)
+        is_local(self.network, &mut self.own.recent.source, address)
     }
 }
 

@@ -99,20 +99,21 @@ impl<A: Copy + Default, const STAMPS: usize> FlowCache<A, STAMPS> {
 }
 
 impl PolicyCache {
-    /// As [`Spd::classify`].
+    /// As [`Spd::classify`]; `key` is that of the others.
     pub fn classify(
         &mut self,
         spd: &Spd,
+        key: &FlowKey,
         direction: Direction,
         flow: &Flow,
         fragment: Fragment,
     ) -> Option<usize> {
-        let (key, stamps) = (FlowKey::new(direction, flow, fragment), [spd.generation]);
-        if let Some(answer) = self.get(&key, &stamps) {
+        let stamps = [spd.generation];
+        if let Some(answer) = self.get(key, &stamps) {
             return answer.map(|policy| policy as usize);
         }
         let policy = spd.classify(direction, flow, fragment);
-        self.put(key, stamps, policy.map(|policy| policy as u32));
+        self.put(*key, stamps, policy.map(|policy| policy as u32));
         policy
     }
 }
