@@ -398,15 +398,10 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     /// What the policy says of a packet; counts it for the policy that decides.
     fn policy(&mut self, direction: Direction, packet: &IpPacket) -> Option<&'g Action> {
         let key = FlowKey::new(direction, &packet.flow, packet.fragment);
-        let index = match &self.memo.decision {
-            Some((known, index)) if known.differences(&key) == 0 => *index,
-            _ => {
-                let index =
-                    self.own.policies.classify(self.spd, &key, direction, &packet.flow, packet.fragment);
-                self.memo.decision = Some((key, index));
-                index
-            }
-        }?;
+        let (flow, fragment) = (&packet.flow, packet.fragment);
+        let policies = &mut self.own.policies;
+        let ask = || policies.classify(self.spd, &key, direction, flow, fragment).ok_or(());
+        let index = *self.memo.decisions.get_or_try(key, ask).ok()?;
         self.count_policy(index);
         self.spd.policies.get(index).map(|policy| &policy.action)
     }

@@ -112,11 +112,43 @@ pub(super) enum Route<'g> {
     Unreachable,
 }
 
+/// Flows of a burst whose answers are at hand.
+const PLACES: usize = 8;
+
+/// Answers about a few flows, for as long as a burst lasts: its packets are mostly of those. A flow has one place, where
+/// the latest that asked stays.
+pub(super) struct Few<A> {
+    places: [Option<(FlowKey, A)>; PLACES],
+}
+
+impl<A> Default for Few<A> {
+    fn default() -> Self {
+        Self { places: [const { None }; PLACES] }
+    }
+}
+
+impl<A> Few<A> {
+    /// What is there for `key`, or what `ask` says now.
+    #[inline(always)]
+    pub(super) fn get_or_try<E>(
+        &mut self,
+        key: FlowKey,
+        ask: impl FnOnce() -> Result<A, E>,
+    ) -> Result<&A, E> {
+        let place = &mut self.places[key.place(PLACES)];
+        if !matches!(place, Some((known, _)) if known.differences(&key) == 0) {
+            *place = Some((key, ask()?));
+        }
+        let (_, answer) = place.as_ref().expect("it was there, or was put there");
+        Ok(answer)
+    }
+}
+
 /// The last answers of the tables in this burst: consecutive packets mostly ask the same.
 #[derive(Default)]
 pub(super) struct Memo<'g> {
     pub(super) sa: Option<(Spi, &'g InboundSa)>,
-    pub(super) decision: Option<(FlowKey, Option<usize>)>,
+    pub(super) decisions: Few<usize>,
     /// A policy and how many packets it decided since it was last written down.
     pub(super) policy: Option<(usize, u64)>,
 }
