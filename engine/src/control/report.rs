@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use crate::pipeline::{DropReason, WorkerCounters};
+use crate::pipeline::{DropReason, IcmpRules, WorkerCounters};
+use crate::policy::Path;
 use crate::sa::Lease;
 use crate::sa::inbound::SaCounters;
 use crate::sa::lifetime::{self, Lifetime, Limit, Limits};
@@ -211,6 +212,9 @@ pub struct SaReport {
     /// numbers have no lease.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ceiling: Option<u64>,
+    /// The path's MTU outside, as an ICMP error told lately; outbound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_mtu: Option<u32>,
     /// Packets opened or sealed.
     pub packets: u64,
     /// Bytes of ESP or AH.
@@ -279,6 +283,19 @@ impl SaReport {
             self.ceiling = Some(ceiling);
             if wanted >= ceiling {
                 self.warnings.push("lease exhausted: waiting for the state directory".into());
+            }
+        }
+    }
+
+    /// What the path is told to be like, at `now` of the workers' clock.
+    pub(super) fn path(&mut self, path: &Path, rules: &IcmpRules, now: u64) {
+        self.path_mtu = path.mtu(now, rules.path_mtu_ageing);
+        if let Some((trouble, told)) = path.trouble() {
+            let ago = now.saturating_sub(told);
+            // As long as a path MTU would hold.
+            if ago < rules.path_mtu_ageing {
+                let seconds = ago / 1_000;
+                self.warnings.push(format!("an ICMP error said {:?} {seconds} s ago", trouble.name()));
             }
         }
     }

@@ -84,7 +84,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     ) -> Result<(), DropReason> {
         let length = packet.total_length as usize;
         if packet.total_length > egress.port.mtu {
-            return self.send_fragments(egress, packet, &bytes[..length]);
+            return self.send_fragments(egress, egress.port.mtu, packet, &bytes[..length]);
         }
         let mut frame = self.take_frame(egress.id, HEADER_LENGTH + length)?;
         frame[HEADER_LENGTH..HEADER_LENGTH + length].copy_from_slice(&bytes[..length]);
@@ -92,14 +92,15 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         Ok(())
     }
 
-    /// The received packet's place is taken by its first fragment; the others are originated.
-    fn send_fragments(
+    /// The received packet's place is taken by its first fragment, of at most `mtu` bytes; the others are originated.
+    pub(super) fn send_fragments(
         &mut self,
         egress: &Egress<'g>,
+        mtu: u32,
         packet: &IpPacket,
         bytes: &[u8],
     ) -> Result<(), DropReason> {
-        let pieces = fragment_ipv4(bytes, packet, egress.port.mtu).ok_or(DropReason::TooBig)?;
+        let pieces = fragment_ipv4(bytes, packet, mtu).ok_or(DropReason::TooBig)?;
         for (number, piece) in pieces.enumerate() {
             // What is sent already stays sent; the rest of the datagram is one drop.
             if number > 0 {

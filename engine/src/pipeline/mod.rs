@@ -9,6 +9,7 @@
 //!     a fragment of it waits for the others; the datagram is a packet of the next burst         fragments
 //!     open_group    verify and decrypt the group
 //!     decapsulate   replay commit, trailer, packet inside, selectors, policy, route
+//!   an ICMP error from outside to one of our addresses -> the path of the tunnel that it quotes outside
 //!   from the gateway itself -> policy                                   host
 //!     PROTECT       group by tunnel, as below; else drop
 //!   from a protected port -> policy                                     outbound
@@ -31,8 +32,10 @@ mod host;
 mod icmp;
 mod inbound;
 mod outbound;
+mod outside;
 pub mod reassembly;
 mod scratch;
+mod tfc;
 
 use std::net::IpAddr;
 use std::ops::DerefMut;
@@ -44,6 +47,7 @@ pub use counters::WorkerCounters;
 pub use drop_reason::DropReason;
 pub use fragments::Reassembly;
 pub use host::{Delivery, HostEnd};
+pub use outside::IcmpRules;
 
 use crate::crypto::IvSource;
 use crate::policy::{Action, FlowCache, FlowKey, PolicyCache, Spd};
@@ -54,8 +58,8 @@ use crate::sa::selector::Direction;
 use crate::transform::natt::{self, Datagram};
 use crate::wire::ethernet::{self, ether_type};
 use crate::wire::ip::{self, Fragment, Hidden, IpPacket, IpVersion, Upper};
-use crate::wire::protocol;
 use crate::wire::udp::NAT_TRAVERSAL_PORT;
+use crate::wire::{protocol, quote};
 use admission::Admission;
 use fragments::Completed;
 use inbound::Inbound;
@@ -75,16 +79,19 @@ pub struct Tables {
     pub network: Published<Network>,
     /// Fragments of ESP and AH that wait for the others.
     pub reassembly: Reassembly,
+    /// What to make of ICMP errors.
+    pub icmp: IcmpRules,
 }
 
 impl Tables {
     /// Empty ones: nothing passes.
-    pub fn new(reassembly: reassembly::Limits) -> Self {
+    pub fn new(reassembly: reassembly::Limits, icmp: IcmpRules) -> Self {
         Self {
             sad: Sad::new(),
             spd: Published::new(None),
             network: Published::new(None),
             reassembly: Reassembly::new(reassembly),
+            icmp,
         }
     }
 }
@@ -133,7 +140,8 @@ pub struct Output<F> {
 /// What a burst came to; appended to, so drain both before the next burst. Reused from burst to burst: nothing in
 /// it is allocated per packet.
 pub struct Results<F> {
-    /// Frames to transmit, in order per SA and per flow.
+    /// Frames to transmit, in order per SA and per flow; but what was put together of fragments follows the rest of its
+    /// burst.
     pub outputs: Vec<Output<F>>,
     /// Packets for the gateway itself, likewise in order.
     pub deliveries: Vec<Delivery<F>>,
@@ -168,6 +176,8 @@ pub struct Pipeline {
     admissions: FlowCache<Admission, 3>,
     recent: Recent,
     errors: icmp::Budget,
+    /// For tunnels that are searched one by one.
+    searches: icmp::Budget,
     /// Where the last decrypted packet left: the likely egress of the next, which is not known before decryption.
     inside: Option<PortId>,
     /// The packets of a burst, each read once. What could not be read is dropped already, and its place says nothing.
@@ -175,7 +185,7 @@ pub struct Pipeline {
     reader: ip::Reader,
     /// Reads what comes out of SAs.
     inside_reader: ip::Reader,
-    /// Where packets are fragmented before encryption.
+    /// Where packets are fragmented, padded and made up before encryption.
     fragments: Box<[u8]>,
     /// Where the headers that AH covers are put together, for a burst of them.
     covered: Box<[u8]>,
@@ -208,7 +218,8 @@ impl Pipeline {
             policies: FlowCache::new(FLOWS, seed.map(u64::from_ne_bytes)),
             admissions: FlowCache::new(FLOWS, seed.map(u64::from_ne_bytes)),
             recent: Recent::default(),
-            errors: icmp::Budget::new(),
+            errors: icmp::Budget::errors(),
+            searches: outside::SEARCH_BUDGET,
             inside: None,
             packets: vec![IpPacket::EMPTY; BURST].into_boxed_slice(),
             reader: ip::Reader::default(),
@@ -279,6 +290,7 @@ impl Pipeline {
                     own: &mut *self,
                     sad,
                     reassembly: &tables.reassembly,
+                    icmp: &tables.icmp,
                     guard,
                     spd,
                     network,
@@ -302,6 +314,7 @@ struct Pass<'a, 'g, F: Frames> {
     own: &'a mut Pipeline,
     sad: &'g Sad,
     reassembly: &'g Reassembly,
+    icmp: &'g IcmpRules,
     guard: &'g Guard<'g>,
     spd: &'g Spd,
     network: &'g Network,
@@ -373,6 +386,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 // The daemon's, as any other packet for the gateway itself.
                 Datagram::Ike => {}
             }
+        }
+        if to_us && port.side == Side::Unprotected && quote::is_error(packet) {
+            return Err(self.error_from_outside(received, packet));
         }
         match port.side {
             Side::Protected if to_us => Err(DropReason::NoHostPath),

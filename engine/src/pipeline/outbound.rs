@@ -6,16 +6,17 @@ use arrayvec::ArrayVec;
 use super::scratch::{Egress, Groups, Route};
 use super::{BURST, COVERED_HEADERS, DropReason, Frames, Pass, Received};
 use crate::crypto::{Seal, Sign};
-use crate::policy::Tunnel;
+use crate::policy::tfc::Padding;
+use crate::policy::{Fragmentation, Tunnel};
 use crate::route::{PortId, Side};
 use crate::sa::OutboundSa;
 use crate::sa::outbound::{Exhausted, Numbers, OutboundKeys};
 use crate::sa::spec::Mode;
 use crate::transform::ah::{self, Role};
-use crate::transform::fragment::{fragment_ipv4, write_fragment};
+use crate::transform::fragment::{fragment_ipv4, fragment_ipv6, write_fragment, write_fragment_ipv6};
 use crate::transform::natt;
 use crate::transform::transport::{self, Split};
-use crate::transform::tunnel::OuterHeader;
+use crate::transform::tunnel::{DontFragment, OuterHeader};
 use crate::transform::{Layout, mss};
 use crate::wire::ah::AhHeader;
 use crate::wire::checksum::Sum;
@@ -28,49 +29,71 @@ use crate::wire::protocol;
 pub(super) type Outbound<'g> = Groups<'g, Tunnel, usize>;
 
 /// A packet with everything but its number, in the order of numbering.
-struct Ready<'p, F> {
-    payload: Payload,
+pub(super) struct Ready<'p, F> {
+    pub(super) payload: Payload,
     /// What it is, or what it is a fragment of.
-    packet: &'p IpPacket,
-    /// Bytes of it, or of the fragment.
-    length: usize,
+    pub(super) packet: &'p IpPacket,
+    /// What ESP or AH says it carries in a tunnel.
+    pub(super) next_header: u8,
+    /// Bytes of it, or of the fragment, and of its padding for traffic-flow confidentiality.
+    pub(super) length: usize,
     /// Bytes that it takes once it is sealed.
-    sealed: Lengths,
+    pub(super) sealed: Lengths,
     /// Transport mode: where ESP or AH goes.
-    split: Option<Split>,
-    frame: F,
+    pub(super) split: Option<Split>,
+    pub(super) frame: F,
 }
 
 /// Where the inner packet lies.
-enum Payload {
+pub(super) enum Payload {
     /// In the received frame.
     Received { index: usize },
-    /// In the worker's room for fragments.
-    Fragment { start: usize },
+    /// In the worker's room for what it makes itself.
+    Room { start: usize },
 }
 
 /// What the packets of a group share.
-struct Group<'g> {
-    sa: &'g OutboundSa,
-    outer: OuterHeader,
-    egress: Egress<'g>,
+pub(super) struct Group<'g> {
+    pub(super) sa: &'g OutboundSa,
+    pub(super) outer: OuterHeader,
+    pub(super) egress: Egress<'g>,
+    /// What the egress carries, or less where the path is told to.
+    outside_mtu: u32,
     /// What a tunnel carries; in transport mode it depends on the packet's own headers.
-    tunnel_mtu: u32,
+    pub(super) tunnel_mtu: u32,
+    /// For traffic-flow confidentiality.
+    pub(super) padding: Padding,
     clamp_mss: bool,
+    fragmentation: Fragmentation,
 }
 
 impl<'g> Group<'g> {
-    fn new(sa: &'g OutboundSa, outer: OuterHeader, egress: Egress<'g>, clamp_mss: bool) -> Self {
-        Self { sa, outer, egress, tunnel_mtu: outer.inside_mtu(egress.port.mtu, &sa.layout), clamp_mss }
+    pub(super) fn new(
+        tunnel: &Tunnel,
+        sa: &'g OutboundSa,
+        outer: OuterHeader,
+        egress: Egress<'g>,
+        mtu: u32,
+    ) -> Self {
+        Self {
+            sa,
+            outer,
+            egress,
+            outside_mtu: mtu,
+            tunnel_mtu: outer.inside_mtu(mtu, &sa.layout),
+            padding: tunnel.tfc.padding,
+            clamp_mss: tunnel.clamp_mss,
+            fragmentation: tunnel.fragmentation,
+        }
     }
 
     /// What leaves as one packet: any packet in a tunnel, one with the headers of `split` in transport mode.
     fn inside_mtu(&self, split: Option<&Split>) -> u32 {
-        let Self { sa, egress, .. } = self;
+        let Self { sa, outside_mtu, .. } = self;
         match split {
             None => self.tunnel_mtu,
             Some(split) => {
-                transport::inside_mtu(egress.port.mtu, &sa.layout, sa.outer.version(), split.at.into())
+                transport::inside_mtu(*outside_mtu, &sa.layout, sa.outer.version(), split.at.into())
             }
         }
     }
@@ -108,7 +131,10 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             sa.pass_on(self.own.worker, other);
             return self.results.hand_over.extend(group.map(|index| (index, other)));
         }
-        let shared = Group::new(sa, outer, egress, tunnel.clamp_mss);
+        let shared = Group::new(tunnel, sa, outer, egress, self.outside_mtu(tunnel, &egress));
+        if shared.padding != Padding::Off {
+            return self.seal_padded(burst, packets, &shared, group);
+        }
 
         let mut ready = ArrayVec::new();
         for index in group {
@@ -125,17 +151,12 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     /// Sends a packet of our own, which lies at the start of the room for fragments; where it cannot go, it is not
     /// made.
     pub(super) fn seal_originated(&mut self, tunnel: &'g Tunnel, packet: &IpPacket) {
-        let Some(sa) = tunnel.outbound.load(self.guard) else { return };
-        if sa.lifetime.is_over() || sa.owner(self.own.worker) != self.own.worker {
-            return;
-        }
-        let outer = sa.outer_now();
-        let Ok(egress) = self.outer_egress(&outer) else { return };
+        let Some(shared) = self.own_group(tunnel) else { return };
+        let Group { sa, egress, .. } = &shared;
         let length = packet.total_length as usize;
         let Ok(split) = split(sa, &self.own.fragments[..length], packet, &mut self.own.covered) else {
             return;
         };
-        let shared = Group::new(sa, outer, egress, false);
         if packet.total_length > shared.inside_mtu(split.as_ref()) {
             return;
         }
@@ -143,12 +164,14 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let Ok(frame) = self.take_frame(egress.id, sealed.of_frame(sa)) else { return };
         self.tally.originated += 1;
         let mut ready = ArrayVec::<_, BURST>::new();
-        ready.push(Ready { payload: Payload::Fragment { start: 0 }, packet, length, sealed, split, frame });
+        let (payload, next_header) = (Payload::Room { start: 0 }, as_next_header(packet.version));
+        ready.push(Ready { payload, packet, next_header, length, sealed, split, frame });
+        self.pad(&shared, ready.last_mut());
         self.seal_ready(&[], &shared, &mut ready);
     }
 
     /// ESP and AH leave by an unprotected port, or not at all.
-    fn outer_egress(&mut self, outer: &OuterHeader) -> Result<Egress<'g>, DropReason> {
+    pub(super) fn outer_egress(&mut self, outer: &OuterHeader) -> Result<Egress<'g>, DropReason> {
         match self.route(outer.destination) {
             Route::Port(egress) if egress.port.side == Side::Protected => Err(DropReason::NoRoute),
             Route::Port(egress) if !egress.port.up => Err(DropReason::LinkDown),
@@ -157,10 +180,17 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
     }
 
+    /// The largest packet on the way of `tunnel`: what its egress carries, or less where the path is told to.
+    pub(super) fn outside_mtu(&self, tunnel: &Tunnel, egress: &Egress<'g>) -> u32 {
+        let told = tunnel.path.mtu(self.now, self.icmp.path_mtu_ageing);
+        told.map_or(egress.port.mtu, |told| told.min(egress.port.mtu))
+    }
+
     /// What `tunnel` carries now, or `None` while it carries nothing.
     pub(super) fn inside_mtu(&mut self, tunnel: &'g Tunnel) -> Option<u32> {
         let sa = tunnel.outbound.load(self.guard)?;
-        let mtu = self.outer_egress(&sa.outer_now()).ok()?.port.mtu;
+        let egress = self.outer_egress(&sa.outer_now()).ok()?;
+        let mtu = self.outside_mtu(tunnel, &egress);
         Some(match sa.spec.sa.mode {
             Mode::Tunnel => sa.outer.inside_mtu(mtu, &sa.layout),
             Mode::Transport(_) => transport::usual_inside_mtu(mtu, &sa.layout, sa.outer.version()),
@@ -168,7 +198,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     }
 
     /// Everything that can refuse a packet comes before it gets a number.
-    fn prepare<'p>(
+    pub(super) fn prepare<'p>(
         &mut self,
         burst: &mut [Received<'_>],
         index: usize,
@@ -190,20 +220,15 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let inside_mtu = group.inside_mtu(split.as_ref());
         let length = packet.total_length as usize;
         if packet.total_length > inside_mtu {
-            if packet.dont_fragment {
-                let mtu = match packet.version {
-                    IpVersion::V4 => inside_mtu,
-                    IpVersion::V6 => inside_mtu.max(IPV6_MINIMUM_MTU),
+            // Transport mode fragments what it has sealed (RFC 4303 section 3.3.4), like any other packet.
+            self.refuse_too_large(received, packet, inside_mtu, group, split.as_ref())?;
+            if split.is_none() {
+                return match (group.fragmentation, packet.version) {
+                    (Fragmentation::Before, IpVersion::V4) => {
+                        self.prepare_fragments(burst, index, packet, inside_mtu, group, ready)
+                    }
+                    _ => self.seal_too_large(burst, index, packet, group, ready),
                 };
-                self.originate_error(received, IcmpError::PacketTooBig { mtu });
-                return Err(DropReason::TooBig);
-            }
-            // Transport mode fragments what it has sealed (RFC 4303 section 3.3.4), a tunnel what it will seal.
-            let Some(split) = &split else {
-                return self.prepare_fragments(burst, index, packet, inside_mtu, group, ready);
-            };
-            if Lengths::new(group.sa, Some(split), length).sum() > usize::from(u16::MAX) {
-                return Err(DropReason::TooBig);
             }
         }
         let sealed = Lengths::new(group.sa, split.as_ref(), length);
@@ -216,7 +241,59 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if group.clamp_mss {
             mss::clamp(bytes, packet, inside_mtu);
         }
-        ready.push(Ready { payload: Payload::Received { index }, packet, length, sealed, split, frame });
+        let (payload, next_header) = (Payload::Received { index }, as_next_header(packet.version));
+        ready.push(Ready { payload, packet, next_header, length, sealed, split, frame });
+        Ok(())
+    }
+
+    /// What is too large for one packet outside and must not become several is told so.
+    #[cold]
+    fn refuse_too_large(
+        &mut self,
+        received: &Received<'_>,
+        packet: &IpPacket,
+        inside_mtu: u32,
+        group: &Group<'g>,
+        split: Option<&Split>,
+    ) -> Result<(), DropReason> {
+        // RFC 2473 section 7.1 (b): what every IPv6 link carries, a tunnel carries too, in fragments if need be.
+        let is_least = packet.version == IpVersion::V6 && packet.total_length <= IPV6_MINIMUM_MTU;
+        if packet.dont_fragment && !is_least {
+            let mtu = match packet.version {
+                IpVersion::V4 => inside_mtu,
+                IpVersion::V6 => inside_mtu.max(IPV6_MINIMUM_MTU),
+            };
+            self.originate_error(received, IcmpError::PacketTooBig { mtu });
+            return Err(DropReason::TooBig);
+        }
+        if Lengths::new(group.sa, split, packet.total_length as usize).sum() > usize::from(u16::MAX) {
+            return Err(DropReason::TooBig);
+        }
+        Ok(())
+    }
+
+    /// RFC 4301 section 8.2.1, case 2, the other way: the packet is sealed whole, under a header that lets it be
+    /// fragmented.
+    fn seal_too_large<'p>(
+        &mut self,
+        burst: &mut [Received<'_>],
+        index: usize,
+        packet: &'p IpPacket,
+        group: &Group<'g>,
+        ready: &mut ArrayVec<Ready<'p, F::Frame>, BURST>,
+    ) -> Result<(), DropReason> {
+        // Rare, so plain: what is ready goes first, and this packet alone.
+        self.seal_ready(burst, group, ready);
+        let length = packet.total_length as usize;
+        let sealed = Lengths::new(group.sa, None, length);
+        let frame = self.take_frame(group.egress.id, sealed.of_frame(group.sa))?;
+        if burst[index].port != PortId::HOST {
+            ip::decrement_ttl(&mut burst[index].frame[HEADER_LENGTH..], packet.version);
+        }
+        let outer = OuterHeader { dont_fragment: DontFragment::Clear, ..group.outer };
+        let (payload, next_header) = (Payload::Received { index }, as_next_header(packet.version));
+        ready.push(Ready { payload, packet, next_header, length, sealed, split: None, frame });
+        self.seal_ready(burst, &Group { outer, ..*group }, ready);
         Ok(())
     }
 
@@ -243,7 +320,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let mut outcome = Ok(());
         for (number, piece) in pieces.enumerate() {
             let length = piece.total_length();
-            if ready.is_full() || start + length > self.own.fragments.len() {
+            // Padding may make any of them as large as the largest.
+            if ready.is_full() || start + inside_mtu as usize > self.own.fragments.len() {
                 self.seal_ready(burst, group, ready);
                 start = 0;
             }
@@ -255,13 +333,13 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 .ok_or(DropReason::TooBig)
                 .and_then(|_| self.take_frame(group.egress.id, sealed.of_frame(group.sa)))
                 .map(|frame| {
-                    let payload = Payload::Fragment { start };
-                    ready.push(Ready { payload, packet, length, sealed, split: None, frame })
+                    let (payload, next_header) = (Payload::Room { start }, as_next_header(packet.version));
+                    ready.push(Ready { payload, packet, next_header, length, sealed, split: None, frame });
+                    start += self.pad(group, ready.last_mut());
                 });
             if outcome.is_err() {
                 break;
             }
-            start += length;
         }
         self.seal_ready(burst, group, ready);
         outcome
@@ -269,13 +347,13 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
 
     /// Seals what is ready under consecutive numbers. A number that was taken is never used again, whatever
     /// becomes of its packet.
-    fn seal_ready(
+    pub(super) fn seal_ready(
         &mut self,
         burst: &[Received<'_>],
         group: &Group<'g>,
         ready: &mut ArrayVec<Ready<'_, F::Frame>, BURST>,
     ) {
-        let Group { sa, outer, egress, .. } = group;
+        let Group { sa, outer, .. } = group;
         let fragments = &self.own.fragments;
         let mut allowance = sa.allowance();
         let is_ample = allowance.is_ample();
@@ -289,16 +367,16 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
         let Numbers { range, short } = sa.take_numbers(fitting as u64);
         let numbered = ready.iter_mut().zip(range.into_iter().flatten()).map(
-            |(Ready { payload, packet, length, sealed, split, frame }, number)| {
+            |(Ready { payload, packet, next_header, length, sealed, split, frame }, number)| {
                 let bytes = match *payload {
                     Payload::Received { index } => &burst[index].frame[HEADER_LENGTH..][..*length],
-                    Payload::Fragment { start } => &fragments[start..start + *length],
+                    Payload::Room { start } => &fragments[start..start + *length],
                 };
                 // Unique among the SA's last 2^16 packets, whichever workers send them (RFC 6864 section 4.3).
                 let identification = number.get() as u16;
                 let room = &mut frame[HEADER_LENGTH..sealed.of_frame(sa)];
-                let split = split.as_ref();
-                (write_headers(outer, packet, bytes, *sealed, split, room, identification), number)
+                let (split, inner) = (split.as_ref(), (*packet, *next_header, bytes));
+                (write_headers(outer, inner, *sealed, split, room, identification), number)
             },
         );
         let mut sealed = 0;
@@ -351,9 +429,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                     natt::checksum_ipv6(&mut frame[HEADER_LENGTH..HEADER_LENGTH + lengths.sum()]);
                 }
                 bytes += lengths.behind as u64;
-                self.send_sealed(egress, sa.outer.version(), frame, lengths.sum());
+                self.send_sealed(group, frame, lengths.sum());
             } else {
-                self.frames.give_back(egress.id, frame);
+                self.frames.give_back(group.egress.id, frame);
                 self.tally.drop(refused);
             }
         }
@@ -363,14 +441,25 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
     }
 
-    /// Transmits a sealed packet; in transport mode it may be larger than the egress carries, and is fragmented now.
-    fn send_sealed(&mut self, egress: &Egress<'g>, version: IpVersion, mut frame: F::Frame, length: usize) {
-        if length <= egress.port.mtu as usize {
-            return self.emit(egress, version, frame, length);
+    /// Transmits a sealed packet, in fragments where it is too large.
+    #[inline]
+    fn send_sealed(&mut self, group: &Group<'g>, frame: F::Frame, length: usize) {
+        if length <= group.outside_mtu as usize {
+            return self.emit(&group.egress, group.sa.outer.version(), frame, length);
         }
+        self.send_sealed_in_fragments(group, frame, length);
+    }
+
+    /// The sealed packet's place is taken by its first fragment; the others are originated.
+    #[cold]
+    fn send_sealed_in_fragments(&mut self, group: &Group<'g>, mut frame: F::Frame, length: usize) {
+        let Group { egress, outside_mtu, .. } = group;
         let bytes = &frame[HEADER_LENGTH..HEADER_LENGTH + length];
         let sent = match ip::parse(bytes) {
-            Ok(packet) => self.send_copy(egress, &packet, bytes),
+            Ok(packet) if packet.version == IpVersion::V4 => {
+                self.send_fragments(egress, *outside_mtu, &packet, bytes)
+            }
+            Ok(packet) => self.send_ipv6_fragments(egress, *outside_mtu, &packet, bytes),
             Err(_) => Err(DropReason::TooBig),
         };
         // AH is in clear: it does not lie about in free frames.
@@ -379,6 +468,32 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if let Err(reason) = sent {
             self.tally.drop(reason);
         }
+    }
+
+    fn send_ipv6_fragments(
+        &mut self,
+        egress: &Egress<'g>,
+        mtu: u32,
+        packet: &IpPacket,
+        bytes: &[u8],
+    ) -> Result<(), DropReason> {
+        let pieces = fragment_ipv6(bytes, packet, mtu).ok_or(DropReason::TooBig)?;
+        // Not to be guessed (RFC 7739), and of all SAs between the same endpoints: by chance.
+        let mut identification = [0; 8];
+        self.own.ivs.fill(&mut identification);
+        let identification = u64::from_ne_bytes(identification) as u32;
+        for (number, piece) in pieces.enumerate() {
+            self.tally.originated += u64::from(number > 0);
+            let mut frame = self.take_frame(egress.id, HEADER_LENGTH + piece.total_length())?;
+            match write_fragment_ipv6(&mut frame[HEADER_LENGTH..], bytes, &piece, identification) {
+                Some(length) => self.emit(egress, IpVersion::V6, frame, length),
+                None => {
+                    self.frames.give_back(egress.id, frame);
+                    return Err(DropReason::TooBig);
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -424,8 +539,7 @@ struct Placed<'f, 'b> {
 #[inline(always)]
 fn write_headers<'f, 'b>(
     outer: &OuterHeader,
-    packet: &IpPacket,
-    bytes: &'b [u8],
+    (packet, next_header, bytes): (&IpPacket, u8, &'b [u8]),
     sealed: Lengths,
     split: Option<&Split>,
     room: &'f mut [u8],
@@ -436,10 +550,6 @@ fn write_headers<'f, 'b>(
     let (payload, next_header) = match split {
         None => {
             outer.write(headers, packet, behind_length, identification);
-            let next_header = match packet.version {
-                IpVersion::V4 => protocol::IPV4,
-                IpVersion::V6 => protocol::IPV6,
-            };
             (bytes, next_header)
         }
         Some(split) => {
@@ -452,9 +562,17 @@ fn write_headers<'f, 'b>(
     Placed { headers, behind, payload, next_header }
 }
 
+/// How ESP and AH call a whole packet.
+fn as_next_header(version: IpVersion) -> u8 {
+    match version {
+        IpVersion::V4 => protocol::IPV4,
+        IpVersion::V6 => protocol::IPV6,
+    }
+}
+
 /// How long a sealed packet is.
 #[derive(Clone, Copy)]
-struct Lengths {
+pub(super) struct Lengths {
     /// The IP headers in front of ESP or AH, UDP's too.
     headers: usize,
     /// ESP, or AH, and all that follows.
@@ -464,7 +582,7 @@ struct Lengths {
 impl Lengths {
     /// Of a packet of `length` bytes under `sa`.
     #[inline(always)]
-    fn new(sa: &OutboundSa, split: Option<&Split>, length: usize) -> Self {
+    pub(super) fn new(sa: &OutboundSa, split: Option<&Split>, length: usize) -> Self {
         match split {
             None => Self { headers: sa.outer.length(), behind: sa.layout.length(length) },
             Some(split) => {

@@ -110,6 +110,9 @@ fn tunnel() -> Arc<Tunnel> {
         remote: [192, 0, 2, 2].into(),
         mode: Mode::Tunnel,
         clamp_mss: false,
+        tfc: Default::default(),
+        fragmentation: spd::Fragmentation::Before,
+        path: Path::default(),
         outbound: Published::new(None),
     })
 }

@@ -390,7 +390,7 @@ fn extension_headers(packet: &[u8], next_header: u8) -> Result<Chain, Malformed>
 /// Ports or type and code, where they are there to be read. Written where they stay: on the way through a register
 /// they would be packed and unpacked.
 #[inline(always)]
-fn read_upper(out: &mut Upper, protocol: u8, payload: &[u8], fragment: Fragment) {
+pub(super) fn read_upper(out: &mut Upper, protocol: u8, payload: &[u8], fragment: Fragment) {
     *out = Upper::Opaque;
     if fragment == Fragment::Later {
         return;
