@@ -4,8 +4,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use adit_engine::control::settings::TfcSettings;
 use adit_engine::crypto::key::{Key, KeyMaterial};
@@ -482,7 +482,9 @@ fn network_of(site: Site, ports: Vec<Port>, mode: Mode) -> Network {
             builder.local(site.host(ipv6));
         }
     }
-    builder.build(1)
+    // Each picture is another, as the mirror's are.
+    static GENERATION: AtomicU64 = AtomicU64::new(1);
+    builder.build(GENERATION.fetch_add(1, Relaxed))
 }
 
 /// The peer's address on the outside link.

@@ -35,6 +35,7 @@ impl Pipeline {
             return again;
         }
         let mut tally = Tally::new();
+        self.recent.look_at(network.generation);
         let (own, sad, memo) = (&mut *self, &tables.sad, Memo::default());
         let (reassembly, icmp, tally) = (&tables.reassembly, &tables.icmp, &mut tally);
         let mut pass =
