@@ -418,6 +418,7 @@ fn ports(site: Site, options: &Options) -> Vec<Port> {
         mtu,
         up: true,
         addresses,
+        vlan: None,
     };
     vec![
         port(
