@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use adit_engine::route::mirror::{LinkChange, LinkEvent, Mirror};
-use adit_engine::route::{Network, NextHop, PortId, Side};
+use adit_engine::route::{Network, NextHop, Port, PortId, Side};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 const INSIDE: PortId = PortId(0);
