@@ -66,6 +66,25 @@ fn algorithm_levels_are_those_of_rfc_8221() {
             }
         }
     }
+    // The same, as the project's vectors have it.
+    let table = adit_tests::vectors::Vectors::load("algorithm_levels_rfc8221.json").json.clone();
+    for (name, level) in [
+        ("DES (IV64/DES)", "MUST NOT"),
+        ("3DES", "SHOULD NOT"),
+        ("NULL", "MUST"),
+        ("AES-CBC 128/256", "MUST"),
+        ("AES-CCM_8", "SHOULD (IoT)"),
+        ("AES-GCM_16", "MUST"),
+        ("CHACHA20_POLY1305", "SHOULD"),
+        ("HMAC-MD5-96", "MUST NOT"),
+        ("HMAC-SHA1-96", "MUST-"),
+        ("HMAC-SHA2-256-128", "MUST"),
+        ("HMAC-SHA2-512-256", "SHOULD"),
+    ] {
+        let rows = ["encryption", "authentication"].map(|kind| table[kind].as_array().unwrap());
+        let row = rows.into_iter().flatten().find(|row| row[0] == name);
+        assert_eq!(row.unwrap_or_else(|| panic!("{name}"))[1], level, "{name}");
+    }
     // Section 4: encryption alone, and section 6: nothing at all.
     for encryption in ["aes-128-cbc", "aes-128-ctr", "null"] {
         let lines = format!("encryption = \"{encryption}\"\nauthentication = \"none\"");

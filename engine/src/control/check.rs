@@ -1,8 +1,10 @@
 //! From what is written to what it means: the rules of a configuration, all problems at once.
 
 mod engine;
+mod tfc;
 
 use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -334,6 +336,7 @@ pub fn tunnel(
     let unknown_profile = table.profile.is_some() && profile.is_none();
     let (protocol, mode) = (protocol(table, &path, problems), mode(table, &path, problems));
     let udp_port = udp_port(table, &path, problems);
+    let tfc = tfc::tfc(table, &path, problems);
     let written = Written::of_tunnel(table, profile);
     let crypto = match protocol {
         _ if unknown_profile => None,
@@ -396,6 +399,7 @@ pub fn tunnel(
                 Some(WorkersName::One) | None => Workers::One,
             },
             clamp_mss: table.clamp_mss.unwrap_or(rules.clamp_mss),
+            tfc,
         },
         field: path,
         inbound,
@@ -447,6 +451,15 @@ fn mode(table: &TunnelTable, path: &str, problems: &mut Problems) -> Mode {
             );
         }
         return Mode::Tunnel;
+    }
+    // Nobody routes them, and the hooks leave what is the link's own alone.
+    for (field, text) in [("local", &table.local), ("remote", &table.remote)] {
+        if text.parse().is_ok_and(|address: Ipv6Addr| address.is_unicast_link_local()) {
+            problems.push(
+                format!("{path}.{field}"),
+                format!("expected a routed address with mode = \"transport\", found the link-local {text}"),
+            );
+        }
     }
     let outer = [
         ("dscp", table.dscp.as_ref().map(|dscp| value::found(&dscp.0))),

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use super::classifier::Classifier;
+use super::tfc::Tfc;
 use crate::sa::OutboundSa;
 use crate::sa::publish::Published;
 use crate::sa::selector::{Direction, Selector};
+use crate::sa::spec::Mode;
 use crate::wire::ip::{Flow, Fragment, Hidden};
 
 /// Where a PROTECT policy sends: a slot that names its current outbound SA, so that rekeying leaves policies
@@ -19,8 +21,12 @@ pub struct Tunnel {
     pub local: IpAddr,
     /// The peer's endpoint.
     pub remote: IpAddr,
+    /// Whether it carries packets in packets, or between the endpoints themselves.
+    pub mode: Mode,
     /// Lower TCP MSS to what the tunnel carries.
     pub clamp_mss: bool,
+    /// Traffic-flow confidentiality.
+    pub tfc: Tfc,
     /// The SA that outbound packets take now.
     pub outbound: Published<OutboundSa>,
 }
@@ -80,6 +86,8 @@ pub struct Spd {
     pub(super) classifier: Classifier,
     /// Policies but BYPASS, by their places, that ask for more than addresses.
     asking: Vec<usize>,
+    /// Tunnels that send dummy packets, each once.
+    pub with_dummies: Vec<Arc<Tunnel>>,
 }
 
 impl Policy {
@@ -111,7 +119,16 @@ impl Spd {
                 && policy.selectors.iter().any(Selector::asks_of_next_layer)
         };
         let asking = (0..policies.len()).filter(|&index| asks(&policies[index])).collect();
-        Self { policies, fallback, generation, classifier, asking }
+        let mut with_dummies: Vec<Arc<Tunnel>> = Vec::new();
+        for policy in &policies {
+            if let Action::Protect(tunnel) = &policy.action
+                && tunnel.tfc.dummies.is_some()
+                && !with_dummies.iter().any(|known| Arc::ptr_eq(known, tunnel))
+            {
+                with_dummies.push(tunnel.clone());
+            }
+        }
+        Self { policies, fallback, generation, classifier, asking, with_dummies }
     }
 
     /// Index of the first policy that means `flow`. `None`, and so no way through, also for a packet that a BYPASS
