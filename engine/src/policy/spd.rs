@@ -1,10 +1,12 @@
 //! Policies, in order, and the tunnels they protect with.
 
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use super::classifier::Classifier;
+use super::path::Path;
 use super::tfc::Tfc;
 use crate::sa::OutboundSa;
 use crate::sa::publish::Published;
@@ -27,8 +29,22 @@ pub struct Tunnel {
     pub clamp_mss: bool,
     /// Traffic-flow confidentiality.
     pub tfc: Tfc,
+    /// What may be fragmented and is too large.
+    pub fragmentation: Fragmentation,
+    /// What the way to the peer is told to be like.
+    pub path: Path,
     /// The SA that outbound packets take now.
     pub outbound: Published<OutboundSa>,
+}
+
+/// When a packet that is too large is fragmented, if it may be (RFC 4301 section 8.2.1, case 2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Fragmentation {
+    /// Each fragment is sealed by itself: the peer need not put ESP together.
+    #[default]
+    Before,
+    /// What was sealed is fragmented: the peer puts it together, and its hosts get what ours sent.
+    After,
 }
 
 impl std::fmt::Debug for Tunnel {
@@ -46,6 +62,16 @@ pub enum Action {
     Bypass,
     /// Drop.
     Discard,
+}
+
+impl Action {
+    /// The tunnel of PROTECT.
+    pub fn tunnel(&self) -> Option<&Arc<Tunnel>> {
+        match self {
+            Self::Protect(tunnel) => Some(tunnel),
+            Self::Bypass | Self::Discard => None,
+        }
+    }
 }
 
 /// One policy.
@@ -88,6 +114,9 @@ pub struct Spd {
     asking: Vec<usize>,
     /// Tunnels that send dummy packets, each once.
     pub with_dummies: Vec<Arc<Tunnel>>,
+    /// The tunnels of its policies, each once, and their places by their peers.
+    tunnels: Vec<Arc<Tunnel>>,
+    by_peer: HashMap<IpAddr, Vec<usize>>,
 }
 
 impl Policy {
@@ -119,16 +148,26 @@ impl Spd {
                 && policy.selectors.iter().any(Selector::asks_of_next_layer)
         };
         let asking = (0..policies.len()).filter(|&index| asks(&policies[index])).collect();
-        let mut with_dummies: Vec<Arc<Tunnel>> = Vec::new();
-        for policy in &policies {
-            if let Action::Protect(tunnel) = &policy.action
-                && tunnel.tfc.dummies.is_some()
-                && !with_dummies.iter().any(|known| Arc::ptr_eq(known, tunnel))
-            {
-                with_dummies.push(tunnel.clone());
-            }
+        let mut seen = HashSet::new();
+        let tunnels: Vec<_> = policies.iter().filter_map(|policy| policy.action.tunnel()).collect();
+        let tunnels: Vec<_> =
+            tunnels.into_iter().filter(|tunnel| seen.insert(Arc::as_ptr(tunnel))).cloned().collect();
+        let mut by_peer = HashMap::<_, Vec<_>>::new();
+        for (index, tunnel) in tunnels.iter().enumerate() {
+            by_peer.entry(tunnel.remote).or_default().push(index);
         }
-        Self { policies, fallback, generation, classifier, asking, with_dummies }
+        let with_dummies = tunnels.iter().filter(|tunnel| tunnel.tfc.dummies.is_some()).cloned().collect();
+        Self { policies, fallback, generation, classifier, asking, with_dummies, tunnels, by_peer }
+    }
+
+    /// The tunnels that its policies protect with, each once.
+    pub fn tunnels(&self) -> &[Arc<Tunnel>] {
+        &self.tunnels
+    }
+
+    /// Those of them whose peer is set up at `peer`.
+    pub fn tunnels_to(&self, peer: IpAddr) -> impl Iterator<Item = &Arc<Tunnel>> {
+        self.by_peer.get(&peer).into_iter().flatten().map(|&index| &self.tunnels[index])
     }
 
     /// Index of the first policy that means `flow`. `None`, and so no way through, also for a packet that a BYPASS
