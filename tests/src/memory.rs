@@ -443,6 +443,7 @@ fn ports(site: Site, options: &Options) -> Vec<Port> {
         mtu,
         up: true,
         addresses,
+        vlan: None,
     };
     vec![
         port(

@@ -25,6 +25,8 @@ fn good() -> Value {
         "interface": [
             { "name": "inside", "side": "protected", "mode": "skb" },
             { "name": "outside", "side": "unprotected" },
+            { "name": "inside.100", "side": "protected", "parent": "inside", "vlan": 100 },
+            { "name": "inside.30.20", "side": "protected", "parent": "inside", "vlan": [30, 20] },
         ],
         "profile": { "strong": {
             "encryption": "aes-256-gcm", "authentication": "none", "icv-length": 16, "dh-group": "group20",
@@ -130,6 +132,19 @@ fn wrong(path: &str) -> Option<Vec<Value>> {
             vec![json!(""), json!("a name"), json!("sixteen-bytes-xx"), json!("a/b"), json!("outside")]
         }
         "interface.side" => vec![json!("inside")],
+        "interface.parent" => vec![json!(""), json!("nowhere"), json!("inside.100"), json!("inside.30.20")],
+        "interface.vlan" => vec![
+            json!(0),
+            json!(4095),
+            json!(-1),
+            json!("100"),
+            json!(1.5),
+            json!([]),
+            json!([100]),
+            json!([1, 2, 3]),
+            json!([0, 20]),
+            json!([30, 4095]),
+        ],
         "profile.encryption" => vec![json!("AES"), json!("aes-128"), json!("")],
         "tunnel.encryption" => vec![json!("AES"), json!("des"), json!("3des")],
         "profile.authentication" => vec![json!("sha2"), json!("sha256")],
@@ -253,6 +268,10 @@ fn place(path: &str) -> (String, String) {
                 // icmp is only right in the second policy.
                 "policy" if path == "policy.icmp" => {
                     (pointer, name) = ("/policy/1".into(), "policy[1]".into())
+                }
+                // Only right in a VLAN.
+                "interface" if ["interface.parent", "interface.vlan"].contains(&path) => {
+                    (pointer, name) = ("/interface/2".into(), "interface[2]".into())
                 }
                 // Only right with AH, and in transport mode: in the second tunnel.
                 "tunnel" if ["tunnel.ah-padding", "tunnel.destination-options"].contains(&path) => {
@@ -506,6 +525,14 @@ fn what_is_right_alone_and_wrong_together() {
     // The host path's device is not an interface to steer, and has to be named.
     refused(|file| file["interface"][1]["name"] = json!("a0"), "interface[1].name");
     refused(|file| file["engine"]["instance"] = json!("fifteen-letters"), "engine.instance");
+    // VLANs.
+    refused(|file| file["interface"][3]["vlan"] = json!(100), "interface[3].vlan");
+    refused(|file| file["interface"][2]["mode"] = json!("skb"), "interface[2].mode");
+    refused(|file| drop(file["interface"][2].as_object_mut().unwrap().remove("vlan")), "interface[2].vlan");
+    refused(
+        |file| drop(file["interface"][2].as_object_mut().unwrap().remove("parent")),
+        "interface[2].parent",
+    );
     // One key for both directions.
     refused(
         |file| {

@@ -32,6 +32,8 @@ pub mod maps {
     pub const XSKS: &str = "xsks_map";
     /// Frames of one interface by [`Outcome`](super::Outcome), for each CPU.
     pub const COUNTERS: &str = "counters";
+    /// VLANs of one interface that are ports, by [`vlan_key`](super::vlan_key), and their sides.
+    pub const VLANS: &str = "vlans";
     /// IPv4 prefixes on the protected side.
     pub const COVER_LOCAL4: &str = "cover_local4";
     /// IPv6 prefixes on the protected side.
@@ -62,6 +64,11 @@ pub mod cover {
     pub const PROTECT_EVERYWHERE: u32 = 4;
     /// A DISCARD selector that means every address.
     pub const DISCARD_EVERYWHERE: u32 = 8;
+}
+
+/// Key of a VLAN: the identifier of its 802.1ad tag, 0 without one, and that of its 802.1Q tag.
+pub const fn vlan_key(outer: u16, inner: u16) -> u32 {
+    (outer as u32) << 16 | inner as u32
 }
 
 /// Key of an IPv4 prefix map.
@@ -123,7 +130,7 @@ outcomes! {
     EngineInboundClear "engine_inbound_clear" "From outside, in clear, under the reversed cover: the engine's.";
     DropUnknownSpi "drop_unknown_spi" "ESP or AH to one of the gateway's addresses that no SA is for.";
     DropClearText "drop_clear_text" "In clear to one of the gateway's addresses, though the policy protects it.";
-    DropVlan "drop_vlan" "For the engine but VLAN-tagged, or with more than two tags.";
+    DropVlan "drop_vlan" "For the engine but of a VLAN that is no port, or with more than two tags.";
     DropMalformed "drop_malformed" "Too short for, or contradicting, what the decision needs.";
     DropNoSocket "drop_no_socket" "For the engine, and no engine listens on the receive queue.";
     GuardPass "guard_pass" "Leaving: nothing that the policy protects.";

@@ -105,6 +105,23 @@ pub struct InterfaceTable {
     /// Overrides `engine.xdp-mode` here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<XdpMode>,
+    /// A VLAN: the interface that its frames come and go by, tagged. The name is the kernel's VLAN device, which has its
+    /// addresses, routes and neighbours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// Its identifier on `parent`, as 100 (802.1Q), or outer (802.1ad) and inner, as [100, 20].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<VlanTable>,
+}
+
+/// `interface.vlan`
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "expected a VLAN as 100, or outer and inner as [100, 20]")]
+pub enum VlanTable {
+    /// One tag.
+    One(u32),
+    /// Outer and inner tag.
+    Two([u32; 2]),
 }
 
 /// `[profile.NAME]`

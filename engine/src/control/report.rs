@@ -40,7 +40,8 @@ pub struct InterfaceReport {
     pub name: String,
     /// "protected" or "unprotected".
     pub side: String,
-    /// How the steering program is attached: "native", "skb", or "detached" while the interface is gone.
+    /// How the steering program is attached: "native", "skb", "vlan" (to the interface it is on), or "detached" while the
+    /// interface is gone.
     pub mode: String,
     /// Up, as the kernel sees it.
     pub up: bool,

@@ -13,7 +13,7 @@ use crate::pipeline::{IcmpRules, reassembly};
 use crate::policy::Fragmentation;
 use crate::policy::spd::Fallback;
 use crate::policy::tfc::{Dummies, DummyStream, Padding, Tfc};
-use crate::route::Side;
+use crate::route::{Side, Vlan};
 use crate::sa::lifetime::{Limit, Limits};
 use crate::sa::selector::Selector;
 use crate::sa::spec::{InboundSpec, Mode, OutboundSpec, Protocol, SaSpec, Workers};
@@ -76,6 +76,8 @@ pub struct Interface {
     pub side: Side,
     /// How the steering program attaches here.
     pub mode: XdpMode,
+    /// A VLAN: the place of its interface among them, and its tags there.
+    pub vlan: Option<Vlan>,
 }
 
 /// A tunnel without its keys: equal settings and equal keys mean an unchanged SA.

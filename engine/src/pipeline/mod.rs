@@ -59,6 +59,7 @@ use crate::transform::natt::{self, Datagram};
 use crate::wire::ethernet::{self, ether_type};
 use crate::wire::ip::{self, Fragment, Hidden, IpPacket, IpVersion, Upper};
 use crate::wire::udp::NAT_TRAVERSAL_PORT;
+use crate::wire::vlan::{self, Tags};
 use crate::wire::{protocol, quote};
 use admission::Admission;
 use fragments::Completed;
@@ -97,7 +98,7 @@ impl Tables {
 }
 
 /// One received Ethernet frame. It stays where it is; it belongs to the pipeline until `process` returns, which
-/// may lower its TTL and MSS before it is sealed. A frame that is handed over has not been touched.
+/// may lower its TTL and MSS before it is sealed. A frame that is handed over has not been touched, but for its VLAN tags.
 pub struct Received<'a> {
     /// Where it came in.
     pub port: PortId,
@@ -147,6 +148,19 @@ pub struct Results<F> {
     pub deliveries: Vec<Delivery<F>>,
     /// Indexes into the burst of packets whose outbound SA another worker owns, and that worker.
     pub hand_over: Vec<(usize, u32)>,
+    /// Frames of the burst that were tagged, whether they are handed over or not.
+    pub untagged: Vec<Untagged>,
+}
+
+/// A frame whose VLAN tags were taken out: its addresses lie `length` bytes further on now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Untagged {
+    /// Its place in the burst.
+    pub index: usize,
+    /// The port of its VLAN.
+    pub port: PortId,
+    /// Bytes of its tags.
+    pub length: usize,
 }
 
 impl<F> Results<F> {
@@ -156,6 +170,7 @@ impl<F> Results<F> {
             outputs: Vec::with_capacity(4 * BURST),
             deliveries: Vec::with_capacity(2 * BURST),
             hand_over: Vec::with_capacity(BURST),
+            untagged: Vec::with_capacity(BURST),
         }
     }
 }
@@ -248,6 +263,7 @@ impl Pipeline {
         results: &mut Results<F::Frame>,
     ) {
         assert!(burst.len() <= BURST, "a burst of {} packets", burst.len());
+        results.untagged.clear();
         self.process_burst(tables, guard, now, burst, frames, results);
         if !self.completed.is_empty() {
             self.process_completed(tables, guard, now, frames, results);
@@ -332,8 +348,11 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let mut room = std::mem::take(&mut self.own.packets);
         let packets = &mut room[..burst.len()];
         let mut readable = ArrayVec::<Result<(), DropReason>, BURST>::new();
-        for (received, packet) in burst.iter().zip(&mut *packets) {
-            readable.push(read_frame(&mut self.own.reader, received.frame, packet));
+        for (index, (received, packet)) in burst.iter_mut().zip(&mut *packets).enumerate() {
+            readable.push(match read_frame(&mut self.own.reader, received.frame, packet) {
+                Err(DropReason::Vlan) => self.read_tagged(index, received, packet),
+                read => read,
+            });
         }
         let packets = &*packets;
         let mut inbound = Inbound::new();
@@ -355,6 +374,22 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
         self.write_down_policy();
         self.own.packets = room;
+    }
+
+    /// Takes the tags out of a frame and reads it as one of its VLAN's port.
+    #[cold]
+    fn read_tagged(
+        &mut self,
+        index: usize,
+        received: &mut Received<'_>,
+        packet: &mut IpPacket,
+    ) -> Result<(), DropReason> {
+        let (tags, length) = Tags::read(received.frame).ok_or(DropReason::Vlan)?;
+        let port = self.network.port_of_tags(received.port, tags).ok_or(DropReason::Vlan)?;
+        received.port = port;
+        received.frame = vlan::strip(std::mem::take(&mut received.frame), length);
+        self.results.untagged.push(Untagged { index, port, length });
+        read_frame(&mut self.own.reader, received.frame, packet)
     }
 
     /// Puts one packet where it belongs: into a group, or forward in clear, or away.

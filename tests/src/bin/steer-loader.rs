@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let parts: Vec<&str> = port.split(':').collect();
         let [name, ifindex, side] = parts[..] else { return Err(format!("no port {port}").into()) };
         let side = if side == "protected" { Side::Protected } else { Side::Unprotected };
-        specs.push(PortSpec { name: name.into(), ifindex: ifindex.parse()?, side });
+        specs.push(PortSpec { name: name.into(), ifindex: ifindex.parse()?, side, vlans: Vec::new() });
     }
 
     let mut steering =

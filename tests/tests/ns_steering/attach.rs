@@ -138,7 +138,7 @@ fn cover(remote: &[([u8; 4], u8)]) -> SteeringTables {
 
 fn port(sandbox: &Sandbox, name: &str) -> PortSpec {
     let side = if name == "in0" { Side::Protected } else { Side::Unprotected };
-    PortSpec { name: name.into(), ifindex: sandbox.ifindex("g", name), side }
+    PortSpec { name: name.into(), ifindex: sandbox.ifindex("g", name), side, vlans: Vec::new() }
 }
 
 /// Opens, loads and fills; attaches nothing.

@@ -9,7 +9,7 @@ use super::sandbox::{Place, Programs};
 use Outcome::*;
 use Place::*;
 
-const KNOWN: u32 = 0xad17_0001;
+pub const KNOWN: u32 = 0xad17_0001;
 const UNKNOWN: u32 = 0xad17_0002;
 const VLAN: u16 = 0x8100;
 const QINQ: u16 = 0x88a8;
@@ -31,7 +31,11 @@ fn tables(local: &[(&str, (bool, bool))], remote: &[(&str, (bool, bool))]) -> St
 
 /// Two sites, a forbidden network, and a gateway with an address on each side.
 fn gateway() -> Programs {
-    let mut programs = Programs::new();
+    configured(Programs::new())
+}
+
+/// The same with programs of the caller's.
+pub fn configured(mut programs: Programs) -> Programs {
     let local = [("10.1.0.0/16", PROTECT), ("2001:db8:1::/48", PROTECT)];
     let remote = [
         ("10.2.0.0/16", PROTECT),
@@ -47,7 +51,7 @@ fn gateway() -> Programs {
     programs
 }
 
-fn verdict_of(outcome: Outcome) -> Verdict {
+pub fn verdict_of(outcome: Outcome) -> Verdict {
     match outcome.name().split('_').next() {
         Some("pass") => Verdict::Pass,
         Some("engine") => Verdict::Redirect,
@@ -67,7 +71,7 @@ fn expect(programs: &Programs, place: Place, packet: &Packet, outcome: Outcome) 
 }
 
 /// The same addresses in both versions.
-fn both(source: &str, destination: &str) -> [(String, String); 2] {
+pub fn both(source: &str, destination: &str) -> [(String, String); 2] {
     let v6 = |address: &str| match address {
         "192.0.2.1" => "2001:db8:f::1".to_string(),
         "192.0.2.2" => "2001:db8:f::2".to_string(),
