@@ -30,7 +30,7 @@ fn good() -> Value {
         } },
         "tunnel": [{
             "name": "b", "local": "192.0.2.1", "remote": "192.0.2.2", "profile": "strong", "protocol": "esp",
-            "mode": "tunnel", "udp-port": 4500,
+            "mode": "tunnel", "udp-port": 4500, "local-udp-port": 4501, "nat-keepalive-seconds": 30,
             "encryption": "aes-128-cbc", "authentication": "sha256", "icv-length": 16, "esn": true,
             "replay-window": 64, "dscp": 46, "df": "copy", "ttl": 64, "workers": "one", "clamp-mss": true,
             "lifetime-packets-soft": 900, "lifetime-packets-hard": 1000, "lifetime-bytes-soft": 9000,
@@ -154,6 +154,8 @@ fn wrong(path: &str) -> Option<Vec<Value>> {
         // What AH and transport mode do not have is set here: each of those fields says so.
         "tunnel.mode" => vec![json!("host"), json!("transport")],
         "tunnel.udp-port" => vec![json!(0), json!(65536), json!(-1)],
+        "tunnel.local-udp-port" => vec![json!(0), json!(500), json!(65536)],
+        "tunnel.nat-keepalive-seconds" => vec![json!(-1), json!(1u64 << 32), json!("often")],
         "tunnel.ah-padding" => vec![json!("align4")],
         "tunnel.destination-options" => vec![json!("outside")],
         "tunnel.profile" => vec![json!(""), json!("weak")],
@@ -520,6 +522,8 @@ fn what_is_right_alone_and_wrong_together() {
         assert!(found.iter().any(|problem| problem.field == name), "{name}: {found:?}");
     }
     refused(|file| file["tunnel"][1]["udp-port"] = json!(4500), "tunnel[1].udp-port");
+    refused(|file| file["tunnel"][1]["local-udp-port"] = json!(4500), "tunnel[1].local-udp-port");
+    refused(|file| file["tunnel"][1]["nat-keepalive-seconds"] = json!(20), "tunnel[1].nat-keepalive-seconds");
     // Transport mode is between the endpoints, and nobody else.
     refused(|file| file["policy"][2]["local"] = json!(["192.0.2.0/24"]), "policy[2].local");
     refused(

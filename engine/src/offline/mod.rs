@@ -113,6 +113,12 @@ impl Engine {
         self.pipeline.expire(&self.tables, now);
     }
 
+    /// Lets the second pass in which keepalives are sent; what comes of it waits for [`Engine::transmit`].
+    pub fn send_keepalives(&mut self, now: u64) {
+        let guard = self.reader.pin();
+        self.pipeline.send_keepalives(&self.tables, &guard, now, &mut self.frames, &mut self.results);
+    }
+
     /// Shows every output to `sink` and counts it as transmitted; its frame is free again afterwards.
     pub fn transmit(&mut self, mut sink: impl FnMut(&mut Output<Box<[u8]>>)) {
         self.counters.transmitted.fetch_add(self.results.outputs.len() as u64, Ordering::Relaxed);

@@ -23,6 +23,7 @@ use crate::wire::ethernet::HEADER_LENGTH;
 use crate::wire::icmp::IcmpError;
 use crate::wire::ip::{self, Fragment, IpPacket, IpVersion};
 use crate::wire::protocol;
+use crate::wire::udp::{self, UdpHeader};
 
 /// Packets of a burst (by their places in it) under PROTECT, by the tunnel that protects them.
 pub(super) type Outbound<'g> = Groups<'g, Tunnel, usize>;
@@ -68,7 +69,8 @@ impl<'g> Group<'g> {
         match split {
             None => self.tunnel_mtu,
             Some(split) => {
-                transport::inside_mtu(egress.port.mtu, &sa.layout, sa.outer.version(), split.at.into())
+                let mtu = egress.port.mtu.saturating_sub(in_udp(sa) as u32);
+                transport::inside_mtu(mtu, &sa.layout, sa.outer.version(), split.at.into())
             }
         }
     }
@@ -146,7 +148,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     }
 
     /// ESP and AH leave by an unprotected port, or not at all.
-    fn outer_egress(&mut self, outer: &OuterHeader) -> Result<Egress<'g>, DropReason> {
+    pub(super) fn outer_egress(&mut self, outer: &OuterHeader) -> Result<Egress<'g>, DropReason> {
         match self.route(outer.destination) {
             Route::Port(egress) if egress.port.side == Side::Protected => Err(DropReason::NoRoute),
             Route::Port(egress) if !egress.port.up => Err(DropReason::LinkDown),
@@ -161,7 +163,10 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let mtu = self.outer_egress(&sa.outer_now()).ok()?.port.mtu;
         Some(match sa.spec.sa.mode {
             Mode::Tunnel => sa.outer.inside_mtu(mtu, &sa.layout),
-            Mode::Transport(_) => transport::usual_inside_mtu(mtu, &sa.layout, sa.outer.version()),
+            Mode::Transport(_) => {
+                let mtu = mtu.saturating_sub(in_udp(sa) as u32);
+                transport::usual_inside_mtu(mtu, &sa.layout, sa.outer.version())
+            }
         })
     }
 
@@ -343,7 +348,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             if position < sealed {
                 let (headers, behind) = lengths(sa, split.as_ref(), length);
                 if sa.outer.udp_ports.is_some() && sa.outer.version() == IpVersion::V6 {
-                    natt::checksum_ipv6(&mut frame[HEADER_LENGTH..HEADER_LENGTH + headers + behind]);
+                    let packet = &mut frame[HEADER_LENGTH..HEADER_LENGTH + headers + behind];
+                    natt::checksum_ipv6(packet, headers - in_udp(sa));
                 }
                 bytes += behind as u64;
                 self.send_sealed(egress, sa.outer.version(), frame, headers + behind);
@@ -438,9 +444,21 @@ fn write_headers<'f, 'b>(
             (bytes, next_header)
         }
         Some(split) => {
-            let (own, payload) = bytes.split_at(headers_length);
-            headers.copy_from_slice(own);
-            transport::rewrite(headers, packet.version, split.named_at, sa.outer.protocol, behind_length);
+            let (own, payload) = bytes.split_at(split.at.into());
+            let (ip, udp) = headers.split_at_mut(own.len());
+            ip.copy_from_slice(own);
+            let carried = udp.len() + behind_length;
+            let protocol = match outer.udp_ports {
+                None => sa.outer.protocol,
+                Some((source, destination)) => {
+                    // `prepare` bounds the packet.
+                    udp.copy_from_slice(
+                        &UdpHeader { source, destination, length: carried as u16 }.to_bytes(),
+                    );
+                    protocol::UDP
+                }
+            };
+            transport::rewrite(ip, packet.version, split.named_at, protocol, carried);
             (payload, split.next_header)
         }
     };
@@ -454,9 +472,15 @@ fn lengths(sa: &OutboundSa, split: Option<&Split>, length: usize) -> (usize, usi
         None => (sa.outer.length(), sa.layout.length(length)),
         Some(split) => {
             let headers = usize::from(split.at);
-            (headers, sa.layout.length(length - headers))
+            (headers + in_udp(sa), sa.layout.length(length - headers))
         }
     }
+}
+
+/// Bytes of a UDP header in front of ESP.
+#[inline(always)]
+fn in_udp(sa: &OutboundSa) -> usize {
+    if sa.outer.udp_ports.is_some() { udp::HEADER_LENGTH } else { 0 }
 }
 
 /// Bytes of a frame to seal a packet of `length` bytes in.

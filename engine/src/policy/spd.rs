@@ -8,8 +8,9 @@ use super::classifier::Classifier;
 use crate::sa::OutboundSa;
 use crate::sa::publish::Published;
 use crate::sa::selector::{Direction, Selector};
-use crate::sa::spec::Mode;
+use crate::sa::spec::{Mode, UdpPorts};
 use crate::wire::ip::{Flow, Fragment, Hidden};
+use crate::wire::udp::NAT_TRAVERSAL_PORT;
 
 /// Where a PROTECT policy sends: a slot that names its current outbound SA, so that rekeying leaves policies
 /// and flow caches alone.
@@ -22,6 +23,8 @@ pub struct Tunnel {
     pub remote: IpAddr,
     /// Whether it carries packets in packets, or between the endpoints themselves.
     pub mode: Mode,
+    /// Where its ESP is in UDP.
+    pub udp: Option<UdpPorts>,
     /// Lower TCP MSS to what the tunnel carries.
     pub clamp_mss: bool,
     /// The SA that outbound packets take now.
@@ -83,6 +86,10 @@ pub struct Spd {
     pub(super) classifier: Classifier,
     /// Policies but BYPASS, by their places, that ask for more than addresses.
     asking: Vec<usize>,
+    /// Tunnels whose ESP is in UDP, each once.
+    in_udp: Vec<Arc<Tunnel>>,
+    /// Ports of ours that they use, besides 4500.
+    nat_ports: Vec<u16>,
 }
 
 impl Policy {
@@ -114,7 +121,35 @@ impl Spd {
                 && policy.selectors.iter().any(Selector::asks_of_next_layer)
         };
         let asking = (0..policies.len()).filter(|&index| asks(&policies[index])).collect();
-        Self { policies, fallback, generation, classifier, asking }
+        let mut in_udp: Vec<Arc<Tunnel>> = Vec::new();
+        let protecting = policies.iter().filter_map(|policy| match &policy.action {
+            Action::Protect(tunnel) if tunnel.udp.is_some() => Some(tunnel),
+            _ => None,
+        });
+        in_udp.extend(protecting.cloned());
+        in_udp.sort_unstable_by_key(|tunnel| Arc::as_ptr(tunnel).addr());
+        in_udp.dedup_by_key(|tunnel| Arc::as_ptr(tunnel).addr());
+        let mut nat_ports: Vec<_> = in_udp.iter().filter_map(|tunnel| Some(tunnel.udp?.local())).collect();
+        nat_ports.retain(|&port| port != NAT_TRAVERSAL_PORT);
+        nat_ports.sort_unstable();
+        nat_ports.dedup();
+        Self { policies, fallback, generation, classifier, asking, in_udp, nat_ports }
+    }
+
+    /// The tunnels whose ESP is in UDP, each once.
+    pub fn in_udp(&self) -> &[Arc<Tunnel>] {
+        &self.in_udp
+    }
+
+    /// Ports of ours that IKE and ESP in UDP come to, besides 4500: sorted, and few.
+    pub fn nat_ports(&self) -> &[u16] {
+        &self.nat_ports
+    }
+
+    /// Whether IKE and ESP in UDP come to this port of ours.
+    #[inline]
+    pub fn is_nat_port(&self, port: u16) -> bool {
+        port == NAT_TRAVERSAL_PORT || self.nat_ports.contains(&port)
     }
 
     /// Index of the first policy that means `flow`. `None`, and so no way through, also for a packet that a BYPASS
