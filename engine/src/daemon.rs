@@ -13,6 +13,8 @@
 //!
 //! The order is what keeps the start closed: a hook that is switched before its maps are filled leaks.
 
+pub mod log;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::error::Error;
 use std::io;
@@ -158,6 +160,12 @@ impl HookState {
         }
     }
 
+    /// Whether nobody else steers the interface that a port is to have.
+    fn check_free(&self, port: PortId, ifindex: u32) -> Result<(), SteeringError> {
+        let Interface { name, side, .. } = &self.ports[usize::from(port.0)].interface;
+        self.steering.check_free(&PortSpec { name: name.clone(), ifindex, side: *side })
+    }
+
     /// Puts a loaded port's programs to work.
     fn switch(&mut self, port: PortId) -> Result<(), SteeringError> {
         let hook = &mut self.ports[usize::from(port.0)];
@@ -291,8 +299,13 @@ impl Daemon {
                     port.name
                 ));
             }
-            hooks.lock().load(id, port.ifindex).map_err(|error| error.to_string())?;
+            hooks.lock().check_free(id, port.ifindex).map_err(|error| error.to_string())?;
             sockets.push(PortInterface { port: id, interface: port.name.to_string() });
+        }
+
+        // All of them are free: from here on there is something to undo.
+        for (number, port) in network.ports.iter().enumerate() {
+            hooks.lock().load(PortId(number as u16), port.ifindex).map_err(|error| error.to_string())?;
         }
 
         let cores = match &engine.cores {

@@ -180,6 +180,9 @@ remote = [{behind6}]
 /// A running gateway.
 pub struct Gateway<'t> {
     topology: &'t Topology,
+    /// Where it runs.
+    namespace: &'static str,
+    /// Of its files, and the last part of its instance's.
     name: &'static str,
     daemon: Option<Running>,
 }
@@ -192,7 +195,19 @@ impl<'t> Gateway<'t> {
 
     /// The same with a configuration of the test's own. Its keys are declared fresh.
     pub fn start_with(topology: &'t Topology, name: &'static str, configuration: &str) -> Self {
-        let mut this = Self { topology, name, daemon: None };
+        let mut this = Self::new(topology, name, name, configuration);
+        this.restart();
+        this
+    }
+
+    /// A gateway of another name in one's namespace, not started yet. Its keys are declared fresh.
+    pub fn new(
+        topology: &'t Topology,
+        namespace: &'static str,
+        name: &'static str,
+        configuration: &str,
+    ) -> Self {
+        let this = Self { topology, namespace, name, daemon: None };
         this.configure(configuration);
         if configuration.contains("[[tunnel]]") {
             let config = this.file(".toml");
@@ -204,7 +219,6 @@ impl<'t> Gateway<'t> {
                 config.to_str().expect("a path of ours"),
             ]);
         }
-        this.restart();
         this
     }
 
@@ -251,7 +265,7 @@ impl<'t> Gateway<'t> {
     /// Starts the daemon without waiting for anything.
     pub fn launch(&mut self) {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.file(".log")).unwrap();
-        let mut command = self.topology.command(self.name, program("aditd"));
+        let mut command = self.topology.command(self.namespace, program("aditd"));
         command.arg("--config").arg(self.file(".toml")).stdout(log.try_clone().unwrap()).stderr(log);
         self.daemon = Some(Running::start(&mut command));
     }
@@ -298,7 +312,7 @@ impl<'t> Gateway<'t> {
     }
 
     fn cli(&self, arguments: &[&str]) -> Command {
-        let mut command = self.topology.command(self.name, program("adit"));
+        let mut command = self.topology.command(self.namespace, program("adit"));
         command.arg("--socket").arg(self.file(".sock")).args(arguments);
         command
     }
@@ -344,7 +358,7 @@ impl<'t> Gateway<'t> {
 
     /// Everything that may tell where packets went, for the message of a test that failed.
     pub fn explain(&self) -> String {
-        let links = self.topology.inside(self.name, "ip -s -s link");
+        let links = self.topology.inside(self.namespace, "ip -s -s link");
         let links = String::from_utf8_lossy(&links.stdout).into_owned();
         let (status, stats) = (self.json(&["status"]), self.json(&["stats"]));
         format!("{}: {}\n{status:#}\n{stats}\n{links}", self.name, self.adit(&["drops"]))

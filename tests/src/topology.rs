@@ -28,6 +28,16 @@ impl Topology {
         this
     }
 
+    /// Gives every link and the wire's bridge another MTU.
+    pub fn set_mtu(&self, mtu: u32) {
+        let devices = [("ha", "eth0"), ("ga", "in0"), ("ga", "out0"), ("wire", "left"), ("wire", "right")];
+        for (name, device) in
+            devices.into_iter().chain([("wire", "br"), ("gb", "out0"), ("gb", "in0"), ("hb", "eth0")])
+        {
+            self.inside(name, &format!("ip link set dev {device} mtu {mtu}"));
+        }
+    }
+
     fn script(&self, verb: &str, more: &[&str]) {
         run(Command::new(repository().join("scripts/topology")).arg(verb).arg(&self.prefix).args(more));
     }

@@ -1,11 +1,14 @@
 //! Transactions over the control socket: whole or not at all, in the right order, and no key twice.
 
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 
 use adit_engine::sa::publish::Reader;
 use adit_engine::wire::Spi;
 use adit_tests::control::{BASE, Daemon, Directory, declare, key, tunnel};
 use serde_json::{Value, json};
+
+/// Readers are the process's: while one test is pinned, no other can be told that what it deleted is wiped.
+static PINNED: RwLock<()> = RwLock::new(());
 
 fn protect(name: &str, tunnel: &str, remote: &str) -> Value {
     json!({ "name": name, "action": "protect", "tunnel": tunnel, "local": ["10.1.0.0/16"], "remote": [remote] })
@@ -32,6 +35,7 @@ const POLICY: &str = "[[policy]]\nname = \"p\"\naction = \"protect\"\ntunnel = \
 
 #[test]
 fn an_sa_comes_and_goes_in_the_right_order() {
+    let _nobody_is_pinned = PINNED.read();
     let daemon = Daemon::start(BASE);
     daemon.hooks.lock().unwrap().calls.clear();
     let change = daemon
@@ -72,6 +76,7 @@ fn an_sa_comes_and_goes_in_the_right_order() {
 
 #[test]
 fn a_worker_that_holds_an_sa_is_told_of() {
+    let _alone = PINNED.write();
     let daemon = Daemon::start(BASE);
     daemon.call("SaAdd", json!({ "tunnel": tunnel("b", 0x1001) })).unwrap();
     let mut reader = Reader::register();
@@ -230,6 +235,23 @@ fn an_sa_without_replay_protection_needs_no_floor() {
 }
 
 #[test]
+fn an_sa_that_never_opened_a_packet_says_so() {
+    use std::sync::atomic::Ordering::Relaxed;
+    let daemon = Daemon::start(&config_of(&tunnel("b", 0x1001), POLICY));
+    let warnings = || {
+        let shown = daemon.call("SaShow", json!({ "spi": "0x1001" })).unwrap();
+        (shown["sas"][0]["replay_window"].clone(), shown["sas"][0]["warnings"].clone())
+    };
+    assert_eq!(warnings(), (json!(1024), json!([])), "protected from replay, as nothing else was said");
+    let sa = daemon.tables.sad.list().remove(0);
+    sa.counters.icv_failed.store(7, Relaxed);
+    assert!(warnings().1[0].as_str().unwrap().contains("ICV length"), "{:?}", warnings());
+    // A forgery among good packets is nobody's mistake.
+    sa.counters.packets.store(1, Relaxed);
+    assert_eq!(warnings().1, json!([]));
+}
+
+#[test]
 fn a_new_salt_goes_on_and_another_counter_mode_is_refused() {
     let daemon = Daemon::start(&config_of(&tunnel("b", 0x1001), POLICY));
     let aes = key(16);
@@ -354,6 +376,7 @@ fn limits_that_a_64_bit_cipher_cannot_keep_are_refused() {
 
 #[test]
 fn a_reload_keeps_what_did_not_change() {
+    let _nobody_is_pinned = PINNED.read();
     let table = tunnel("b", 0x1001);
     let daemon = Daemon::start(&config_of(&table, POLICY));
     let before = daemon.tables.sad.list();
@@ -373,7 +396,7 @@ fn a_reload_keeps_what_did_not_change() {
     assert_eq!((&change["kept"], &change["added"], &change["removed"]), (&json!(2), &json!(0), &json!(0)));
     let after = daemon.tables.sad.list();
     assert!(std::sync::Arc::ptr_eq(&before[0], &after[0]));
-    assert_eq!(after[0].selectors.get().unwrap()[0].remote.first.to_string(), "10.0.0.0");
+    assert_eq!(after[0].selectors.get().unwrap().list[0].remote.first.to_string(), "10.0.0.0");
 
     // A changed interface needs a restart.
     std::fs::write(&daemon.config, config_of(&table, &wider).replace("\"outside\"", "\"other\"")).unwrap();

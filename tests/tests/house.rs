@@ -266,6 +266,22 @@ fn unsafe_stays_where_it_belongs() {
     assert_eq!(unsafe_faults("io/umem.rs", "let x = unsafe { y };").len(), 0);
 }
 
+/// Clocks that somebody can set: lifetimes, timeouts and watchdogs are to hold whatever the date is said to be.
+const WALL_CLOCKS: &[&str] = &["SystemTime", "Realtime", "RealtimeCoarse", "CLOCK_REALTIME"];
+
+fn wall_clock_faults(file: &str, text: &str) -> Vec<String> {
+    let code = code(text);
+    let found = WALL_CLOCKS.iter().flat_map(|clock| words(&code, clock).map(move |at| (clock, at)));
+    found.map(|(clock, at)| format!("{file}:{}: {clock}", line(&code, at))).collect()
+}
+
+#[test]
+fn nobody_asks_the_wall_clock() {
+    assert_none(engine().iter().flat_map(|(file, text)| wall_clock_faults(file, text)).collect());
+    assert_eq!(wall_clock_faults("sa/lifetime.rs", "let now = SystemTime::now(); // Realtime").len(), 1);
+    assert_eq!(wall_clock_faults("sa/lifetime.rs", "clock_gettime(ClockId::Boottime)").len(), 0);
+}
+
 fn unfinished_faults(file: &str, text: &str) -> Vec<String> {
     let code = code(text);
     let mut faults = Vec::new();

@@ -186,6 +186,37 @@ fn fragments_of_esp_are_put_together() {
 }
 
 #[test]
+fn jumbo_packets_pass_where_the_ports_carry_them() {
+    let directory = Directory::new("jumbo");
+    let network = |mtu: u32| {
+        let port = |name: &str| format!("[[port]]\nname = \"{name}\"\nmtu = {mtu}\n");
+        directory.write("network.toml", &(port("inside") + &port("outside")))
+    };
+    let network_9000 = network(9000);
+    let arguments = ["--network", network_9000.to_str().unwrap()];
+    // Outside 9000: 20 outer IP, 8 ESP, 16 IV, 16 ICV leave 8940; whole blocks of 16: 8928, less the trailer: 8926.
+    let sizes = [1472, 1700, 1764, 1765, 3556, 8870, 8898];
+    let (source, destination) = (Site::A.host(false), Site::B.host(false));
+    let sent: Vec<_> = sizes.iter().map(|&length| udp(source, destination, length)).collect();
+    assert_eq!(sent.last().unwrap().len(), 8926);
+    let capture = directory.capture("in.pcap", &sent);
+    let report = through(Site::A, &directory, &format!("inside={}", capture.display()), "a", &arguments);
+    assert_balanced(&report);
+    assert_eq!((&report["sealed"], &report["originated"]), (&sizes.len().into(), &0.into()));
+    let wire = format!("outside={}", directory.0.join("a/outside.pcap").display());
+    let report = through(Site::B, &directory, &wire, "b", &arguments);
+    assert_balanced(&report);
+    let expected: Vec<_> = sent.iter().map(|packet| one_hop_on(&one_hop_on(packet))).collect();
+    assert_eq!(packets(&directory.0.join("b/inside.pcap")), expected);
+
+    let network = network(9001);
+    let config = directory.0.join("A.toml");
+    let arguments = ["--config", config.to_str().unwrap(), "--in", &wire, "--out", "/nowhere"];
+    let error = offline(&[&arguments[..], &["--network", network.to_str().unwrap()]].concat()).unwrap_err();
+    assert!(error.contains("mtu of inside: expected at most 9000, found 9001"), "{error}");
+}
+
+#[test]
 fn errors_name_what_is_wrong() {
     let directory = Directory::new("errors");
     let config = directory.write("a.toml", &configuration(Site::A));

@@ -381,6 +381,7 @@ const ELSEWHERE: &[(DropReason, &str)] = &[
     (DropReason::BadPadLength, "vectors_packets: no honest sealer makes it"),
     (DropReason::BadPadding, "vectors_packets: no honest sealer makes it"),
     (DropReason::NoNeighbour, "io: the pipeline hands such a frame out as unresolved"),
+    (DropReason::NoLargeFrame, "io: how many packets of several frames are gathered at once"),
     (DropReason::HandOverFull, "io: the queue between workers"),
     (DropReason::TransmitFailed, "io: the kernel's answer"),
     (DropReason::HostRefused, "io: the kernel's answer"),

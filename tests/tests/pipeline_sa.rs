@@ -153,7 +153,7 @@ struct NoQueue;
 impl Frames for NoQueue {
     type Frame = Box<[u8]>;
 
-    fn take(&mut self, _: PortId) -> Option<Box<[u8]>> {
+    fn take(&mut self, _: PortId, _: usize) -> Option<Box<[u8]>> {
         None
     }
     fn give_back(&mut self, _: PortId, _: Box<[u8]>) {

@@ -34,12 +34,12 @@ impl Process for Rewrite {
     ) {
         for received in burst {
             let port = PortId(1 - received.port.0);
-            let Some(mut frame) = frames.take(port) else {
+            let length = received.frame.len();
+            let Some(mut frame) = frames.take(port, length) else {
                 let counter = &self.counters.dropped[DropReason::NoFrame as usize];
                 counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 continue;
             };
-            let length = received.frame.len();
             frame[..length].copy_from_slice(received.frame);
             frame[..6].copy_from_slice(&self.next_hops[usize::from(port.0)]);
             results.outputs.push(Output { port, frame, length, unresolved: None });

@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use adit_engine::daemon::log::Lossy;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
@@ -25,7 +26,8 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = EnvFilter::try_from_env("ADIT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let stderr = Lossy::new(std::io::stderr(), arguments.log_json);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
     if arguments.log_json {
         log.json().init();
     } else {

@@ -108,8 +108,12 @@ enum Command {
         /// Which shell.
         shell: clap_complete::Shell,
     },
-    /// The manual page, to standard output.
-    Man,
+    /// A manual page, to standard output: adit man adit.toml | man -l -
+    Man {
+        /// Which page.
+        #[arg(default_value = "adit", value_parser = ["adit", "aditd", "adit.toml"])]
+        page: String,
+    },
 }
 
 #[derive(Subcommand)]
@@ -485,12 +489,12 @@ fn run(cli: &Cli, hooks: &Hooks) -> Result<String, Failure> {
             clap_complete::generate(*shell, &mut Cli::command(), "adit", &mut bytes);
             Ok(String::from_utf8_lossy(&bytes).into_owned())
         }
-        Command::Man => {
-            let mut bytes = Vec::new();
-            let rendered = clap_mangen::Man::new(Cli::command()).render(&mut bytes);
-            rendered.map_err(|error| Failure::Usage(error.to_string()))?;
-            Ok(String::from_utf8_lossy(&bytes).into_owned())
+        Command::Man { page } => Ok(match page.as_str() {
+            "aditd" => include_str!("../../man/aditd.8"),
+            "adit.toml" => include_str!("../../man/adit.toml.5"),
+            _ => include_str!("../../man/adit.1"),
         }
+        .into()),
         Command::Offline { .. } => unreachable!("answered before"),
     }
 }

@@ -20,7 +20,7 @@ use crate::policy::cover::Cover;
 use crate::policy::spd::Fallback;
 use crate::policy::{Action, Policy, Spd, Tunnel};
 use crate::sa::publish::Published;
-use crate::sa::selector::{Direction, Selector};
+use crate::sa::selector::{Direction, Selector, Selectors};
 use crate::sa::{InboundSa, Lease, OutboundSa};
 use crate::wire::Spi;
 
@@ -106,7 +106,7 @@ pub(super) struct Prepared {
     pub(super) grants: Vec<Grant>,
     pub(super) removed_inbound: Vec<Spi>,
     /// Live SAs whose policies changed.
-    pub(super) selectors: Vec<(Arc<InboundSa>, Arc<Vec<Selector>>)>,
+    pub(super) selectors: Vec<(Arc<InboundSa>, Arc<Selectors>)>,
     /// Tunnels that send with another SA from now on, or with none.
     pub(super) outbound: Vec<(Arc<Tunnel>, Option<Arc<OutboundSa>>)>,
     /// To be told when it is done.
@@ -258,7 +258,7 @@ struct Builder<'a> {
     problems: Problems,
     new_inbound: Vec<(String, Arc<InboundSa>)>,
     grants: Vec<Grant>,
-    selectors: Vec<(Arc<InboundSa>, Arc<Vec<Selector>>)>,
+    selectors: Vec<(Arc<InboundSa>, Arc<Selectors>)>,
     outbound: Vec<(Arc<Tunnel>, Option<Arc<OutboundSa>>)>,
     events: Vec<Event>,
     change: Change,
@@ -346,8 +346,8 @@ impl Builder<'_> {
 
     /// Policies may have changed while the SA stays.
     fn update_selectors(&mut self, live: &LiveSa<InboundSa>, selectors: &[Selector]) {
-        if live.sa.selectors.get().is_none_or(|old| *old != selectors) {
-            self.selectors.push((live.sa.clone(), Arc::new(selectors.to_vec())));
+        if live.sa.selectors.get().is_none_or(|old| *old.list != *selectors) {
+            self.selectors.push((live.sa.clone(), Arc::new(Selectors::new(selectors.to_vec()))));
         }
     }
 

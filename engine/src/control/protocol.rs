@@ -535,7 +535,8 @@ impl LiveTunnel {
             report.lease(sa.lease.as_deref(), sa.lease.as_ref().map_or(0, |lease| lease.reached()));
             report.replay_window = Some(sa.replay.size());
             let selectors = sa.selectors.get();
-            report.selectors = texts(filter, selectors.as_deref().map_or(&[], Vec::as_slice));
+            report.selectors =
+                texts(filter, selectors.as_deref().map_or(&[][..], |selectors| &selectors.list));
             reports.push(report);
         }
         if let Some(live) = &self.outbound {

@@ -292,6 +292,11 @@ impl SaReport {
         self.replayed = load(&counters.replayed);
         self.icv_failed = load(&counters.icv_failed);
         self.refused = load(&counters.refused);
+        if self.icv_failed > 0 && (self.packets, self.refused) == (0, 0) {
+            self.warnings.push(
+                "no packet of it was ever authentic: the peer has another key, algorithm or ICV length (96 bits of SHA-256 in old kernels)".into(),
+            );
+        }
     }
 }
 

@@ -168,8 +168,8 @@ impl Frames for Egress {
     type Frame = TxFrame;
 
     #[inline]
-    fn take(&mut self, port: PortId) -> Option<TxFrame> {
-        self.way(port)?.transmitter.take()
+    fn take(&mut self, port: PortId, length: usize) -> Option<TxFrame> {
+        self.way(port)?.transmitter.take(length)
     }
 
     #[inline]

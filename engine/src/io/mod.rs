@@ -15,6 +15,7 @@ pub mod datapath;
 pub mod egress;
 pub mod hand_over;
 pub mod host;
+pub mod large;
 pub mod process;
 pub mod queues;
 pub mod socket;

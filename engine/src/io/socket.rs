@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use arrayvec::ArrayVec;
 use xsk_rs::config::{
     BindFlags, FrameSize, Interface, LibxdpFlags, QueueSize, SocketConfig, UmemConfig, UmemConfigBuilder,
 };
@@ -18,9 +19,10 @@ use xsk_rs::socket::{RxQueue, Socket};
 use xsk_rs::umem::frame::FrameDesc;
 use xsk_rs::umem::{FillQueue, Umem};
 
+use super::large::{Gathering, LargeFrame};
 use super::transmit::Transmitter;
 use super::umem::{FRAME_CAPACITY, FRAME_SIZE, HEADROOM, Ledger, Place, TxPool, frame_number};
-use crate::pipeline::BURST;
+use crate::pipeline::{BURST, DropReason, Received};
 use crate::route::PortId;
 
 /// Whether the driver writes into the frames itself.
@@ -212,7 +214,7 @@ fn socket_config(options: &SocketOptions) -> io::Result<SocketConfig> {
         .rx_queue_size(QueueSize::new(options.receive_frames).map_err(io::Error::other)?)
         .tx_queue_size(produced(options.transmit_frames)?)
         .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
-        // Multi-buffer, so that a frame longer than one buffer arrives and is counted instead of vanishing.
+        // Multi-buffer: a packet longer than one frame comes and goes in several.
         .bind_flags(mode | BindFlags::XDP_USE_NEED_WAKEUP | BindFlags::XDP_USE_SG)
         .build())
 }
@@ -269,13 +271,15 @@ fn tune(fd: RawFd, options: &SocketOptions) {
     }
 }
 
-/// What one [`Receiver::receive`] took from the ring.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// What one [`Receiver::receive`] took from the ring, in packets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Arrivals {
-    /// Frames of the burst, read by [`Receiver::frame`].
-    pub frames: usize,
-    /// Packets longer than one buffer: dropped, their frames are on the fill ring again.
-    pub oversized: u64,
+    /// In the burst, read by [`Receiver::show`].
+    pub packets: usize,
+    /// Longer than a [`LargeFrame`]: dropped.
+    pub too_big: u64,
+    /// Of several frames, and no [`LargeFrame`] was free: dropped.
+    pub no_large_frame: u64,
 }
 
 /// The receive half of a socket. One burst at a time is with the worker.
@@ -296,8 +300,10 @@ pub struct Receiver {
     /// Bit i: frame i of the burst was lent to another worker.
     lent_from_burst: u64,
     lent: u32,
-    /// The last descriptor said that its packet goes on in the next one.
-    continues: bool,
+    /// Packets of several frames.
+    gathering: Gathering,
+    /// Those of the burst: each in the place of its last piece.
+    large: Vec<(usize, LargeFrame)>,
 }
 
 impl AsFd for Receiver {
@@ -331,7 +337,8 @@ impl Receiver {
             burst_length: 0,
             lent_from_burst: 0,
             lent: 0,
-            continues: false,
+            gathering: Gathering::new(),
+            large: Vec::with_capacity(BURST),
         };
         for descriptor in &descriptors {
             receiver.ledger.shift(frame_number(descriptor), Place::Free, Place::Filled);
@@ -351,7 +358,7 @@ impl Receiver {
         assert_eq!(self.burst_length, 0, "the burst before was not released");
         // SAFETY: all frames of this UMEM's receive half went to this socket's fill ring.
         let count = unsafe { self.rx.consume(&mut *self.burst) };
-        let mut multi_buffer = self.continues;
+        let mut multi_buffer = self.gathering.is_under_way();
         for descriptor in &self.burst[..count] {
             self.ledger.shift(frame_number(descriptor), Place::Filled, Place::Held);
             let within_frame = descriptor.addr() % FRAME_SIZE + descriptor.lengths().data();
@@ -359,46 +366,60 @@ impl Receiver {
             multi_buffer |= descriptor.has_more_frames();
         }
         self.burst_length = count;
-        let oversized = if multi_buffer { self.drop_multi_buffer() } else { 0 };
-        Arrivals { frames: self.burst_length, oversized }
+        if multi_buffer { self.gather() } else { Arrivals { packets: count, ..Arrivals::default() } }
     }
 
-    /// Takes packets of several buffers out of the burst; their frames go back at once.
+    /// Puts packets of several frames together. The last frame of each stays in the burst, as its place; the others go
+    /// back at once.
     #[cold]
-    fn drop_multi_buffer(&mut self) -> u64 {
-        let mut ended = 0;
-        let mut kept = 0;
+    fn gather(&mut self) -> Arrivals {
+        let mut arrivals = Arrivals::default();
+        let mut copied = ArrayVec::<FrameDesc, BURST>::new();
         for i in 0..self.burst_length {
-            let descriptor = self.burst[i];
+            let mut descriptor = self.burst[i];
             let more = descriptor.has_more_frames();
-            if more || self.continues {
-                ended += u64::from(!more);
-                self.ledger.shift(frame_number(&descriptor), Place::Held, Place::Filled);
-                give_to_kernel(&mut self.fill, self.rx.fd().as_raw_fd(), &[descriptor]);
-            } else {
-                self.burst[kept] = descriptor;
-                kept += 1;
+            if more || self.gathering.is_under_way() {
+                let (start, length) = bytes_of(&self.umem, &mut descriptor);
+                // SAFETY: as in `show`, and nobody else has this frame now.
+                self.gathering.add(unsafe { std::slice::from_raw_parts(start.as_ptr(), length) });
+                let outcome = (!more).then(|| self.gathering.finish());
+                if let Some(Ok(large)) = outcome {
+                    self.large.push((arrivals.packets, large));
+                } else {
+                    match outcome {
+                        Some(Err(DropReason::NoLargeFrame)) => arrivals.no_large_frame += 1,
+                        Some(_) => arrivals.too_big += 1,
+                        None => {}
+                    }
+                    self.ledger.shift(frame_number(&descriptor), Place::Held, Place::Filled);
+                    copied.push(descriptor);
+                    continue;
+                }
             }
-            self.continues = more;
+            self.burst[arrivals.packets] = descriptor;
+            arrivals.packets += 1;
         }
-        self.burst_length = kept;
-        ended
+        give_to_kernel(&mut self.fill, self.rx.fd().as_raw_fd(), &copied);
+        self.burst_length = arrivals.packets;
+        arrivals
     }
 
-    /// The frames of the burst, Ethernet header first: the caller's alone until [`Receiver::release`].
+    /// Shows the packets of the burst, Ethernet header first: the caller's alone until [`Receiver::release`].
     #[inline]
-    pub fn frames(&mut self) -> impl Iterator<Item = &mut [u8]> {
+    pub fn show<'a>(&'a mut self, burst: &mut [Received<'a>]) {
         assert_eq!(self.lent_from_burst, 0, "lent frames belong to somebody else");
-        let umem = &self.umem;
-        self.burst[..self.burst_length].iter_mut().map(move |descriptor| {
-            let (mut start, length) = bytes_of(umem, descriptor);
+        for (received, descriptor) in burst.iter_mut().zip(&mut self.burst[..self.burst_length]) {
+            let (mut start, length) = bytes_of(&self.umem, descriptor);
             // SAFETY: the descriptors of a burst name different frames, so the slices do not overlap; they live as
             // long as the borrow of `self`, and `release` and `lend` need that back.
-            unsafe { std::slice::from_raw_parts_mut(start.as_mut(), length) }
-        })
+            received.frame = unsafe { std::slice::from_raw_parts_mut(start.as_mut(), length) };
+        }
+        for (place, large) in &mut self.large {
+            burst[*place].frame = large;
+        }
     }
 
-    /// Lends frame `i` of the burst to another worker. It must come back by [`Receiver::take_home`].
+    /// Lends packet `i` of the burst to another worker. It must come back by [`Receiver::take_home`].
     ///
     /// # Panics
     /// When the burst is shorter, or the frame was lent.
@@ -407,7 +428,9 @@ impl Receiver {
         let (start, length) = bytes_of(&self.umem, &mut self.burst[i]);
         self.lent_from_burst |= 1 << i;
         self.lent += 1;
-        RxFrame { start, length, descriptor: self.burst[i], receiver: self.id }
+        let large = self.large.iter().position(|(place, _)| *place == i);
+        let large = large.map(|position| self.large.swap_remove(position).1);
+        RxFrame { start, length, large, descriptor: self.burst[i], receiver: self.id }
     }
 
     /// Takes a lent frame back. Gives it back as an error when it is another receiver's.
@@ -419,6 +442,9 @@ impl Receiver {
             return Err(frame);
         }
         self.lent -= 1;
+        if let Some(large) = frame.large {
+            self.gathering.give_back(large);
+        }
         self.ledger.shift(frame_number(&frame.descriptor), Place::Held, Place::Filled);
         give_to_kernel(&mut self.fill, self.rx.fd().as_raw_fd(), &[frame.descriptor]);
         Ok(())
@@ -446,6 +472,9 @@ impl Receiver {
             self.ledger.shift(frame_number(descriptor), Place::Held, Place::Filled);
         }
         give_to_kernel(&mut self.fill, self.rx.fd().as_raw_fd(), &self.burst[..length]);
+        for (_, large) in self.large.drain(..) {
+            self.gathering.give_back(large);
+        }
     }
 
     /// True, once, when the interface was deleted: the kernel leaves an error on the socket. (poll(2) says
@@ -505,6 +534,8 @@ impl Drop for Receiver {
 pub struct RxFrame {
     start: NonNull<u8>,
     length: usize,
+    /// The whole packet, when the frame holds only the last piece of it.
+    large: Option<LargeFrame>,
     descriptor: FrameDesc,
     receiver: u32,
 }
@@ -517,15 +548,21 @@ impl std::ops::Deref for RxFrame {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: as above; `length` was checked in `Receiver::receive`.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length) }
+        match &self.large {
+            Some(large) => large,
+            // SAFETY: as above; `length` was checked in `Receiver::receive`.
+            None => unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length) },
+        }
     }
 }
 
 impl std::ops::DerefMut for RxFrame {
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above, and this is the one owner.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.length) }
+        match &mut self.large {
+            Some(large) => large,
+            // SAFETY: as above, and this is the one owner.
+            None => unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.length) },
+        }
     }
 }
 

@@ -174,6 +174,21 @@ impl Steering {
         })
     }
 
+    /// Whether an interface is nobody else's, asked before anything is changed. [`Steering::switch`] looks again.
+    ///
+    /// # Errors
+    /// Another's XDP program is on the interface and `force` is not set.
+    pub fn check_free(&self, port: &PortSpec) -> Result<(), SteeringError> {
+        let device =
+            device::query(port.ifindex).map_err(|error| SteeringError::Query(port.name.clone(), error))?;
+        match device.program_id {
+            Some(program_id) if !self.force && !holds(&self.directory, port.ifindex, program_id) => {
+                Err(foreign(&self.directory, &port.name, port.ifindex, program_id))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Loads the programs for an interface, again if it was loaded. Nothing is attached yet.
     ///
     /// # Errors
@@ -293,7 +308,7 @@ impl Steering {
     pub fn switch(&mut self, ifindex: u32, mode: AttachMode) -> Result<AttachedPort, SteeringError> {
         let links = self.directory.join("links");
         let force = self.force;
-        let port = self.port(ifindex)?;
+        let port = self.ports.get(&ifindex).ok_or(SteeringError::NotLoaded(ifindex))?;
         let program = find_program::<SchedClassifier>(&port.programs, GUARD_PROGRAM)?
             .fd()
             .map_err(SteeringError::Program)?
@@ -317,7 +332,7 @@ impl Steering {
         let device = query()?;
         if let Some(program_id) = device.program_id {
             if !force {
-                return Err(SteeringError::ForeignProgram(port.name.clone(), program_id));
+                return Err(foreign(&self.directory, &port.name, ifindex, program_id));
             }
             remove_foreign(ifindex, program_id, device.mode)
                 .map_err(|error| SteeringError::Attach(port.name.clone(), "another's XDP program", error))?;
@@ -389,6 +404,17 @@ impl Steering {
     }
 }
 
+impl Drop for Steering {
+    /// One that never attached anything leaves nothing behind.
+    fn drop(&mut self) {
+        if entries(&self.directory.join("links")).is_ok_and(|links| links.is_empty())
+            && let Err(error) = remove_instance(&self.directory)
+        {
+            tracing::debug!(%error, "an instance without hooks");
+        }
+    }
+}
+
 /// Opens the hooks of an instance whose daemon has ended: covered traffic is then the kernel's, in clear. Returns
 /// how many were attached.
 ///
@@ -428,6 +454,22 @@ fn remove_instance(directory: &Path) -> Result<usize, SteeringError> {
         }
     }
     Ok(opened)
+}
+
+/// Whether the program on the interface is of the instance of this directory. (An index alone says nothing: each
+/// network namespace has its own, and a bpffs is for all.)
+fn holds(directory: &Path, ifindex: u32, program_id: u32) -> bool {
+    let link = bpf::open_pinned(&directory.join("links").join(format!("{ifindex}-xdp")));
+    let status = link.and_then(|link| bpf::link_status(link.as_fd()));
+    status.is_ok_and(|status| status.is_xdp && status.program_id == program_id)
+}
+
+/// Somebody else's program is on an interface: another instance's, if one in the same bpffs has a link there.
+fn foreign(directory: &Path, name: &str, ifindex: u32, program_id: u32) -> SteeringError {
+    let instances = directory.parent().map(entries).and_then(Result::ok).unwrap_or_default();
+    let holder = instances.iter().find(|other| *other != directory && holds(other, ifindex, program_id));
+    let holder = holder.and_then(|other| other.file_name()).map(|name| name.to_string_lossy().into_owned());
+    SteeringError::ForeignProgram(name.to_owned(), program_id, holder)
 }
 
 /// Switches the link pinned at `path` to `program`. False when there is none that lives; a dead one is removed.

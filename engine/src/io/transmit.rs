@@ -14,8 +14,9 @@ use xsk_rs::socket::TxQueue;
 use xsk_rs::umem::CompQueue;
 use xsk_rs::umem::frame::FrameDesc;
 
+use super::large::LARGE_CAPACITY;
 use super::socket::SocketCounters;
-use super::umem::{TxFrame, TxPool};
+use super::umem::{FRAME_CAPACITY, TxFrame, TxPool};
 use crate::pipeline::BURST;
 use crate::route::PortId;
 
@@ -29,7 +30,7 @@ const REFUSALS_BEFORE_BACK_OFF: u32 = 32;
 /// Longest pause between wake-ups of a link that refuses, milliseconds.
 const BACK_OFF_MS: u64 = 64;
 
-/// What became of frames since the last look.
+/// What became of packets since the last look.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Completions {
     /// Completed by the kernel.
@@ -98,12 +99,23 @@ impl Transmitter {
         frame.pool() == self.pool.id()
     }
 
-    /// A free frame; completions are reaped when none is left.
+    /// A free frame of at least `length` bytes, or the longest there is; completions are reaped when none is left.
     #[inline]
-    pub fn take(&mut self) -> Option<TxFrame> {
+    pub fn take(&mut self, length: usize) -> Option<TxFrame> {
+        if length > FRAME_CAPACITY {
+            return self.take_large(length.min(LARGE_CAPACITY));
+        }
         self.pool.take().or_else(|| {
             self.reap();
             self.pool.take()
+        })
+    }
+
+    #[cold]
+    fn take_large(&mut self, length: usize) -> Option<TxFrame> {
+        self.pool.take_large(length).or_else(|| {
+            self.reap();
+            self.pool.take_large(length)
         })
     }
 
@@ -118,14 +130,13 @@ impl Transmitter {
     /// Stages the first `length` bytes for the next [`Transmitter::flush`].
     ///
     /// # Panics
-    /// When the frame is not one of [`Transmitter::owns`], or shorter than `length`.
+    /// When the frame is not one of [`Transmitter::owns`], or was taken for less than `length`.
     #[inline]
     pub fn submit(&mut self, frame: TxFrame, length: usize) {
-        let descriptor = self.pool.submit(frame, length);
-        self.staged.push(descriptor);
+        self.pool.submit(frame, length, &mut self.staged);
     }
 
-    /// Frames submitted and not completed.
+    /// Packets submitted and not completed.
     pub fn in_flight(&self) -> u32 {
         self.pool.in_flight()
     }
@@ -227,13 +238,14 @@ impl Transmitter {
         loop {
             // SAFETY: every descriptor that comes back was given by this transmitter; the ledger checks it.
             let count = unsafe { self.completion.consume(&mut *self.completed) };
+            let mut packets = 0;
             for descriptor in &self.completed[..count] {
-                self.pool.complete(descriptor);
+                packets += u64::from(self.pool.complete(descriptor));
             }
-            let refused = self.refused.min(count as u64);
+            let refused = self.refused.min(packets);
             self.refused -= refused;
             self.completions.refused += refused;
-            self.completions.transmitted += count as u64 - refused;
+            self.completions.transmitted += packets - refused;
             if count < self.completed.len() {
                 return;
             }

@@ -6,12 +6,16 @@
 //! the kernel gives back without having it, or one used twice, stops the process instead of corrupting memory.
 #![allow(unsafe_code)]
 
+use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use arrayvec::ArrayVec;
 use xsk_rs::umem::Umem;
 use xsk_rs::umem::frame::FrameDesc;
+
+use super::large::{LARGE_CAPACITY, LARGE_FRAMES, PIECES, Slab};
 
 /// Bytes from one frame to the next. Not 4096: that spacing shares sets of the L1 cache and slows batched CBC.
 pub const FRAME_SIZE: usize = 2048;
@@ -34,18 +38,20 @@ pub(super) enum Place {
     Held,
     /// Given to the kernel to transmit, not completed yet.
     InFlight,
+    /// The same, and its packet goes on in another frame.
+    InFlightPart,
 }
 
 /// The place of every frame of one half of a UMEM.
 pub(super) struct Ledger {
     places: Box<[Place]>,
-    counts: [u32; 4],
+    counts: [u32; 5],
 }
 
 impl Ledger {
     /// All `count` frames are free.
     pub(super) fn new(count: u32) -> Self {
-        let mut counts = [0; 4];
+        let mut counts = [0; 5];
         counts[Place::Free as usize] = count;
         Self { places: vec![Place::Free; count as usize].into_boxed_slice(), counts }
     }
@@ -63,6 +69,12 @@ impl Ledger {
         self.counts[to as usize] += 1;
     }
 
+    /// Where a frame is.
+    #[inline]
+    fn place(&self, index: u32) -> Place {
+        self.places[index as usize]
+    }
+
     /// How many frames are in `place`.
     #[inline]
     pub(super) fn count(&self, place: Place) -> u32 {
@@ -70,8 +82,9 @@ impl Ledger {
     }
 }
 
-/// A transmit frame: taken once, then transmitted or given back once. It cannot be copied, so neither of the
-/// two can happen twice:
+/// Room to write one packet into: a transmit frame, or a large one that is scattered over several when it is
+/// transmitted. Taken once, then transmitted or given back once. It cannot be copied, so neither of the two can happen
+/// twice:
 ///
 /// ```compile_fail,E0382
 /// # use adit_engine::io::transmit::Transmitter;
@@ -82,13 +95,18 @@ impl Ledger {
 /// }
 /// ```
 ///
-/// Dereferences to its [`FRAME_CAPACITY`] bytes, which hold whatever was in them before.
+/// Dereferences to its [`FRAME_CAPACITY`] or [`LARGE_CAPACITY`] bytes, which hold whatever was in them before.
 #[must_use = "a transmit frame that is dropped is lost to its pool"]
 pub struct TxFrame {
     start: NonNull<u8>,
+    length: u32,
+    /// Of the frame, or [`LARGE`] and that of the slot.
     index: u32,
     pool: u32,
 }
+
+/// Set in the index of a large [`TxFrame`].
+const LARGE: u32 = 1 << 31;
 
 impl TxFrame {
     /// The pool it must return to.
@@ -102,10 +120,10 @@ impl Deref for TxFrame {
 
     #[inline]
     fn deref(&self) -> &[u8] {
-        // SAFETY: `start` is the beginning of FRAME_CAPACITY mapped bytes of a frame whose ledger entry says
+        // SAFETY: `start` is the beginning of `length` mapped bytes of a frame or slot whose ledger entry says
         // Held, so neither the kernel nor another token touches them; the mapping outlives every token
         // (see `TxPool::drop`).
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), FRAME_CAPACITY) }
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length as usize) }
     }
 }
 
@@ -113,7 +131,7 @@ impl DerefMut for TxFrame {
     #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as above; `&mut self` makes this the only reference.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), FRAME_CAPACITY) }
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.length as usize) }
     }
 }
 
@@ -147,10 +165,17 @@ impl TxAccount {
         self.ledger.shift(index, Place::Held, Place::InFlight);
     }
 
+    fn submit_part(&mut self, index: u32) {
+        self.ledger.shift(index, Place::Held, Place::InFlightPart);
+    }
+
+    /// True when a packet ends with this frame.
     #[inline]
-    fn complete(&mut self, index: u32) {
-        self.ledger.shift(index, Place::InFlight, Place::Free);
+    fn complete(&mut self, index: u32) -> bool {
+        let is_part = self.ledger.place(index) == Place::InFlightPart;
+        self.ledger.shift(index, if is_part { Place::InFlightPart } else { Place::InFlight }, Place::Free);
         self.free.push(index);
+        !is_part
     }
 }
 
@@ -161,6 +186,10 @@ pub(super) struct TxPool {
     first: u32,
     descriptors: Box<[FrameDesc]>,
     account: TxAccount,
+    slab: ManuallyDrop<Slab>,
+    slots: TxAccount,
+    /// The frames that each slot's packet will leave in.
+    reserved: Box<[ArrayVec<u32, PIECES>]>,
 }
 
 impl TxPool {
@@ -173,6 +202,9 @@ impl TxPool {
             first: descriptors.first().map_or(0, frame_number),
             account: TxAccount::new(descriptors.len() as u32),
             descriptors,
+            slab: ManuallyDrop::new(Slab::new(LARGE_FRAMES)),
+            slots: TxAccount::new(LARGE_FRAMES as u32),
+            reserved: vec![ArrayVec::new(); LARGE_FRAMES].into_boxed_slice(),
         }
     }
 
@@ -181,12 +213,12 @@ impl TxPool {
         self.id
     }
 
-    /// Frames given to the kernel and not completed.
+    /// Packets given to the kernel and not completed.
     pub(super) fn in_flight(&self) -> u32 {
         self.account.ledger.count(Place::InFlight)
     }
 
-    /// Frames that exist as tokens.
+    /// Frames that exist as tokens, or are reserved for one.
     pub(super) fn held(&self) -> u32 {
         self.account.ledger.count(Place::Held)
     }
@@ -202,35 +234,95 @@ impl TxPool {
         assert!(capacity >= FRAME_CAPACITY, "the packet area of a frame is {capacity} bytes");
         cursor.set_pos(capacity);
         let start = NonNull::from(bytes.contents_mut()).cast();
-        Some(TxFrame { start, index, pool: self.id })
+        Some(TxFrame { start, length: FRAME_CAPACITY as u32, index, pool: self.id })
+    }
+
+    /// A large frame, of which `length` bytes may be transmitted: it has the frames that they will need.
+    ///
+    /// # Panics
+    /// When `length` is more than a large frame holds.
+    #[cold]
+    pub(super) fn take_large(&mut self, length: usize) -> Option<TxFrame> {
+        assert!(length <= LARGE_CAPACITY, "{length} bytes do not fit a large frame");
+        let pieces = length.div_ceil(FRAME_CAPACITY);
+        if self.account.free.len() < pieces {
+            return None;
+        }
+        let slot = self.slots.take()?;
+        self.reserved[slot as usize].extend((0..pieces).filter_map(|_| self.account.take()));
+        let start = self.slab.slot(slot as usize);
+        Some(TxFrame { start, length: LARGE_CAPACITY as u32, index: LARGE | slot, pool: self.id })
     }
 
     /// # Panics
     /// When the frame is another pool's.
     pub(super) fn give_back(&mut self, frame: TxFrame) {
         assert_eq!(frame.pool, self.id, "a frame came back to a pool it was not taken from");
-        self.account.give_back(frame.index);
+        if frame.index & LARGE == 0 {
+            self.account.give_back(frame.index);
+        } else {
+            self.give_back_slot(frame.index & !LARGE);
+        }
     }
 
-    /// Turns a token into the descriptor of its first `length` bytes, in flight from now on.
+    #[cold]
+    fn give_back_slot(&mut self, slot: u32) {
+        for index in self.reserved[slot as usize].drain(..) {
+            self.account.give_back(index);
+        }
+        self.slots.give_back(slot);
+    }
+
+    /// Appends the descriptors of a token's first `length` bytes to `staged`: one, or those a large frame is scattered
+    /// over. In flight from now on.
     ///
     /// # Panics
-    /// When the frame is another pool's, or shorter than `length`.
+    /// When the frame is another pool's, or `length` is more than it was taken for.
     #[inline]
-    pub(super) fn submit(&mut self, frame: TxFrame, length: usize) -> FrameDesc {
+    pub(super) fn submit(&mut self, frame: TxFrame, length: usize, staged: &mut Vec<FrameDesc>) {
         assert_eq!(frame.pool, self.id, "a frame came back to a pool it was not taken from");
+        if frame.index & LARGE != 0 {
+            return self.scatter(frame, length, staged);
+        }
         assert!(length <= FRAME_CAPACITY, "{length} bytes do not fit a frame");
         self.account.submit(frame.index);
         let mut descriptor = self.descriptors[frame.index as usize];
         // SAFETY: as in `take`; the token is consumed.
         unsafe { self.umem.data_mut(&mut descriptor) }.cursor().set_pos(length);
-        descriptor
+        staged.push(descriptor);
     }
 
-    /// Takes a frame back that the kernel completed.
+    #[cold]
+    fn scatter(&mut self, frame: TxFrame, length: usize, staged: &mut Vec<FrameDesc>) {
+        /// Bit of a descriptor whose packet goes on in the next one.
+        const XDP_PKT_CONTD: u32 = 1;
+        let slot = frame.index & !LARGE;
+        let pieces = frame[..length].chunks(FRAME_CAPACITY);
+        let reserved = &mut self.reserved[slot as usize];
+        assert!(pieces.len() <= reserved.len(), "{length} bytes do not fit {} frames", reserved.len());
+        let last = pieces.len() - 1;
+        for (number, (piece, index)) in pieces.zip(reserved.drain(..=last)).enumerate() {
+            let mut descriptor = self.descriptors[index as usize];
+            // SAFETY: the descriptor is of this UMEM, and the ledger says that the frame is held, for this slot.
+            let mut bytes = unsafe { self.umem.data_mut(&mut descriptor) };
+            let mut cursor = bytes.cursor();
+            cursor.set_pos(piece.len());
+            bytes.contents_mut().copy_from_slice(piece);
+            if number < last {
+                descriptor.set_options(XDP_PKT_CONTD);
+                self.account.submit_part(index);
+            } else {
+                self.account.submit(index);
+            }
+            staged.push(descriptor);
+        }
+        self.give_back_slot(slot);
+    }
+
+    /// Takes a frame back that the kernel completed. True when a packet ends with it.
     #[inline]
-    pub(super) fn complete(&mut self, descriptor: &FrameDesc) {
-        self.account.complete(frame_number(descriptor) - self.first);
+    pub(super) fn complete(&mut self, descriptor: &FrameDesc) -> bool {
+        self.account.complete(frame_number(descriptor) - self.first)
     }
 }
 
@@ -239,6 +331,9 @@ impl Drop for TxPool {
         if self.held() > 0 {
             // A token points into the mapping: better to lose the memory than to free it under the token.
             std::mem::forget(self.umem.clone());
+        } else {
+            // SAFETY: once, and no token points into it.
+            unsafe { ManuallyDrop::drop(&mut self.slab) };
         }
     }
 }
@@ -261,6 +356,7 @@ mod tests {
         Take,
         GiveBack(prop::sample::Index),
         Submit(prop::sample::Index),
+        SubmitPart(prop::sample::Index),
         Complete(prop::sample::Index),
     }
 
@@ -269,12 +365,13 @@ mod tests {
             3 => Just(Step::Take),
             1 => any::<prop::sample::Index>().prop_map(Step::GiveBack),
             2 => any::<prop::sample::Index>().prop_map(Step::Submit),
+            1 => any::<prop::sample::Index>().prop_map(Step::SubmitPart),
             2 => any::<prop::sample::Index>().prop_map(Step::Complete),
         ];
         prop::collection::vec(step, 0..300)
     }
 
-    fn draw(from: &mut Vec<u32>, index: prop::sample::Index) -> Option<u32> {
+    fn draw<T>(from: &mut Vec<T>, index: prop::sample::Index) -> Option<T> {
         (!from.is_empty()).then(|| from.swap_remove(index.index(from.len())))
     }
 
@@ -297,18 +394,31 @@ mod tests {
                     Step::Submit(index) => {
                         let frame = draw(&mut held, index);
                         frame.iter().for_each(|&frame| account.submit(frame));
-                        in_flight.extend(frame);
+                        in_flight.extend(frame.map(|frame| (frame, true)));
+                    }
+                    Step::SubmitPart(index) => {
+                        let frame = draw(&mut held, index);
+                        frame.iter().for_each(|&frame| account.submit_part(frame));
+                        in_flight.extend(frame.map(|frame| (frame, false)));
                     }
                     Step::Complete(index) => {
-                        draw(&mut in_flight, index).into_iter().for_each(|frame| account.complete(frame));
+                        if let Some((frame, ends_packet)) = draw(&mut in_flight, index) {
+                            prop_assert_eq!(account.complete(frame), ends_packet);
+                        }
                     }
                 }
-                let mut all = [&account.free[..], &held, &in_flight].concat();
+                let with_kernel: Vec<_> = in_flight.iter().map(|(frame, _)| *frame).collect();
+                let mut all = [&account.free[..], &held, &with_kernel].concat();
                 all.sort_unstable();
                 prop_assert_eq!(all, (0..count).collect::<Vec<_>>());
                 prop_assert_eq!(account.ledger.count(Place::Free) as usize, account.free.len());
                 prop_assert_eq!(account.ledger.count(Place::Held) as usize, held.len());
-                prop_assert_eq!(account.ledger.count(Place::InFlight) as usize, in_flight.len());
+                let packets = in_flight.iter().filter(|(_, ends_packet)| *ends_packet).count();
+                prop_assert_eq!(account.ledger.count(Place::InFlight) as usize, packets);
+                prop_assert_eq!(
+                    account.ledger.count(Place::InFlightPart) as usize,
+                    in_flight.len() - packets
+                );
             }
         }
     }

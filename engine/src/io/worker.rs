@@ -202,13 +202,15 @@ impl<P: Process> Worker<P> {
     fn receive(&mut self, i: usize, now: u64) -> bool {
         let receiver = &mut self.receivers[i];
         let arrivals = receiver.receive();
-        let count = arrivals.frames;
-        if arrivals.oversized > 0 {
-            add(&self.counters.received, arrivals.oversized);
-            drop_frames(&self.counters, DropReason::TooBig, arrivals.oversized);
+        let count = arrivals.packets;
+        let lost = arrivals.too_big + arrivals.no_large_frame;
+        if lost > 0 {
+            add(&self.counters.received, lost);
+            drop_frames(&self.counters, DropReason::TooBig, arrivals.too_big);
+            drop_frames(&self.counters, DropReason::NoLargeFrame, arrivals.no_large_frame);
         }
         if count == 0 {
-            return arrivals.oversized > 0;
+            return lost > 0;
         }
         add(&self.counters.received, count as u64);
         add(&self.vitals.bursts, 1);
@@ -216,9 +218,7 @@ impl<P: Process> Worker<P> {
             let receiver = &mut self.receivers[i];
             let port = receiver.port;
             let mut burst: [_; BURST] = std::array::from_fn(|_| Received { port, frame: &mut [] });
-            for (received, frame) in burst.iter_mut().zip(receiver.frames()) {
-                received.frame = frame;
-            }
+            receiver.show(&mut burst[..count]);
             self.process.process(now, &mut burst[..count], &mut self.egress, &mut self.results);
         }
         self.hand_over_from(i);

@@ -23,12 +23,16 @@ use crate::route::PortId;
 use crate::sa::publish::Reader;
 use crate::wire::ethernet::{self, HEADER_LENGTH};
 
-/// Bytes of a heap frame: those of a transmit frame for an MTU of 1500.
+/// Bytes of a heap frame: those of a transmit frame.
 pub const FRAME_LENGTH: usize = 2048;
+
+/// Bytes of a large heap frame, for the largest MTU.
+const LARGE_FRAME_LENGTH: usize = 9 << 10;
 
 /// Transmit frames on the heap, used again and again; how many may be out at once is bounded.
 pub struct HeapFrames {
     free: Vec<Box<[u8]>>,
+    free_large: Vec<Box<[u8]>>,
     out: usize,
     limit: usize,
     /// The way to the gateway's own stack; none at first.
@@ -38,7 +42,8 @@ pub struct HeapFrames {
 impl HeapFrames {
     /// At most `limit` frames out at once.
     pub fn new(limit: usize) -> Self {
-        Self { free: Vec::with_capacity(limit.min(1024)), out: 0, limit, host: None }
+        let free = Vec::with_capacity(limit.min(1024));
+        Self { free, free_large: Vec::new(), out: 0, limit, host: None }
     }
 
     /// Frames that were taken and not given back.
@@ -55,17 +60,23 @@ impl HeapFrames {
 impl Frames for HeapFrames {
     type Frame = Box<[u8]>;
 
-    fn take(&mut self, _port: PortId) -> Option<Box<[u8]>> {
+    fn take(&mut self, _port: PortId, length: usize) -> Option<Box<[u8]>> {
         if self.out == self.limit {
             return None;
         }
         self.out += 1;
-        Some(self.free.pop().unwrap_or_else(|| vec![0; FRAME_LENGTH].into_boxed_slice()))
+        let (free, size) = if length > FRAME_LENGTH {
+            (&mut self.free_large, LARGE_FRAME_LENGTH)
+        } else {
+            (&mut self.free, FRAME_LENGTH)
+        };
+        Some(free.pop().unwrap_or_else(|| vec![0; size].into_boxed_slice()))
     }
 
     fn give_back(&mut self, _port: PortId, frame: Box<[u8]>) {
         self.out -= 1;
-        self.free.push(frame);
+        let free = if frame.len() > FRAME_LENGTH { &mut self.free_large } else { &mut self.free };
+        free.push(frame);
     }
 
     fn host(&self) -> Option<HostEnd> {

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::control::settings::Settings;
 use crate::policy::Spd;
 use crate::policy::cover::Cover;
-use crate::route::{Network, NetworkBuilder, Port, PortId, RouteTarget, Side};
+use crate::route::{LARGEST_MTU, Network, NetworkBuilder, Port, PortId, RouteTarget, Side};
 use crate::wire::ethernet::MacAddress;
 
 /// The file of `--network`: only what differs from what is made up.
@@ -75,12 +75,16 @@ pub fn build(file: &NetworkFile, settings: &Settings, spd: &Spd) -> Result<Netwo
             Some(text) => mac_address(text)?,
             None => MacAddress([2, 0xad, 0, 0, 0, index as u8 + 1]),
         };
+        let mtu = table.and_then(|table| table.mtu).unwrap_or(DEFAULT_MTU);
+        if mtu > LARGEST_MTU {
+            return Err(format!("mtu of {}: expected at most {LARGEST_MTU}, found {mtu}", interface.name));
+        }
         let id = builder.port(Port {
             name: interface.name.as_str().into(),
             side: interface.side,
             ifindex: index as u32 + 1,
             mac,
-            mtu: table.and_then(|table| table.mtu).unwrap_or(DEFAULT_MTU),
+            mtu,
             up: true,
             addresses: table.map(|table| table.addresses.clone()).unwrap_or_default(),
         });

@@ -73,6 +73,7 @@ drop_reasons! {
     NoNeighbour "no_neighbour" None, "The next hop did not answer, or too many packets were waiting for it.";
     PartialChecksum "partial_checksum" None, "The sender left the transport checksum to hardware (transmit offload): switch it off.";
     NoFrame "no_frame" None, "No free transmit frame: the egress is slower than the ingress.";
+    NoLargeFrame "no_large_frame" None, "A packet of several buffers, and all rooms to put one together are taken.";
     HandOverFull "hand_over_full" None, "The worker that owns the SA has no room for it.";
     LinkDown "link_down" None, "The egress interface is down or gone.";
     TransmitFailed "transmit_failed" Some("XfrmOutError"), "The kernel refused the frame or never completed it.";

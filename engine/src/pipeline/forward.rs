@@ -64,7 +64,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
 
     /// A transmit frame of `port` with room for `length` bytes.
     pub(super) fn take_frame(&mut self, port: PortId, length: usize) -> Result<F::Frame, DropReason> {
-        let frame = self.frames.take(port).ok_or(DropReason::NoFrame)?;
+        let frame = self.frames.take(port, length).ok_or(DropReason::NoFrame)?;
         if frame.len() < length {
             self.frames.give_back(port, frame);
             return Err(DropReason::TooBig);

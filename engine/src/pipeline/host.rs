@@ -67,7 +67,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             return;
         }
         let mut ports = (0..self.network.ports.len()).map(|index| PortId(index as u16));
-        let Some((port, mut frame)) = ports.find_map(|port| Some((port, self.frames.take(port)?))) else {
+        let room = HEADER_LENGTH + icmp::LONGEST_ERROR;
+        let Some((port, mut frame)) = ports.find_map(|port| Some((port, self.frames.take(port, room)?)))
+        else {
             return;
         };
         let offending = &offending[..packet.total_length as usize];

@@ -57,7 +57,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if !self.own.errors.spend(self.now) {
             return;
         }
-        let Some(mut frame) = self.frames.take(received.port) else { return };
+        let room = HEADER_LENGTH + icmp::LONGEST_ERROR;
+        let Some(mut frame) = self.frames.take(received.port, room) else { return };
         let Some(length) = icmp::write_error(&mut frame[HEADER_LENGTH..], error, offending, source) else {
             return self.frames.give_back(received.port, frame);
         };

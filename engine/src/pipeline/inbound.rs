@@ -6,16 +6,16 @@ use std::sync::atomic::Ordering;
 use arrayvec::ArrayVec;
 use zeroize::Zeroize;
 
-use super::scratch::{Egress, Groups, Route};
+use super::admission::{Admittance, Admitted, Way};
+use super::scratch::{Egress, Groups};
 use super::{BURST, COVERED_HEADERS, DropReason, Frames, Pass, Received, datagram};
 use crate::crypto::{IcvValid, Open, Opener, Verifier, Verify};
-use crate::policy::{Action, Tunnel};
+use crate::policy::Tunnel;
 use crate::route::{PortId, Side};
 use crate::sa::InboundSa;
 use crate::sa::inbound::InboundKeys;
 use crate::sa::lifetime::Allowance;
 use crate::sa::replay::{Authenticated, Candidate, Refused};
-use crate::sa::selector::Direction;
 use crate::sa::spec::{Mode, UdpPorts};
 use crate::transform::ah::{self, Role};
 use crate::transform::esp::{self, BadTrailer};
@@ -24,37 +24,32 @@ use crate::transform::transport::{self, Split};
 use crate::transform::{Layout, ecn, mss};
 use crate::wire::ethernet::HEADER_LENGTH;
 use crate::wire::icmp::IcmpError;
-use crate::wire::ip::{self, Flow, Fragment, IpPacket, IpVersion, Upper};
+use crate::wire::ip::{self, Fragment, IpPacket, IpVersion, Upper};
 use crate::wire::{self, Spi, protocol, udp};
 
 /// ESP and AH packets of a burst by SA.
 pub(super) type Inbound<'g> = Groups<'g, InboundSa, Sealed>;
 
-/// An ESP or AH packet whose lengths are checked and whose number is not refused yet.
+/// An ESP or AH packet whose lengths are checked and whose number is not refused yet: where it lies, and what else is
+/// needed of what is around it.
 pub(super) struct Sealed {
-    place: Place,
     candidate: Candidate,
-}
-
-/// Where an ESP or AH packet lies, and what else is needed of what is around it.
-#[derive(Clone, Copy)]
-struct Place {
+    /// Where ESP or AH begins in the frame, and how long it is with all that follows.
+    start: u32,
+    length: u16,
+    /// Bytes that opening it gives: ESP's payload, padding and trailer, or what AH covers behind itself.
+    opened_length: u16,
     /// Its frame's place in the burst.
     index: u8,
     /// DSCP and ECN of the outer header.
     traffic_class: u8,
     /// What AH says follows it. ESP says so inside.
     next_header: u8,
-    /// Where ESP or AH begins in the frame, and how long it is with all that follows.
-    start: u32,
-    length: u16,
-    /// Bytes that opening it gives: ESP's payload, padding and trailer, or what AH covers behind itself.
-    opened_length: u16,
     /// Transport mode: where it is to be joined.
     joint: Option<Split>,
 }
 
-impl Place {
+impl Sealed {
     /// Bytes of the packet's own headers that stay in front of what is opened.
     fn kept(&self) -> usize {
         self.joint.map_or(0, |joint| usize::from(joint.at))
@@ -67,7 +62,7 @@ impl Place {
     }
 
     /// ESP or AH, and all that follows, in the frame it came in.
-    fn of<'b>(&self, burst: &'b [Received<'_>]) -> &'b [u8] {
+    fn bytes<'b>(&self, burst: &'b [Received<'_>]) -> &'b [u8] {
         let start = self.start as usize;
         &burst[usize::from(self.index)].frame[start..start + usize::from(self.length)]
     }
@@ -89,8 +84,8 @@ struct Outside<'f> {
 }
 
 /// A packet with the transmit frame its plaintext goes into.
-struct Taken<F> {
-    place: Place,
+struct Taken<'p, F> {
+    sealed: &'p Sealed,
     port: PortId,
     frame: F,
 }
@@ -102,7 +97,7 @@ type Verdicts = ArrayVec<Option<IcvValid>, BURST>;
 #[derive(Clone, Copy)]
 enum Sent {
     /// In the frame it was decrypted into, by the way its flow was admitted to.
-    InPlace { length: u32 },
+    InPlace { version: IpVersion, length: u32 },
     /// To the gateway itself, from the frame it was decrypted into.
     Delivered { length: u32 },
     /// In frames of its egress; the one it was decrypted into is free again.
@@ -120,25 +115,6 @@ struct GroupCount {
     replayed: u64,
     icv_failed: u64,
     refused: u64,
-}
-
-/// A flow that selectors and policy let out of an SA, and where it goes. Remembered from packet to packet of a group:
-/// the next one is mostly the same flow's.
-struct Admitted<'g> {
-    flow: Flow,
-    fragment: Fragment,
-    /// The policy that wants it protected, by its place, and the tunnel it names.
-    policy: usize,
-    tunnel: &'g Tunnel,
-    way: Way<'g>,
-}
-
-/// Where an admitted packet goes: never to an unprotected interface.
-enum Way<'g> {
-    /// To the gateway's own stack.
-    Host,
-    /// By a protected port.
-    Out(Egress<'g>),
 }
 
 impl<'g, F: Frames> Pass<'_, 'g, F> {
@@ -166,7 +142,6 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             }
         };
         let spec = &sa.spec.sa;
-        let is_transport = matches!(spec.mode, Mode::Transport(_));
         let to_port = match packet.flow.upper {
             Upper::Ports { destination, .. } if outside.in_udp => Some(destination),
             _ => None,
@@ -174,7 +149,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if packet.flow.destination != spec.local
             // Behind a NAT the peer may be anywhere; the ICV says whether it is the peer. Transport mode is with an
             // address: there only the port may be another.
-            || (packet.flow.source != spec.remote && (!outside.in_udp || is_transport))
+            || (packet.flow.source != spec.remote && (!outside.in_udp || spec.mode != Mode::Tunnel))
             || outside.ah.is_some() != (spec.protocol.number() == protocol::AH)
             || to_port != spec.udp.map(UdpPorts::local)
         {
@@ -203,7 +178,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             sa.counters.replayed.fetch_add(1, Ordering::Relaxed);
             replay_reason(refused)
         })?;
-        let place = Place {
+        let sealed = Sealed {
+            candidate,
             // A burst is at most 64 packets, and what an IP packet carries at most 65,535 bytes.
             index: index as u8,
             traffic_class: packet.traffic_class,
@@ -213,16 +189,16 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             opened_length: opened_length as u16,
             joint,
         };
-        inbound.push(sa, Sealed { place, candidate });
+        inbound.push(sa, sealed);
         Ok(())
     }
 
     /// Verifies and decrypts a group of one SA at once, then lets each packet prove itself.
-    pub(super) fn open_group(
+    pub(super) fn open_group<'p>(
         &mut self,
         burst: &[Received<'_>],
         sa: &'g InboundSa,
-        group: impl Iterator<Item = Sealed>,
+        group: impl Iterator<Item = &'p Sealed>,
     ) {
         if sa.lifetime.is_over() {
             let count = group.count();
@@ -231,19 +207,12 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
         let mut count = GroupCount::default();
         // Filled and drained in place: these arrays are kilobytes, too much to move about.
-        let mut taken = ArrayVec::<Taken<F::Frame>, BURST>::new();
-        let mut candidates = ArrayVec::<Candidate, BURST>::new();
+        let mut taken = ArrayVec::<Taken<'_, F::Frame>, BURST>::new();
         let mut verdicts = Verdicts::new();
-        let tail = match &sa.keys {
-            InboundKeys::Esp(_) => 0,
-            InboundKeys::Ah(verifier) => verifier.tail_length(),
-        };
-        for Sealed { place, candidate } in group {
-            match self.take_inside(place.opened().end + tail) {
-                Ok((port, frame)) => {
-                    taken.push(Taken { place, port, frame });
-                    candidates.push(candidate);
-                }
+        let tail = tail_length(sa);
+        for sealed in group {
+            match self.take_inside(sealed.opened().end + tail) {
+                Ok((port, frame)) => taken.push(Taken { sealed, port, frame }),
                 Err(reason) => {
                     count.refused += 1;
                     self.tally.drop(reason);
@@ -251,56 +220,55 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             }
         }
         match &sa.keys {
-            InboundKeys::Esp(opener) => open(burst, opener, &mut taken, &candidates, &mut verdicts),
+            InboundKeys::Esp(opener) => open(burst, opener, &mut taken, &mut verdicts),
             InboundKeys::Ah(verifier) => {
-                self.verify(burst, verifier, &mut taken, &mut candidates, &mut verdicts, &mut count);
+                self.verify(burst, verifier, &mut taken, &mut verdicts, &mut count);
             }
         }
-
-        let mut outcomes = ArrayVec::<(u64, Result<(), DropReason>), BURST>::new();
-        let mut numbers = ArrayVec::<Authenticated, BURST>::new();
-        let ceiling = sa.lease.as_ref().map_or(u64::MAX, |lease| lease.ceiling());
-        for (verdict, candidate) in verdicts.drain(..).zip(candidates.drain(..)) {
-            let sequence = candidate.sequence();
-            let outcome = match verdict.and_then(|proof| candidate.authenticate(proof)) {
-                None => Err(DropReason::IcvFailed),
-                // What is not recorded as received yet is not received: a crash now would forget it. Only an
-                // authentic number calls for a higher record, so nobody else can spend the numbers of an SA.
-                Some(_) if sequence > ceiling => {
-                    sa.lease.iter().for_each(|lease| lease.reach(sequence));
-                    Err(DropReason::ReplayFloor)
-                }
-                Some(number) => {
-                    numbers.push(number);
-                    Ok(())
-                }
-            };
-            outcomes.push((sequence, outcome));
+        let outcomes = commit(sa, &taken, &mut verdicts);
+        // What most SAs are is decided here, not for every packet.
+        let is_plain = matches!(sa.keys, InboundKeys::Esp(_))
+            && sa.spec.sa.mode == Mode::Tunnel
+            && sa.spec.sa.udp.is_none();
+        match is_plain {
+            true => self.send_group::<true>(burst, sa, &mut taken, &outcomes, &mut count),
+            false => self.send_group::<false>(burst, sa, &mut taken, &outcomes, &mut count),
         }
-        // Looks again: copies in one burst, or at two workers, all passed the check.
-        let mut authentic = outcomes.iter_mut().map(|(_, outcome)| outcome).filter(|outcome| outcome.is_ok());
-        sa.replay.commit_group(&numbers, |committed| {
-            if let Some(outcome) = authentic.next() {
-                *outcome = committed.map_err(replay_reason);
-            }
-        });
+        if let Some(lease) = &sa.lease {
+            lease.reach(sa.replay.right_edge());
+        }
+        self.tally.opened += count.packets;
+        count.write_down(sa);
+    }
 
+    /// Sends on what is authentic and new, once each packet has proven the rest. `PLAIN`: ESP in tunnel mode, not in UDP.
+    #[inline(always)]
+    fn send_group<const PLAIN: bool>(
+        &mut self,
+        burst: &[Received<'_>],
+        sa: &'g InboundSa,
+        taken: &mut ArrayVec<Taken<'_, F::Frame>, BURST>,
+        outcomes: &[Result<(), DropReason>],
+        count: &mut GroupCount,
+    ) {
+        let tail = tail_length(sa);
         let mut allowance = sa.allowance();
-        let mut admitted: Option<Admitted<'g>> = None;
-        for (Taken { place, port, mut frame }, (sequence, outcome)) in taken.drain(..).zip(&outcomes) {
-            if let Some(joint) = &place.joint {
-                let headers = &place.headers(burst)[..usize::from(joint.at)];
+        let mut admittance = Admittance::new(sa, self.spd, self.network, self.guard);
+        for (Taken { sealed, port, mut frame }, outcome) in taken.drain(..).zip(outcomes) {
+            if !PLAIN && let Some(joint) = &sealed.joint {
+                let headers = &sealed.headers(burst)[..usize::from(joint.at)];
                 frame[HEADER_LENGTH..][..headers.len()].copy_from_slice(headers);
             }
             // Last of what is proven of the packet itself, so that a forged or repeated one takes nothing from it.
-            let allowed = outcome.and_then(|()| count.spend(&mut allowance, sa, place.length));
-            let sent = allowed.and_then(|()| self.decapsulate(sa, place, port, &mut frame, &mut admitted));
+            let allowed = outcome.and_then(|()| count.spend(&mut allowance, sa, sealed.length));
+            let sent = allowed
+                .and_then(|()| self.decapsulate::<PLAIN>(sa, sealed, port, &mut frame, &mut admittance));
             match sent {
                 Ok(_) => {
                     count.packets += 1;
-                    count.bytes += u64::from(place.length);
-                    if let (Some(_), Some(Admitted { tunnel, .. })) = (sa.spec.sa.udp, &admitted) {
-                        self.follow(sa, *sequence, place.headers(burst), tunnel);
+                    count.bytes += u64::from(sealed.length);
+                    if !PLAIN && let (Some(_), Some(admitted)) = (sa.spec.sa.udp, admittance.last()) {
+                        self.follow(sa, sealed.candidate.sequence(), sealed.headers(burst), admitted.tunnel);
                     }
                 }
                 Err(reason) => {
@@ -308,24 +276,19 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                     self.tally.drop(reason);
                 }
             }
-            match (sent, &admitted) {
-                (Ok(Sent::InPlace { length }), Some(Admitted { flow, way: Way::Out(egress), .. })) => {
-                    self.emit(egress, flow.version(), frame, length as usize);
+            match (sent, admittance.last()) {
+                (Ok(Sent::InPlace { version, length }), Some(Admitted { way: Way::Out(egress), .. })) => {
+                    self.emit(egress, version, frame, length as usize);
                 }
                 (Ok(Sent::Delivered { length }), _) => {
-                    let (length, written) = (length as usize, place.opened().end + tail);
+                    let (length, written) = (length as usize, sealed.opened().end + tail);
                     // Whoever delivers wipes the packet, and does not know of the padding behind it.
                     frame[(HEADER_LENGTH + length).min(written)..written].zeroize();
                     self.deliver(port, frame, length);
                 }
-                _ => self.give_back_wiped(port, frame, place.opened().end + tail),
+                _ => self.give_back_wiped(port, frame, sealed.opened().end + tail),
             }
         }
-        if let Some(lease) = &sa.lease {
-            lease.reach(sa.replay.right_edge());
-        }
-        self.tally.opened += count.packets;
-        count.write_down(sa);
     }
 
     /// ESP in UDP: the peer is where its latest packet came from, which a replayed one never is, where there is a
@@ -347,19 +310,16 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         &mut self,
         burst: &[Received<'_>],
         verifier: &Verifier,
-        taken: &mut ArrayVec<Taken<F::Frame>, BURST>,
-        candidates: &mut ArrayVec<Candidate, BURST>,
+        taken: &mut ArrayVec<Taken<'_, F::Frame>, BURST>,
         verdicts: &mut Verdicts,
         count: &mut GroupCount,
     ) {
         let mut room = &mut self.own.covered[..];
         let mut verifies = ArrayVec::<Verify<'_>, BURST>::new();
         let mut uncovered = ArrayVec::<usize, BURST>::new();
-        for (position, (Taken { place, frame, .. }, candidate)) in
-            taken.iter_mut().zip(&*candidates).enumerate()
-        {
-            let (headers, carried) = (place.headers(burst), place.of(burst));
-            let (ah, payload) = carried.split_at(carried.len() - usize::from(place.opened_length));
+        for (position, Taken { sealed, frame, .. }) in taken.iter_mut().enumerate() {
+            let (headers, carried) = (sealed.headers(burst), sealed.bytes(burst));
+            let (ah, payload) = carried.split_at(carried.len() - usize::from(sealed.opened_length));
             // The packet was parsed: its version is right.
             let version = if headers[0] >> 4 == 4 { IpVersion::V4 } else { IpVersion::V6 };
             if headers.len() > COVERED_HEADERS
@@ -370,10 +330,10 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             }
             let (covered, rest) = std::mem::take(&mut room).split_at_mut(headers.len() + ah.len());
             room = rest;
-            let opened = place.opened();
+            let opened = sealed.opened();
             let copy = &mut frame[opened.start..opened.end + verifier.tail_length()];
             copy[..payload.len()].copy_from_slice(payload);
-            let sequence = candidate.sequence();
+            let sequence = sealed.candidate.sequence();
             verifies.push(Verify { covered, ah, payload: copy, sequence, verdict: None });
         }
         verifier.verify(&mut verifies);
@@ -384,7 +344,6 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         // From the back, so that the places in front of it stay.
         for position in uncovered.into_iter().rev() {
             let Taken { port, frame, .. } = taken.remove(position);
-            candidates.remove(position);
             self.frames.give_back(port, frame);
             count.refuse(DropReason::AhHeaders);
             self.tally.drop(DropReason::AhHeaders);
@@ -392,23 +351,36 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     }
 
     /// A transmit frame of at least `length` bytes for plaintext whose egress is not known yet: of the port that
-    /// the last one left by, or of any protected port that has one. While none is up, the plaintext can only be for
-    /// the gateway itself, and any frame will do.
+    /// the last one left by, if that has one.
+    #[inline]
     fn take_inside(&mut self, length: usize) -> Result<(PortId, F::Frame), DropReason> {
+        if let Some(id) = self.own.inside
+            && let Some(port) = self.network.ports.get(usize::from(id.0))
+            && port.side == Side::Protected
+            && let Ok(frame) = self.take_frame(id, length)
+        {
+            return Ok((id, frame));
+        }
+        self.take_anywhere_inside(length)
+    }
+
+    /// Or of any protected port that has one. While none is up, the plaintext can only be for the gateway itself, and
+    /// any frame will do.
+    #[cold]
+    fn take_anywhere_inside(&mut self, length: usize) -> Result<(PortId, F::Frame), DropReason> {
         let mut reason = DropReason::NoProtectedRoute;
-        let others = (0..self.network.ports.len()).map(|index| PortId(index as u16));
-        for id in self.own.inside.into_iter().chain(others.clone()) {
-            match self.network.ports.get(usize::from(id.0)) {
-                Some(port) if port.side == Side::Protected => match self.take_frame(id, length) {
+        let ports = (0..self.network.ports.len()).map(|index| PortId(index as u16));
+        for id in ports.clone() {
+            if self.network.ports[usize::from(id.0)].side == Side::Protected {
+                match self.take_frame(id, length) {
                     Ok(frame) => return Ok((id, frame)),
                     Err(refused) => reason = refused,
-                },
-                _ => {}
+                }
             }
         }
         let mut inside = self.network.ports.iter().filter(|port| port.side == Side::Protected);
         if self.frames.host().is_some() && !inside.any(|port| port.up) {
-            for id in others {
+            for id in ports {
                 if let Ok(frame) = self.take_frame(id, length) {
                     return Ok((id, frame));
                 }
@@ -419,26 +391,30 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
 
     /// What one authentic packet still has to prove, in the order of RFC 4303 section 3.4.4 and RFC 4301 section 5.2, and its way on.
     /// `frame`, a frame of `port`, has it at [`HEADER_LENGTH`], in transport mode with its headers as they came.
-    fn decapsulate(
+    #[inline(always)]
+    fn decapsulate<const PLAIN: bool>(
         &mut self,
         sa: &'g InboundSa,
-        place: Place,
+        sealed: &Sealed,
         port: PortId,
         frame: &mut [u8],
-        admitted: &mut Option<Admitted<'g>>,
+        admittance: &mut Admittance<'g>,
     ) -> Result<Sent, DropReason> {
-        let (opened, kept) = (place.opened(), place.kept());
+        let (opened, kept, joint) = match PLAIN {
+            true => (HEADER_LENGTH..HEADER_LENGTH + usize::from(sealed.opened_length), 0, None),
+            false => (sealed.opened(), sealed.kept(), sealed.joint),
+        };
         let (payload_length, next_header) = match &sa.keys {
-            InboundKeys::Esp(_) => {
+            InboundKeys::Ah(_) if !PLAIN => (usize::from(sealed.opened_length), sealed.next_header),
+            _ => {
                 let trailer = esp::trailer(&frame[opened]).map_err(|bad| match bad {
                     BadTrailer::PadLength => DropReason::BadPadLength,
                     BadTrailer::Padding => DropReason::BadPadding,
                 })?;
                 (trailer.payload_length, trailer.next_header)
             }
-            InboundKeys::Ah(_) => (usize::from(place.opened_length), place.next_header),
         };
-        let version = match (next_header, place.joint) {
+        let version = match (next_header, joint) {
             // RFC 4303 section 2.6: a dummy packet is discarded without prejudice.
             (protocol::NO_NEXT_HEADER, _) => return Err(DropReason::Dummy),
             (protocol::IPV4, None) => IpVersion::V4,
@@ -454,37 +430,28 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         };
         let plaintext = &mut frame[HEADER_LENGTH..HEADER_LENGTH + kept + payload_length];
         // The inner length may be shorter than the payload: traffic-flow confidentiality padding (section 2.7).
-        let mut inner = IpPacket::EMPTY;
-        let packet = &mut inner;
-        match ip::read(plaintext, packet) {
-            // Transport mode is for whole datagrams (RFC 4303 section 3.3.4).
-            Ok(()) if packet.fragment != Fragment::Whole && place.joint.is_some() => {
-                return Err(DropReason::InnerMalformed);
-            }
-            Ok(()) if packet.version == version => {}
-            _ => return Err(DropReason::InnerMalformed),
+        let mut packet = IpPacket::EMPTY;
+        ip::read(plaintext, &mut packet).map_err(|_| DropReason::InnerMalformed)?;
+        // Transport mode is for whole datagrams (RFC 4303 section 3.3.4).
+        if packet.version != version || (joint.is_some() && packet.fragment != Fragment::Whole) {
+            return Err(DropReason::InnerMalformed);
         }
-        if place.joint.is_none() {
+        if joint.is_none() {
             const ECN: u8 = 0b11;
-            let ecn = ecn::egress(packet.traffic_class & ECN, place.traffic_class & ECN)
+            let ecn = ecn::egress(packet.traffic_class & ECN, sealed.traffic_class & ECN)
                 .ok_or(DropReason::EcnForbidden)?;
             if ecn != packet.traffic_class & ECN {
                 packet.traffic_class = packet.traffic_class & !ECN | ecn;
                 ip::set_traffic_class(plaintext, version, packet.traffic_class);
             }
         } else if sa.spec.sa.udp.is_some() {
-            natt::renew_checksum(plaintext, packet);
+            natt::renew_checksum(plaintext, &packet);
         }
 
-        let Admitted { tunnel, way, .. } = match admitted {
-            Some(known) if known.flow == packet.flow && known.fragment == packet.fragment => {
-                self.count_policy(known.policy);
-                &*known
-            }
-            _ => &*admitted.insert(self.admit(sa, packet)?),
-        };
+        let Admitted { tunnel, way, .. } = self.admit(sa, &packet, admittance)?;
+        let tunnel = *tunnel;
         let Way::Out(egress) = way else {
-            self.clamp_syn(tunnel, plaintext, packet);
+            self.clamp_syn(tunnel, plaintext, &packet);
             return Ok(Sent::Delivered { length: packet.total_length });
         };
         if packet.ttl <= 1 {
@@ -492,51 +459,19 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             return Err(DropReason::TtlExceeded);
         }
         ip::decrement_ttl(plaintext, version);
-        self.clamp_syn(tunnel, plaintext, packet);
-        self.send_inside(egress, packet, port, plaintext)
+        self.clamp_syn(tunnel, plaintext, &packet);
+        self.send_inside(egress, &packet, port, plaintext)
     }
 
     /// The peer's SYN announces what we will send into the tunnel.
+    #[inline(always)]
     fn clamp_syn(&mut self, tunnel: &'g Tunnel, plaintext: &mut [u8], packet: &IpPacket) {
-        if tunnel.clamp_mss
-            && is_tcp_syn(plaintext, packet)
+        if is_tcp_syn(plaintext, packet)
+            && tunnel.clamp_mss
             && let Some(inside_mtu) = self.inside_mtu(tunnel)
         {
             mss::clamp(plaintext, packet, inside_mtu);
         }
-    }
-
-    /// Whether a packet out of `sa` is what the SA was agreed for, and what the policy wants from its tunnel; and its
-    /// way on.
-    fn admit(&mut self, sa: &InboundSa, packet: &IpPacket) -> Result<Admitted<'g>, DropReason> {
-        let (flow, fragment) = (packet.flow, packet.fragment);
-        if self.is_our_source(flow.source) {
-            return Err(DropReason::InnerSource);
-        }
-        let mut selectors = sa.selectors.load(self.guard).into_iter().flatten();
-        if !selectors.any(|selector| selector.matches(Direction::Inbound, &flow, fragment)) {
-            return Err(DropReason::SelectorMismatch);
-        }
-        let policy = self.own.flows.classify(self.spd, Direction::Inbound, &flow, fragment);
-        let policy = policy.and_then(|index| Some((index, &self.spd.policies.get(index)?.action)));
-        let Some((policy, Action::Protect(tunnel))) = policy else { return Err(DropReason::PolicyMismatch) };
-        if tunnel.name != sa.spec.sa.tunnel {
-            return Err(DropReason::PolicyMismatch);
-        }
-        self.count_policy(policy);
-        let egress = match self.route(flow.destination) {
-            Route::Local if self.frames.host().is_some() => {
-                return Ok(Admitted { flow, fragment, policy, tunnel, way: Way::Host });
-            }
-            Route::Local => return Err(DropReason::NoHostPath),
-            Route::Port(egress) if egress.port.side == Side::Protected => egress,
-            Route::Port(_) | Route::OtherInterface => return Err(DropReason::NoProtectedRoute),
-            Route::Unreachable => return Err(DropReason::NoRoute),
-        };
-        if !egress.port.up {
-            return Err(DropReason::LinkDown);
-        }
-        Ok(Admitted { flow, fragment, policy, tunnel, way: Way::Out(egress) })
     }
 
     /// The inner packet goes from where it was decrypted, if that is a frame of its egress, else from a copy.
@@ -550,7 +485,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     ) -> Result<Sent, DropReason> {
         self.own.inside = Some(egress.id);
         if port == egress.id && packet.total_length <= egress.port.mtu {
-            return Ok(Sent::InPlace { length: packet.total_length });
+            return Ok(Sent::InPlace { version: packet.version, length: packet.total_length });
         }
         let sent = self.send_copy(egress, packet, bytes);
         if sent == Err(DropReason::TooBig) {
@@ -629,22 +564,64 @@ fn read_outside(protocol: u8, datagram: &[u8]) -> Result<Outside<'_>, DropReason
 fn open<F: std::ops::DerefMut<Target = [u8]>>(
     burst: &[Received<'_>],
     opener: &Opener,
-    taken: &mut ArrayVec<Taken<F>, BURST>,
-    candidates: &[Candidate],
+    taken: &mut ArrayVec<Taken<'_, F>, BURST>,
     verdicts: &mut Verdicts,
 ) {
     let mut opens = ArrayVec::<Open<'_>, BURST>::new();
-    for (Taken { place, frame, .. }, candidate) in taken.iter_mut().zip(candidates) {
+    for Taken { sealed, frame, .. } in taken.iter_mut() {
         opens.push(Open {
-            esp: place.of(burst),
-            plaintext: &mut frame[place.opened()],
-            sequence: candidate.sequence(),
+            esp: sealed.bytes(burst),
+            plaintext: &mut frame[sealed.opened()],
+            sequence: sealed.candidate.sequence(),
             verdict: None,
         });
     }
     opener.open(&mut opens);
     for open in opens.drain(..) {
         verdicts.push(open.verdict);
+    }
+}
+
+/// Marks the numbers of what is authentic as received, and tells of each packet whether it is both that and new.
+fn commit<F>(
+    sa: &InboundSa,
+    taken: &[Taken<'_, F>],
+    verdicts: &mut Verdicts,
+) -> ArrayVec<Result<(), DropReason>, BURST> {
+    let mut outcomes = ArrayVec::new();
+    let mut numbers = ArrayVec::<Authenticated, BURST>::new();
+    let ceiling = sa.lease.as_ref().map_or(u64::MAX, |lease| lease.ceiling());
+    for (verdict, Taken { sealed, .. }) in verdicts.drain(..).zip(taken) {
+        let sequence = sealed.candidate.sequence();
+        outcomes.push(match verdict.and_then(|proof| sealed.candidate.authenticate(proof)) {
+            None => Err(DropReason::IcvFailed),
+            // What is not recorded as received yet is not received: a crash now would forget it. Only an
+            // authentic number calls for a higher record, so nobody else can spend the numbers of an SA.
+            Some(_) if sequence > ceiling => {
+                sa.lease.iter().for_each(|lease| lease.reach(sequence));
+                Err(DropReason::ReplayFloor)
+            }
+            Some(number) => {
+                numbers.push(number);
+                Ok(())
+            }
+        });
+    }
+    // Looks again: copies in one burst, or at two workers, all passed the check.
+    let mut authentic = outcomes.iter_mut().filter(|outcome| outcome.is_ok());
+    sa.replay.commit_group(&numbers, |committed| {
+        if let Some(outcome) = authentic.next() {
+            *outcome = committed.map_err(replay_reason);
+        }
+    });
+    outcomes
+}
+
+/// Bytes of a frame that are written behind what a packet is opened into.
+fn tail_length(sa: &InboundSa) -> usize {
+    match &sa.keys {
+        InboundKeys::Esp(_) => 0,
+        InboundKeys::Ah(verifier) => verifier.tail_length(),
     }
 }
 
@@ -657,6 +634,7 @@ fn replay_reason(refused: Refused) -> DropReason {
 }
 
 /// Only a SYN carries an MSS; the route for everything else need not be asked.
+#[inline(always)]
 fn is_tcp_syn(bytes: &[u8], packet: &IpPacket) -> bool {
     const FLAGS: usize = 13;
     const SYN: u8 = 0x02;

@@ -54,7 +54,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if sa.lifetime.is_over() || self.frames.instead(egress.id).is_some() {
             return;
         }
-        let Some(mut frame) = self.frames.take(egress.id) else { return };
+        let Ok(mut frame) = self.take_frame(egress.id, HEADER_LENGTH + outer.length() + 1) else { return };
         if !keepalive.claim(silence, self.now) {
             return self.frames.give_back(egress.id, frame);
         }

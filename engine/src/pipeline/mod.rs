@@ -22,6 +22,7 @@
 //!
 //! A protected packet is read from the frame it was received in and written to a free transmit frame.
 
+mod admission;
 pub mod counters;
 pub mod drop_reason;
 mod forward;
@@ -46,7 +47,7 @@ pub use fragments::Reassembly;
 pub use host::{Delivery, HostEnd};
 
 use crate::crypto::IvSource;
-use crate::policy::{Action, FlowCache, Spd};
+use crate::policy::{Action, FlowCache, PolicyCache, Spd};
 use crate::route::{Network, PortId, Side};
 use crate::sa::Sad;
 use crate::sa::publish::{Guard, Published};
@@ -55,6 +56,7 @@ use crate::transform::natt::{self, Datagram};
 use crate::wire::ethernet::{self, ether_type};
 use crate::wire::ip::{self, Fragment, Hidden, IpPacket, IpVersion, Upper};
 use crate::wire::protocol;
+use admission::Admission;
 use fragments::Completed;
 use inbound::Inbound;
 use outbound::Outbound;
@@ -100,8 +102,9 @@ pub struct Received<'a> {
 pub trait Frames {
     /// A free frame, whole: at least 1792 bytes (2048 without the headroom the kernel keeps).
     type Frame: DerefMut<Target = [u8]>;
-    /// Takes a frame that `port` can transmit; `None` when all are in flight.
-    fn take(&mut self, port: PortId) -> Option<Self::Frame>;
+    /// Takes a frame that `port` can transmit, for a packet of up to `length` bytes: as long as that, or the longest
+    /// there is. `None` when all are in flight.
+    fn take(&mut self, port: PortId, length: usize) -> Option<Self::Frame>;
     /// Gives an unused frame back.
     fn give_back(&mut self, port: PortId, frame: Self::Frame);
     /// The worker that transmits on `port` where this one cannot, busy or not; `None` where it can.
@@ -160,10 +163,14 @@ pub struct Pipeline {
     worker: u32,
     counters: Arc<WorkerCounters>,
     ivs: IvSource,
-    flows: FlowCache,
+    policies: PolicyCache,
+    /// Where flows out of SAs go on.
+    admissions: FlowCache<Admission, 3>,
     errors: icmp::Budget,
     /// Where the last decrypted packet left: the likely egress of the next, which is not known before decryption.
     inside: Option<PortId>,
+    /// The packets of a burst, each read once. What could not be read is dropped already, and its place says nothing.
+    packets: Box<[IpPacket]>,
     /// Where packets are fragmented before encryption.
     fragments: Box<[u8]>,
     /// Where the headers that AH covers are put together, for a burst of them.
@@ -173,7 +180,7 @@ pub struct Pipeline {
     spare_datagrams: Vec<Vec<u8>>,
 }
 
-/// Flows a worker remembers the policy of: 64 bytes each.
+/// Flows a worker remembers the policy of (64 bytes each), and whither those out of SAs go (128).
 const FLOWS: usize = 8192;
 
 /// Room for the fragments of a few packets of any size a receive frame holds.
@@ -194,9 +201,11 @@ impl Pipeline {
             worker,
             counters,
             ivs,
-            flows: FlowCache::new(FLOWS, seed.map(u64::from_ne_bytes)),
+            policies: FlowCache::new(FLOWS, seed.map(u64::from_ne_bytes)),
+            admissions: FlowCache::new(FLOWS, seed.map(u64::from_ne_bytes)),
             errors: icmp::Budget::new(),
             inside: None,
+            packets: vec![IpPacket::EMPTY; BURST].into_boxed_slice(),
             fragments: vec![0; FRAGMENTS_LENGTH].into_boxed_slice(),
             covered: vec![0; BURST * (COVERED_HEADERS + LONGEST_AH)].into_boxed_slice(),
             completed: Vec::new(),
@@ -281,9 +290,6 @@ impl Pipeline {
     }
 }
 
-/// The packets of a burst, each read once. What could not be read is dropped already, and its place says nothing.
-type Packets = ArrayVec<IpPacket, BURST>;
-
 /// One burst on its way through the stages.
 struct Pass<'a, 'g, F: Frames> {
     own: &'a mut Pipeline,
@@ -302,17 +308,17 @@ struct Pass<'a, 'g, F: Frames> {
 impl<'g, F: Frames> Pass<'_, 'g, F> {
     fn run(mut self, burst: &mut [Received<'_>]) {
         // All of them first, so that the frames come into the cache side by side rather than one by one.
-        let mut packets = Packets::new();
+        let mut room = std::mem::take(&mut self.own.packets);
+        let packets = &mut room[..burst.len()];
         let mut readable = ArrayVec::<Result<(), DropReason>, BURST>::new();
-        for received in burst.iter() {
-            packets.push(IpPacket::EMPTY);
-            let Some(packet) = packets.last_mut() else { break };
+        for (received, packet) in burst.iter().zip(&mut *packets) {
             readable.push(read_frame(received.frame, packet));
         }
+        let packets = &*packets;
         let mut inbound = Inbound::new();
         let mut outbound = Outbound::new();
         for (index, ((received, packet), readable)) in
-            burst.iter_mut().zip(&packets).zip(&readable).enumerate()
+            burst.iter_mut().zip(packets).zip(&readable).enumerate()
         {
             let sorted =
                 readable.and_then(|()| self.sort(index, received, packet, &mut inbound, &mut outbound));
@@ -320,14 +326,14 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 self.tally.drop(reason);
             }
         }
-        while let Some((sa, mut cursor)) = inbound.take_group() {
-            self.open_group(burst, sa, std::iter::from_fn(|| inbound.next(&mut cursor)));
+        for (sa, group) in inbound.iter() {
+            self.open_group(burst, sa, group);
         }
-        while let Some((tunnel, mut cursor)) = outbound.take_group() {
-            let group = std::iter::from_fn(|| outbound.next(&mut cursor));
-            self.seal_group(burst, &packets, tunnel, group);
+        for (tunnel, group) in outbound.iter() {
+            self.seal_group(burst, packets, tunnel, group.copied());
         }
         self.write_down_policy();
+        self.own.packets = room;
     }
 
     /// Puts one packet where it belongs: into a group, or forward in clear, or away.
@@ -383,7 +389,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
 
     /// What the policy says of a packet; counts it for the policy that decides.
     fn policy(&mut self, direction: Direction, packet: &IpPacket) -> Option<&'g Action> {
-        let index = self.own.flows.classify(self.spd, direction, &packet.flow, packet.fragment)?;
+        let index = self.own.policies.classify(self.spd, direction, &packet.flow, packet.fragment)?;
         self.count_policy(index);
         self.spd.policies.get(index).map(|policy| &policy.action)
     }

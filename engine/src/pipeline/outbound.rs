@@ -4,7 +4,7 @@
 use arrayvec::ArrayVec;
 
 use super::scratch::{Egress, Groups, Route};
-use super::{BURST, COVERED_HEADERS, DropReason, Frames, Packets, Pass, Received};
+use super::{BURST, COVERED_HEADERS, DropReason, Frames, Pass, Received};
 use crate::crypto::{Seal, Sign};
 use crate::policy::Tunnel;
 use crate::route::{PortId, Side};
@@ -18,7 +18,7 @@ use crate::transform::transport::{self, Split};
 use crate::transform::tunnel::OuterHeader;
 use crate::transform::{Layout, mss};
 use crate::wire::ah::AhHeader;
-use crate::wire::checksum;
+use crate::wire::checksum::Sum;
 use crate::wire::ethernet::HEADER_LENGTH;
 use crate::wire::icmp::IcmpError;
 use crate::wire::ip::{self, Fragment, IpPacket, IpVersion};
@@ -35,6 +35,8 @@ struct Ready<'p, F> {
     packet: &'p IpPacket,
     /// Bytes of it, or of the fragment.
     length: usize,
+    /// Bytes that it takes once it is sealed.
+    sealed: Lengths,
     /// Transport mode: where ESP or AH goes.
     split: Option<Split>,
     frame: F,
@@ -84,7 +86,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     pub(super) fn seal_group(
         &mut self,
         burst: &mut [Received<'_>],
-        packets: &Packets,
+        packets: &[IpPacket],
         tunnel: &'g Tunnel,
         group: impl Iterator<Item = usize>,
     ) {
@@ -139,11 +141,11 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if packet.total_length > shared.inside_mtu(split.as_ref()) {
             return;
         }
-        let room = frame_length(sa, split.as_ref(), length);
-        let Ok(frame) = self.take_frame(egress.id, room) else { return };
+        let sealed = Lengths::new(sa, split.as_ref(), length);
+        let Ok(frame) = self.take_frame(egress.id, sealed.of_frame(sa)) else { return };
         self.tally.originated += 1;
         let mut ready = ArrayVec::<_, BURST>::new();
-        ready.push(Ready { payload: Payload::Fragment { start: 0 }, packet, length, split, frame });
+        ready.push(Ready { payload: Payload::Fragment { start: 0 }, packet, length, sealed, split, frame });
         self.seal_ready(&[], &shared, &mut ready);
     }
 
@@ -191,6 +193,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let whole = &received.frame[HEADER_LENGTH..];
         let split = split(group.sa, whole, packet, &mut self.own.covered)?;
         let inside_mtu = group.inside_mtu(split.as_ref());
+        let length = packet.total_length as usize;
         if packet.total_length > inside_mtu {
             if packet.dont_fragment {
                 let mtu = match packet.version {
@@ -204,13 +207,12 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             let Some(split) = &split else {
                 return self.prepare_fragments(burst, index, packet, inside_mtu, group, ready);
             };
-            let (headers, behind) = lengths(group.sa, Some(split), packet.total_length as usize);
-            if headers + behind > usize::from(u16::MAX) {
+            if Lengths::new(group.sa, Some(split), length).sum() > usize::from(u16::MAX) {
                 return Err(DropReason::TooBig);
             }
         }
-        let length = packet.total_length as usize;
-        let frame = self.take_frame(group.egress.id, frame_length(group.sa, split.as_ref(), length))?;
+        let sealed = Lengths::new(group.sa, split.as_ref(), length);
+        let frame = self.take_frame(group.egress.id, sealed.of_frame(group.sa))?;
         let bytes = &mut received.frame[HEADER_LENGTH..];
         // RFC 4301 section 5.1.2.1: decremented by whoever forwards, not by whoever sends.
         if is_forwarded {
@@ -219,7 +221,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if group.clamp_mss {
             mss::clamp(bytes, packet, inside_mtu);
         }
-        ready.push(Ready { payload: Payload::Received { index }, packet, length, split, frame });
+        ready.push(Ready { payload: Payload::Received { index }, packet, length, sealed, split, frame });
         Ok(())
     }
 
@@ -253,12 +255,13 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             if number > 0 {
                 self.tally.originated += 1;
             }
+            let sealed = Lengths::new(group.sa, None, length);
             outcome = write_fragment(&mut self.own.fragments[start..], bytes, &piece)
                 .ok_or(DropReason::TooBig)
-                .and_then(|_| self.take_frame(group.egress.id, frame_length(group.sa, None, length)))
+                .and_then(|_| self.take_frame(group.egress.id, sealed.of_frame(group.sa)))
                 .map(|frame| {
                     let payload = Payload::Fragment { start };
-                    ready.push(Ready { payload, packet, length, split: None, frame })
+                    ready.push(Ready { payload, packet, length, sealed, split: None, frame })
                 });
             if outcome.is_err() {
                 break;
@@ -280,24 +283,23 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let Group { sa, outer, egress, .. } = group;
         let fragments = &self.own.fragments;
         let mut allowance = sa.allowance();
-        let fits = |Ready { split, length, .. }: &Ready<'_, F::Frame>| {
-            let (_, behind) = lengths(sa, split.as_ref(), *length);
-            allowance.take(behind as u64)
-        };
+        let fits = |Ready { sealed, .. }: &Ready<'_, F::Frame>| allowance.take(sealed.behind as u64);
         let fitting = ready.iter().map(fits).take_while(|fits| *fits).count();
         if fitting < ready.len() {
             sa.lifetime.end();
         }
         let Numbers { range, short } = sa.take_numbers(fitting as u64);
         let numbered = ready.iter_mut().zip(range.into_iter().flatten()).map(
-            |(Ready { payload, packet, length, split, frame }, number)| {
+            |(Ready { payload, packet, length, sealed, split, frame }, number)| {
                 let bytes = match *payload {
                     Payload::Received { index } => &burst[index].frame[HEADER_LENGTH..][..*length],
                     Payload::Fragment { start } => &fragments[start..start + *length],
                 };
                 // Unique among the SA's last 2^16 packets, whichever workers send them (RFC 6864 section 4.3).
                 let identification = number.get() as u16;
-                (write_headers(sa, outer, packet, bytes, split.as_ref(), frame, identification), number)
+                let room = &mut frame[HEADER_LENGTH..sealed.of_frame(sa)];
+                let split = split.as_ref();
+                (write_headers(outer, packet, bytes, *sealed, split, room, identification), number)
             },
         );
         let mut sealed = 0;
@@ -305,8 +307,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             OutboundKeys::Esp(sealer) => {
                 let mut seals = ArrayVec::<Seal<'_>, BURST>::new();
                 for (Placed { behind, payload, next_header, .. }, sequence) in numbered {
-                    let (esp, _) = behind.split_at_mut(sa.layout.length(payload.len()));
-                    seals.push(Seal { esp, payload, next_header, sequence });
+                    seals.push(Seal { esp: behind, payload, next_header, sequence });
                 }
                 sealed += seals.len();
                 sealer.seal(sa.spec.sa.spi, &mut seals, &mut self.own.ivs);
@@ -344,15 +345,15 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             Exhausted::Sequence => DropReason::SequenceExhausted,
         };
         let mut bytes = 0;
-        for (position, Ready { length, split, mut frame, .. }) in ready.drain(..).enumerate() {
+        let is_udp_ipv6 = sa.outer.udp_ports.is_some() && sa.outer.version() == IpVersion::V6;
+        for (position, Ready { sealed: lengths, mut frame, .. }) in ready.drain(..).enumerate() {
             if position < sealed {
-                let (headers, behind) = lengths(sa, split.as_ref(), length);
-                if sa.outer.udp_ports.is_some() && sa.outer.version() == IpVersion::V6 {
-                    let packet = &mut frame[HEADER_LENGTH..HEADER_LENGTH + headers + behind];
-                    natt::checksum_ipv6(packet, headers - in_udp(sa));
+                if is_udp_ipv6 {
+                    let packet = &mut frame[HEADER_LENGTH..HEADER_LENGTH + lengths.sum()];
+                    natt::checksum_ipv6(packet, lengths.headers - udp::HEADER_LENGTH);
                 }
-                bytes += behind as u64;
-                self.send_sealed(egress, sa.outer.version(), frame, headers + behind);
+                bytes += lengths.behind as u64;
+                self.send_sealed(egress, sa.outer.version(), frame, lengths.sum());
             } else {
                 self.frames.give_back(egress.id, frame);
                 self.tally.drop(refused);
@@ -421,19 +422,19 @@ struct Placed<'f, 'b> {
     next_header: u8,
 }
 
-/// Writes the IP headers of `bytes` under `sa`: `outer` in tunnel mode, its own in transport mode.
+/// Writes the IP headers of `bytes` into `room`: `outer` in tunnel mode, its own in transport mode.
 #[inline(always)]
 fn write_headers<'f, 'b>(
-    sa: &OutboundSa,
     outer: &OuterHeader,
     packet: &IpPacket,
     bytes: &'b [u8],
+    sealed: Lengths,
     split: Option<&Split>,
-    frame: &'f mut [u8],
+    room: &'f mut [u8],
     identification: u16,
 ) -> Placed<'f, 'b> {
-    let (headers_length, behind_length) = lengths(sa, split, bytes.len());
-    let (headers, behind) = frame[HEADER_LENGTH..].split_at_mut(headers_length);
+    let (headers_length, behind_length) = (sealed.headers, sealed.behind);
+    let (headers, behind) = room.split_at_mut(headers_length);
     let (payload, next_header) = match split {
         None => {
             outer.write(headers, packet, behind_length, identification);
@@ -449,7 +450,7 @@ fn write_headers<'f, 'b>(
             ip.copy_from_slice(own);
             let carried = udp.len() + behind_length;
             let protocol = match outer.udp_ports {
-                None => sa.outer.protocol,
+                None => outer.protocol,
                 Some((source, destination)) => {
                     // `prepare` bounds the packet.
                     udp.copy_from_slice(
@@ -465,32 +466,47 @@ fn write_headers<'f, 'b>(
     Placed { headers, behind, payload, next_header }
 }
 
-/// Bytes of the IP headers in front of ESP or AH, and of all that follows, for a packet of `length` bytes.
-#[inline(always)]
-fn lengths(sa: &OutboundSa, split: Option<&Split>, length: usize) -> (usize, usize) {
-    match split {
-        None => (sa.outer.length(), sa.layout.length(length)),
-        Some(split) => {
-            let headers = usize::from(split.at);
-            (headers + in_udp(sa), sa.layout.length(length - headers))
-        }
-    }
-}
-
 /// Bytes of a UDP header in front of ESP.
 #[inline(always)]
 fn in_udp(sa: &OutboundSa) -> usize {
     if sa.outer.udp_ports.is_some() { udp::HEADER_LENGTH } else { 0 }
 }
 
-/// Bytes of a frame to seal a packet of `length` bytes in.
-fn frame_length(sa: &OutboundSa, split: Option<&Split>, length: usize) -> usize {
-    let tail = match &sa.keys {
-        OutboundKeys::Esp(_) => 0,
-        OutboundKeys::Ah(signer) => signer.tail_length(),
-    };
-    let (headers, behind) = lengths(sa, split, length);
-    HEADER_LENGTH + headers + behind + tail
+/// How long a sealed packet is.
+#[derive(Clone, Copy)]
+struct Lengths {
+    /// The IP headers in front of ESP or AH, UDP's too.
+    headers: usize,
+    /// ESP, or AH, and all that follows.
+    behind: usize,
+}
+
+impl Lengths {
+    /// Of a packet of `length` bytes under `sa`.
+    #[inline(always)]
+    fn new(sa: &OutboundSa, split: Option<&Split>, length: usize) -> Self {
+        match split {
+            None => Self { headers: sa.outer.length(), behind: sa.layout.length(length) },
+            Some(split) => {
+                let own = usize::from(split.at);
+                Self { headers: own + in_udp(sa), behind: sa.layout.length(length - own) }
+            }
+        }
+    }
+
+    fn sum(self) -> usize {
+        self.headers + self.behind
+    }
+
+    /// Bytes of a frame that are written for it.
+    #[inline(always)]
+    fn of_frame(self, sa: &OutboundSa) -> usize {
+        let tail = match &sa.keys {
+            OutboundKeys::Esp(_) => 0,
+            OutboundKeys::Ah(signer) => signer.tail_length(),
+        };
+        HEADER_LENGTH + self.sum() + tail
+    }
 }
 
 /// Whether the sender left the TCP or UDP checksum to hardware that is not there: the field then holds the sum of
@@ -506,21 +522,11 @@ fn has_partial_checksum(bytes: &[u8], packet: &IpPacket) -> bool {
         return false;
     }
     let segment = &bytes[usize::from(packet.payload_offset)..packet.total_length as usize];
-    let Some(&[high, low]) = segment.get(field..field + 2) else { return false };
+    let Some(&found) = segment.get(field..).and_then(<[u8]>::first_chunk) else { return false };
     let addresses = match packet.version {
-        IpVersion::V4 => &bytes[12..20],
-        IpVersion::V6 => &bytes[8..40],
+        IpVersion::V4 => Sum::default().bytes(bytes[12..].first_chunk::<8>().unwrap_or(&[0; 8])),
+        IpVersion::V6 => Sum::default().bytes(bytes[8..].first_chunk::<32>().unwrap_or(&[0; 32])),
     };
-    let words = addresses.chunks_exact(4).map(|word| u64::from(u32::from_be_bytes(word.try_into().unwrap())));
-    let pseudo = fold(words.sum::<u64>() + u64::from(packet.flow.protocol) + segment.len() as u64);
-    u16::from_be_bytes([high, low]) == pseudo
-        && fold(u64::from(pseudo) + u64::from(!checksum::internet(segment))) != u16::MAX
-}
-
-/// The one's complement sum of 64 bits as 16.
-fn fold(mut sum: u64) -> u16 {
-    while sum > u64::from(u16::MAX) {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    sum as u16
+    let pseudo = addresses.number(segment.len() as u32).number(packet.flow.protocol.into());
+    u16::from_be_bytes(found) == pseudo.fold() && pseudo.bytes(segment).checksum() != 0
 }

@@ -26,7 +26,7 @@ struct Group<'g, K> {
 }
 
 struct Item<T> {
-    value: Option<T>,
+    value: T,
     next: Option<u8>,
 }
 
@@ -40,7 +40,7 @@ impl<'g, K, T> Groups<'g, K, T> {
     pub(super) fn push(&mut self, key: &'g K, value: T) {
         // At most BURST items, so an index fits.
         let index = self.items.len() as u8;
-        self.items.push(Item { value: Some(value), next: None });
+        self.items.push(Item { value, next: None });
         // The latest group first: a burst is mostly one flow.
         match self.groups.iter_mut().rev().find(|group| std::ptr::eq(group.key, key)) {
             Some(group) => {
@@ -51,22 +51,29 @@ impl<'g, K, T> Groups<'g, K, T> {
         }
     }
 
-    /// The next group that was not taken yet, latest group first: its key and its place for [`Groups::next`].
-    pub(super) fn take_group(&mut self) -> Option<(&'g K, Cursor)> {
-        let group = self.groups.pop()?;
-        Some((group.key, Cursor(Some(group.first))))
-    }
-
-    /// The next packet of the group at `cursor`, in order of arrival.
-    pub(super) fn next(&mut self, cursor: &mut Cursor) -> Option<T> {
-        let item = &mut self.items[usize::from(cursor.0?)];
-        cursor.0 = item.next;
-        item.value.take()
+    /// The groups, latest first: the key and the packets of each.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&'g K, Members<'_, T>)> {
+        let members = |first| Members { items: &self.items, next: Some(first) };
+        self.groups.iter().rev().map(move |group| (group.key, members(group.first)))
     }
 }
 
-/// A place in a group.
-pub(super) struct Cursor(Option<u8>);
+/// The packets of one group, in order of arrival.
+pub(super) struct Members<'i, T> {
+    items: &'i [Item<T>],
+    next: Option<u8>,
+}
+
+impl<'i, T> Iterator for Members<'i, T> {
+    type Item = &'i T;
+
+    #[inline]
+    fn next(&mut self) -> Option<&'i T> {
+        let item = self.items.get(usize::from(self.next?))?;
+        self.next = item.next;
+        Some(&item.value)
+    }
+}
 
 /// Where a packet leaves.
 #[derive(Clone, Copy)]

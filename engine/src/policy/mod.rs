@@ -13,7 +13,7 @@ pub mod spd;
 mod tests;
 
 pub use cover::{Cover, Prefix};
-pub use flow_cache::FlowCache;
+pub use flow_cache::{FlowCache, FlowKey, PolicyCache};
 pub use spd::{Action, Fallback, Policy, Spd, Tunnel};
 
 /// An address as a number of its version's width; versions never mix where these are compared.

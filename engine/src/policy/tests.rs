@@ -196,7 +196,7 @@ proptest! {
         seed in any::<[u64; 2]>(),
     ) {
         let spds: Vec<Spd> = (1..).zip(generations).map(|(n, p)| Spd::new(p, Fallback::Kernel, n)).collect();
-        let mut cache = FlowCache::new(flows, seed);
+        let mut cache = PolicyCache::new(flows, seed);
         for (which, (direction, flow, fragment)) in packets {
             let expected = spds[which].classify_linear(direction, &flow, fragment);
             prop_assert_eq!(cache.classify(&spds[which], direction, &flow, fragment), expected);

@@ -29,7 +29,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::builder::RoutesBuilder;
 use super::kernel::{self, Answer};
 use super::resolver::{Key, Request, Schedule};
-use super::{Neighbours, Network, Port, PortId, Resolver, Routes, Side};
+use super::{LARGEST_MTU, Neighbours, Network, Port, PortId, Resolver, Routes, Side};
 
 /// Events are gathered for this long before they are acted on.
 const COALESCE: Duration = Duration::from_millis(10);
@@ -410,7 +410,7 @@ async fn dump_ports(handle: &Handle, known: &[Port]) -> Result<Vec<Port>, rtnetl
         if let Some(port) = ports.iter_mut().find(|port| *port.name == link.name) {
             port.ifindex = link.ifindex;
             port.mac = link.mac;
-            port.mtu = link.mtu;
+            port.mtu = link.mtu.min(LARGEST_MTU);
             port.up = link.up;
         }
     }

@@ -19,7 +19,7 @@ pub use table::Routes;
 use crate::wire::ethernet::MacAddress;
 
 /// adit's own small number for an interface it steers; index into [`Network::ports`].
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct PortId(pub u16);
 
 impl PortId {
@@ -36,6 +36,9 @@ pub enum Side {
     Unprotected,
 }
 
+/// The most bytes of an IP packet that adit carries; where the kernel's MTU is larger, a path's MTU is this.
+pub const LARGEST_MTU: u32 = 9000;
+
 /// An interface that adit steers.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Port {
@@ -47,7 +50,7 @@ pub struct Port {
     pub ifindex: u32,
     /// Address.
     pub mac: MacAddress,
-    /// MTU in bytes, as the kernel has it.
+    /// MTU in bytes, as the kernel has it, or [`LARGEST_MTU`].
     pub mtu: u32,
     /// Administratively and physically up.
     pub up: bool,

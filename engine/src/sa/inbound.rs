@@ -7,7 +7,7 @@ use super::lease::Lease;
 use super::lifetime::{Allowance, Lifetime};
 use super::publish::Published;
 use super::replay::ReplayWindow;
-use super::selector::Selector;
+use super::selector::Selectors;
 use super::spec::{InboundSpec, Protocol};
 use crate::crypto::key::{KeyError, KeyMaterial};
 use crate::crypto::{Opener, Verifier};
@@ -43,7 +43,7 @@ pub struct InboundSa {
     pub spec: InboundSpec,
     /// What may travel in it now: at first what the request said. The policies of manual SAs change while the
     /// SA, its window and its counters stay.
-    pub selectors: Published<Vec<Selector>>,
+    pub selectors: Published<Selectors>,
     /// Lengths.
     pub layout: Layout,
     /// Keys.
@@ -92,7 +92,7 @@ impl InboundSa {
             counters: SaCounters::default(),
             lifetime: Lifetime::default(),
             verified: Default::default(),
-            selectors: Published::new(Some(Arc::new(selectors))),
+            selectors: Published::new(Some(Arc::new(Selectors::new(selectors)))),
             spec,
         })
     }

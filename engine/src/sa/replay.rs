@@ -44,7 +44,7 @@ pub enum Refused {
 }
 
 /// A number that was not refused yet; its packet's ICV is not verified yet.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Candidate {
     sequence: u64,
 }

@@ -319,6 +319,24 @@ fn esn_crosses_into_the_next_subspace_and_back() {
     assert_eq!(check_and_commit(&window, 0), Err(Refused::Duplicate));
 }
 
+/// RFC 4303 appendix A2.2: a low word stands for the 2^32 numbers that begin at the window's lower edge. So 2^32 - W - 1
+/// packets in a row may be lost, and after one more the packet is taken for an old one, which its ICV does not bear out.
+#[test]
+fn a_gap_of_nearly_a_subspace_is_bridged() {
+    for size in [32, 64, 1024, 65536] {
+        for edge in [size, size + 1, 100_000, (1 << 32) - 1, 1 << 32, (1 << 32) + 5, (9 << 32) + 77] {
+            let window = ReplayWindow::new(size as u32, true, edge);
+            let lost = (1 << 32) - size - 1;
+            let next = edge + lost + 1;
+            assert_eq!(window.check(next as u32).map(|it| it.sequence()), Ok(next), "{size} {edge}");
+            let beyond = window.check((next + 1) as u32).map(|it| it.sequence());
+            assert_ne!(beyond, Ok(next + 1), "{size} {edge}");
+            assert_eq!(check_and_commit(&window, next as u32), Ok(()));
+            assert_eq!(window.right_edge(), next);
+        }
+    }
+}
+
 #[test]
 fn numbers_outside_the_esn_space_are_impossible() {
     // Before the first packet, the upper end would be subspace -1.

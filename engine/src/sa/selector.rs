@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::wire::ip::{Flow, Fragment, Hidden, Upper};
 
@@ -57,6 +58,23 @@ pub struct Selector {
     pub protocol: Option<u8>,
     /// Ports or ICMP; anything but `Any` needs a protocol that has it.
     pub upper: UpperSelector,
+}
+
+/// What may travel in an SA.
+#[derive(Debug)]
+pub struct Selectors {
+    /// Alternatives.
+    pub list: Box<[Selector]>,
+    /// Unique in this process; what is remembered of an SA's selectors goes by it.
+    pub version: u64,
+}
+
+impl Selectors {
+    /// These, as a new version.
+    pub fn new(list: Vec<Selector>) -> Self {
+        static LATEST: AtomicU64 = AtomicU64::new(0);
+        Self { list: list.into_boxed_slice(), version: LATEST.fetch_add(1, Ordering::Relaxed) + 1 }
+    }
 }
 
 /// Which way a packet goes.

@@ -13,7 +13,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::checksum;
+use super::checksum::Sum;
 
 /// Bytes of an IPv4 header without options.
 pub const IPV4_LENGTH: usize = 20;
@@ -52,20 +52,20 @@ impl Ipv4Header {
     /// The header as it goes on the wire, checksum included.
     #[inline(always)]
     pub fn to_bytes(&self) -> [u8; IPV4_LENGTH] {
+        // In words, so that none is read back from bytes that were just written: that waits for the stores.
+        let [length, identification] = [self.total_length, self.identification].map(u64::from);
+        let flags = if self.dont_fragment { DONT_FRAGMENT.into() } else { 0 };
+        let first =
+            0x45 << 56 | u64::from(self.traffic_class) << 48 | length << 32 | identification << 16 | flags;
+        let [ttl, protocol] = [self.ttl, self.protocol].map(u64::from);
+        let middle = ttl << 56 | protocol << 48 | u64::from(self.source.to_bits());
+        let last = self.destination.to_bits();
+        let checksum = Sum::default().word(first).word(middle).number(last).checksum();
+        let middle = middle | u64::from(checksum) << 32;
         let mut out = [0; IPV4_LENGTH];
-        out[0] = 0x45;
-        out[1] = self.traffic_class;
-        out[2..4].copy_from_slice(&self.total_length.to_be_bytes());
-        out[4..6].copy_from_slice(&self.identification.to_be_bytes());
-        if self.dont_fragment {
-            out[6..8].copy_from_slice(&DONT_FRAGMENT.to_be_bytes());
-        }
-        out[8] = self.ttl;
-        out[9] = self.protocol;
-        out[12..16].copy_from_slice(&self.source.octets());
-        out[16..20].copy_from_slice(&self.destination.octets());
-        let checksum = checksum::internet(&out);
-        out[10..12].copy_from_slice(&checksum.to_be_bytes());
+        out[..8].copy_from_slice(&first.to_be_bytes());
+        out[8..16].copy_from_slice(&middle.to_be_bytes());
+        out[16..].copy_from_slice(&last.to_be_bytes());
         out
     }
 }

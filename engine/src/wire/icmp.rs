@@ -25,6 +25,8 @@ const HEADER_LENGTH: usize = 8;
 const MAX_LENGTH_V4: usize = 576;
 /// RFC 4443 section 2.4 (c): not exceeding the minimum IPv6 MTU.
 const MAX_LENGTH_V6: usize = 1280;
+/// Most bytes of an error, its IP header included.
+pub const LONGEST_ERROR: usize = MAX_LENGTH_V6;
 /// RFC 791 section 3.2: every module forwards 68 bytes.
 const MIN_MTU_V4: u32 = 68;
 /// RFC 8200 section 5.

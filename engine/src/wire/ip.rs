@@ -173,7 +173,7 @@ pub fn parse(bytes: &[u8]) -> Result<IpPacket, Malformed> {
 /// As [`parse`], into the place where the packet stays: moving what was just written waits for the stores.
 ///
 /// # Errors
-/// As [`parse`]; `packet` is as it was.
+/// As [`parse`]; what `packet` is then says nothing.
 #[inline(always)]
 pub fn read(bytes: &[u8], packet: &mut IpPacket) -> Result<(), Malformed> {
     match bytes.first().ok_or(Malformed::TooShort)? >> 4 {
@@ -186,44 +186,51 @@ pub fn read(bytes: &[u8], packet: &mut IpPacket) -> Result<(), Malformed> {
 #[inline(always)]
 fn read_v4(bytes: &[u8], out: &mut IpPacket) -> Result<(), Malformed> {
     let fixed = bytes.first_chunk::<IPV4_LENGTH>().ok_or(Malformed::TooShort)?;
-    let header_length = usize::from(fixed[0] & 0x0f) * 4;
-    if header_length < IPV4_LENGTH {
-        return Err(Malformed::HeaderLength);
+    // Three loads; everything below comes out of registers.
+    let (first, middle, last) = in_words(fixed);
+    let header_length = (first >> 56 & 0x0f) as usize * 4;
+    let total_length = (first >> 32 & 0xffff) as usize;
+    if total_length > bytes.len() || total_length < header_length {
+        return Err(Malformed::TotalLength);
     }
-    let total_length = u16::from_be_bytes([fixed[2], fixed[3]]);
-    let packet = bytes.get(..usize::from(total_length)).ok_or(Malformed::TotalLength)?;
-    let (header, payload) = packet.split_at_checked(header_length).ok_or(Malformed::TotalLength)?;
-    // The usual header has a length the compiler knows.
-    let sum =
-        if header_length == IPV4_LENGTH { checksum::internet(fixed) } else { checksum::internet(header) };
-    if sum != 0 {
+    let fixed_sum = Sum::default().word(first).word(middle).number(last);
+    let sum = match header_length {
+        IPV4_LENGTH => fixed_sum,
+        0..IPV4_LENGTH => return Err(Malformed::HeaderLength),
+        _ => fixed_sum.bytes(&bytes[IPV4_LENGTH..header_length]),
+    };
+    if sum.checksum() != 0 {
         return Err(Malformed::Checksum);
     }
 
-    let flags = u16::from_be_bytes([fixed[6], fixed[7]]);
-    let fragment = match (flags & FRAGMENT_OFFSET, flags & MORE_FRAGMENTS) {
-        (0, 0) => Fragment::Whole,
-        (0, _) => Fragment::First,
+    let flags = first as u16;
+    let fragment = match flags & (FRAGMENT_OFFSET | MORE_FRAGMENTS) {
+        0 => Fragment::Whole,
+        MORE_FRAGMENTS => Fragment::First,
         _ => Fragment::Later,
     };
-    let protocol = fixed[9];
-    *out = IpPacket {
-        version: IpVersion::V4,
-        flow: Flow {
-            source: IpAddr::V4(Ipv4Addr::new(fixed[12], fixed[13], fixed[14], fixed[15])),
-            destination: IpAddr::V4(Ipv4Addr::new(fixed[16], fixed[17], fixed[18], fixed[19])),
-            protocol,
-            upper: upper(protocol, payload, fragment),
-        },
-        header_length: header_length as u16,
-        payload_offset: header_length as u16,
-        total_length: u32::from(total_length),
-        ttl: fixed[8],
-        traffic_class: fixed[1],
-        dont_fragment: flags & DONT_FRAGMENT != 0,
-        fragment,
-    };
+    let protocol = (middle >> 48) as u8;
+    out.version = IpVersion::V4;
+    out.flow.source = IpAddr::V4(Ipv4Addr::from_bits(middle as u32));
+    out.flow.destination = IpAddr::V4(Ipv4Addr::from_bits(last));
+    out.flow.protocol = protocol;
+    out.header_length = header_length as u16;
+    out.payload_offset = header_length as u16;
+    out.total_length = total_length as u32;
+    out.ttl = (middle >> 56) as u8;
+    out.traffic_class = (first >> 48) as u8;
+    out.dont_fragment = flags & DONT_FRAGMENT != 0;
+    out.fragment = fragment;
+    read_upper(&mut out.flow.upper, protocol, &bytes[header_length..total_length], fragment);
     Ok(())
+}
+
+/// The numbers that the words of a header are on the wire.
+#[inline(always)]
+fn in_words(header: &[u8; IPV4_LENGTH]) -> (u64, u64, u32) {
+    let (words, last) = header.as_chunks::<8>();
+    let last = last.first_chunk().map_or(0, |last| u32::from_be_bytes(*last));
+    (u64::from_be_bytes(words[0]), u64::from_be_bytes(words[1]), last)
 }
 
 #[inline]
@@ -248,7 +255,7 @@ fn read_v6(bytes: &[u8], out: &mut IpPacket) -> Result<(), Malformed> {
             source: address(source),
             destination: address(destination),
             protocol: chain.protocol,
-            upper: upper(chain.protocol, packet.get(chain.offset..).unwrap_or_default(), chain.fragment),
+            upper: Upper::Opaque,
         },
         header_length: IPV6_LENGTH as u16,
         payload_offset: chain.offset as u16,
@@ -258,6 +265,8 @@ fn read_v6(bytes: &[u8], out: &mut IpPacket) -> Result<(), Malformed> {
         dont_fragment: true,
         fragment: chain.fragment,
     };
+    let payload = packet.get(chain.offset..).unwrap_or_default();
+    read_upper(&mut out.flow.upper, chain.protocol, payload, chain.fragment);
     Ok(())
 }
 
@@ -319,25 +328,27 @@ fn extension_headers(packet: &[u8], next_header: u8) -> Result<Chain, Malformed>
     Err(Malformed::HeaderLength)
 }
 
-/// Ports or type and code, where they are there to be read.
+/// Ports or type and code, where they are there to be read. Written where they stay: on the way through a register
+/// they would be packed and unpacked.
 #[inline(always)]
-fn upper(protocol: u8, payload: &[u8], fragment: Fragment) -> Upper {
+fn read_upper(out: &mut Upper, protocol: u8, payload: &[u8], fragment: Fragment) {
+    *out = Upper::Opaque;
     if fragment == Fragment::Later {
-        return Upper::Opaque;
+        return;
     }
     match protocol {
-        protocol::TCP | protocol::UDP | protocol::SCTP => match payload.first_chunk() {
-            Some(&[s0, s1, d0, d1]) => Upper::Ports {
-                source: u16::from_be_bytes([s0, s1]),
-                destination: u16::from_be_bytes([d0, d1]),
-            },
-            None => Upper::Opaque,
-        },
-        protocol::ICMP | protocol::ICMPV6 => match payload.first_chunk() {
-            Some(&[kind, code]) => Upper::Icmp { kind, code },
-            None => Upper::Opaque,
-        },
-        _ => Upper::Opaque,
+        protocol::TCP | protocol::UDP | protocol::SCTP => {
+            if let Some(&[s0, s1, d0, d1]) = payload.first_chunk() {
+                let (source, destination) = (u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1]));
+                *out = Upper::Ports { source, destination };
+            }
+        }
+        protocol::ICMP | protocol::ICMPV6 => {
+            if let Some(&[kind, code]) = payload.first_chunk() {
+                *out = Upper::Icmp { kind, code };
+            }
+        }
+        _ => {}
     }
 }
 
@@ -347,10 +358,12 @@ fn upper(protocol: u8, payload: &[u8], fragment: Fragment) -> Upper {
 pub fn decrement_ttl(bytes: &mut [u8], version: IpVersion) {
     match version {
         IpVersion::V4 => {
-            if let Some(header) = bytes.first_chunk_mut::<IPV4_LENGTH>() {
-                let old = u16::from_be_bytes([header[8], header[9]]);
-                header[8] = header[8].saturating_sub(1);
-                mend_v4(header, old, u16::from_be_bytes([header[8], header[9]]));
+            if let Some(word) = bytes[8..].first_chunk_mut::<4>() {
+                // TTL, protocol, checksum.
+                let old = u32::from_be_bytes(*word);
+                let new = if old >> 24 == 0 { old } else { old - (1 << 24) };
+                let checksum = checksum::update(old as u16, (old >> 16) as u16, (new >> 16) as u16);
+                *word = (new & 0xffff_0000 | u32::from(checksum)).to_be_bytes();
             }
         }
         IpVersion::V6 => {

@@ -412,7 +412,7 @@ fn anothers_program_is_replaced_only_by_force() {
     for mode in [AttachMode::Auto, AttachMode::Native, AttachMode::Skb] {
         let refused = switch(&sandbox, &mut steering, &inside, mode);
         assert!(
-            matches!(&refused, Err(SteeringError::ForeignProgram(name, id)) if name == "in0" && u64::from(*id) == their_program),
+            matches!(&refused, Err(SteeringError::ForeignProgram(name, id, Some(other))) if name == "in0" && u64::from(*id) == their_program && other == "other"),
             "{refused:?}"
         );
     }
@@ -433,7 +433,7 @@ fn anothers_program_is_replaced_only_by_force() {
     let mut steering = prepare(&sandbox, &ours, std::slice::from_ref(&inside));
     assert!(matches!(
         switch(&sandbox, &mut steering, &inside, AttachMode::Auto),
-        Err(SteeringError::ForeignProgram(_, id)) if u64::from(id) == their_program
+        Err(SteeringError::ForeignProgram(_, id, None)) if u64::from(id) == their_program
     ));
     drop(steering);
     let mut steering = prepare(&sandbox, &force, std::slice::from_ref(&inside));

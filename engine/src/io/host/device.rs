@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo,
     LinkMessage,
@@ -16,6 +17,7 @@ use rtnetlink::{Handle, LinkUnspec};
 use rustix::fs::{Mode, OFlags};
 
 use super::MTU;
+use super::slot::Slot;
 use crate::pipeline::HostEnd;
 
 const CLONE_DEVICE: &CStr = c"/dev/net/tun";
@@ -39,14 +41,11 @@ pub struct Ends {
 }
 
 impl Ends {
-    /// Differs between instances, mostly: 169.254.173.0/24 holds 128 networks of two.
-    pub fn of(instance: &str) -> Self {
-        let own = super::plan::number(instance) as u8 & !1;
-        let at = |last| Ipv4Addr::new(169, 254, 173, last);
-        Self {
-            own: at(own),
-            engine: HostEnd { v4: at(own | 1), v6: Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1) },
-        }
+    /// Of the device of the instance with this number.
+    pub fn of(slot: Slot) -> Self {
+        let own = slot.address();
+        let v4 = Ipv4Addr::from_bits(own.to_bits() | 1);
+        Self { own, engine: HostEnd { v4, v6: Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1) } }
     }
 }
 
@@ -140,6 +139,14 @@ pub(super) async fn configure(handle: &Handle, ifindex: u32, ends: &Ends) -> Res
     let link = link.append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![quiet]));
     handle.link().set(link.build()).execute().await?;
     handle.link().set(LinkUnspec::new_with_index(ifindex).up().build()).execute().await?;
+    let addresses = handle.address().get().set_link_index_filter(ifindex).execute();
+    let addresses: Vec<_> = addresses.try_collect().await?;
+    for message in addresses {
+        let of_another_number = |attribute: &AddressAttribute| matches!(attribute, AddressAttribute::Local(address) if address.is_ipv4() && *address != IpAddr::V4(ends.own));
+        if message.attributes.iter().any(of_another_number) {
+            handle.address().del(message).execute().await?;
+        }
+    }
     handle.address().add(ifindex, IpAddr::V4(ends.own), 31).replace().execute().await
 }
 
@@ -148,19 +155,5 @@ pub(super) async fn delete(handle: &Handle, name: &str) -> Result<(), rtnetlink:
     match find(handle, name).await? {
         Some(link) if link.tun => handle.link().del(link.ifindex).execute().await,
         _ => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_ends_are_neighbours_and_name_nobody_else() {
-        for instance in ["adit", "a", "second", ""] {
-            let Ends { own, engine } = Ends::of(instance);
-            assert_eq!(own.to_bits() ^ engine.v4.to_bits(), 1, "{instance}");
-            assert_eq!(own.octets()[..3], [169, 254, 173]);
-        }
     }
 }

@@ -14,6 +14,7 @@ use super::super::datapath::Datapath;
 use super::device::{self, Ends, Link};
 use super::plan::Plan;
 use super::routes::Installed;
+use super::slot::{Slot, Turn};
 use super::{HostQueue, MTU};
 use crate::pipeline::Tables;
 use crate::route::{Network, Side};
@@ -61,7 +62,7 @@ impl Host {
             let (instance, report) = (instance.to_owned(), report.clone());
             std::thread::Builder::new().name("adit-host".into()).spawn(move || {
                 let work = async {
-                    let keeper = Keeper::start(name, &instance, tables, workers, report).await;
+                    let keeper = Keeper::start(instance, tables, workers, report).await;
                     match keeper {
                         Ok(keeper) => {
                             let _ = ready.send(Ok(()));
@@ -105,7 +106,9 @@ impl Drop for Host {
 pub fn remove(instance: &str) -> io::Result<()> {
     on_runtime(async {
         let netlink = Netlink::open()?;
-        let mut installed = Installed::read(&netlink.handle, instance).await.map_err(io::Error::other)?;
+        let _turn = Turn::take().await?;
+        let slot = Slot::find(&netlink.handle, instance).await?;
+        let mut installed = Installed::read(&netlink.handle, slot).await.map_err(io::Error::other)?;
         installed.become_plan(&netlink.handle, &Plan::default(), 0).await.map_err(io::Error::other)?;
         device::delete(&netlink.handle, &device::name(instance)).await.map_err(io::Error::other)
     })?
@@ -148,8 +151,9 @@ struct Seen {
 }
 
 struct Keeper {
+    instance: String,
     name: String,
-    ends: Ends,
+    slot: Slot,
     tables: Arc<Tables>,
     workers: Arc<Datapath>,
     report: Arc<Mutex<HostReport>>,
@@ -160,17 +164,17 @@ struct Keeper {
 
 impl Keeper {
     async fn start(
-        name: String,
-        instance: &str,
+        instance: String,
         tables: Arc<Tables>,
         workers: Arc<Datapath>,
         report: Arc<Mutex<HostReport>>,
     ) -> io::Result<Self> {
         let netlink = Netlink::open()?;
-        let installed = Installed::read(&netlink.handle, instance).await.map_err(io::Error::other)?;
-        let ends = Ends::of(instance);
-        let mut this =
-            Self { name, ends, tables, workers, report, netlink, installed, seen: Seen::default() };
+        let name = device::name(&instance);
+        let slot = Slot::find(&netlink.handle, &instance).await?;
+        let installed = Installed::read(&netlink.handle, slot).await.map_err(io::Error::other)?;
+        let seen = Seen::default();
+        let mut this = Self { instance, name, slot, tables, workers, report, netlink, installed, seen };
         this.seen.link = Some(this.bring_up().await?);
         Ok(this)
     }
@@ -198,17 +202,25 @@ impl Keeper {
     /// The device, with an address, up, and a queue of it for each worker.
     async fn bring_up(&mut self) -> io::Result<Link> {
         let handle = &self.netlink.handle;
+        let _turn = Turn::take().await?;
+        let slot = Slot::find(handle, &self.instance).await?;
+        if slot != self.slot {
+            // What is under the number it had is for whoever has it now.
+            self.installed = Installed::read(handle, slot).await.map_err(io::Error::other)?;
+            self.slot = slot;
+        }
+        let ends = Ends::of(slot);
         let before = device::find(handle, &self.name).await.map_err(io::Error::other)?;
         let is_served = self.seen.link.is_some()
             && self.seen.link.map(|link| link.ifindex) == before.map(|link| link.ifindex);
         if !is_served {
             let devices = device::open(&self.name, self.workers.workers())?;
-            let queues = devices.into_iter().map(|device| HostQueue::new(device, self.ends.engine));
+            let queues = devices.into_iter().map(|device| HostQueue::new(device, ends.engine));
             self.workers.open_host(queues);
         }
         let link = device::find(handle, &self.name).await.map_err(io::Error::other)?;
         let link = link.ok_or_else(|| io::Error::other("the device went away as it was made"))?;
-        device::configure(handle, link.ifindex, &self.ends).await.map_err(io::Error::other)?;
+        device::configure(handle, link.ifindex, &ends).await.map_err(io::Error::other)?;
         Ok(Link { up: true, mtu: MTU, ..link })
     }
 
@@ -226,7 +238,7 @@ impl Keeper {
             self.installed.distrust_routes();
             self.seen.addresses.clear();
         }
-        let plan = Plan::new(&spd, &network, self.ends.own.into());
+        let plan = Plan::new(&spd, &network, self.slot.address().into());
         let problem = plan.has_peers_v4().then(|| strict_reverse_path(&network)).flatten();
         let seen =
             Seen { policies: spd.generation, addresses: network.own_addresses().to_vec(), link, problem };

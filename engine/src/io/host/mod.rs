@@ -7,12 +7,14 @@
 //!
 //! A queue of the device for each worker. [`device`] makes it, [`plan`] says which of the gateway's own packets are
 //! to go into it, [`routes`] makes the kernel do so, and [`keeper`] keeps all of that up with policies and addresses.
+//! Instances side by side have different devices, addresses, tables and priorities: [`slot`].
 //! The device is persistent: when the process dies, what is routed into it is lost there, and not sent in clear.
 
 pub mod device;
 pub mod keeper;
 pub mod plan;
 pub mod routes;
+pub mod slot;
 
 use std::io;
 use std::ops::{Deref, DerefMut};

@@ -204,11 +204,6 @@ fn sources(network: &Network, own_end: IpAddr) -> Vec<IpAddr> {
     sources
 }
 
-/// A number of an instance's own, from its name (FNV-1a): tables and rules of instances side by side differ.
-pub(super) fn number(instance: &str) -> u32 {
-    instance.bytes().fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;

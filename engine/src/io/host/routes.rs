@@ -11,7 +11,8 @@ use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, Rule
 use rtnetlink::packet_route::{AddressFamily, IpProtocol};
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 
-use super::plan::{Plan, RouteKey, Rule, Table, Target, number};
+use super::plan::{Plan, RouteKey, Rule, Table, Target};
+use super::slot::Slot;
 
 /// Routes of static configuration (RTPROT_STATIC), so that routing daemons leave them alone.
 const PROTOCOL: RouteProtocol = RouteProtocol::Static;
@@ -33,11 +34,10 @@ pub struct Numbers {
 }
 
 impl Numbers {
-    /// From its name: two instances have different ones, but for one pair in some thousands.
-    pub fn of(instance: &str) -> Self {
-        let number = number(instance);
+    /// Of the instance with this number.
+    pub fn of(slot: Slot) -> Self {
         // Behind the local table (0), before main (32766).
-        Self { table: 0xad00_0000 | (number & 0x003f_ffff) << 2, priority: 10_000 + number % 4_500 * RULES }
+        Self { table: 0xad00_0000 | slot.number() << 2, priority: 10_000 + slot.number() * RULES }
     }
 
     fn table(self, table: Table) -> u32 {
@@ -177,8 +177,8 @@ impl Installed {
     ///
     /// # Errors
     /// Netlink's.
-    pub async fn read(handle: &Handle, instance: &str) -> Result<Self, rtnetlink::Error> {
-        let numbers = Numbers::of(instance);
+    pub async fn read(handle: &Handle, slot: Slot) -> Result<Self, rtnetlink::Error> {
+        let numbers = Numbers::of(slot);
         let mut routes = BTreeMap::new();
         let mut rules = BTreeSet::new();
         for (family, version) in [(AddressFamily::Inet, IpVersion::V4), (AddressFamily::Inet6, IpVersion::V6)]
@@ -263,7 +263,8 @@ mod tests {
 
     #[test]
     fn what_is_written_is_what_is_read() {
-        let numbers = Numbers::of("adit");
+        let numbers = Numbers::of(Slot::default());
+        let others = Numbers { table: numbers.table + 4, priority: numbers.priority + RULES };
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         for key in [
             (Table::Peers, ip("192.0.2.2"), 32),
@@ -275,7 +276,7 @@ mod tests {
             let source = if key.1.is_ipv4() { ip("10.1.0.1") } else { ip("2001:db8:1::1") };
             for target in [Target::Throw, Target::Device { source }] {
                 assert_eq!(numbers.route_of(&numbers.route(key, target, 7)), Some(key));
-                assert_eq!(Numbers::of("other").route_of(&numbers.route(key, target, 7)), None);
+                assert_eq!(others.route_of(&numbers.route(key, target, 7)), None);
             }
             let ipv6 = key.1.is_ipv6();
             let rules = [
@@ -287,7 +288,7 @@ mod tests {
             ];
             for rule in rules {
                 assert_eq!(numbers.rule_of(&numbers.rule(rule)), Some(rule));
-                assert_eq!(Numbers::of("other").rule_of(&numbers.rule(rule)), None);
+                assert_eq!(others.rule_of(&numbers.rule(rule)), None);
             }
         }
     }

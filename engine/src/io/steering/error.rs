@@ -35,8 +35,8 @@ pub enum SteeringError {
     Map(&'static str, MapError),
     /// No port with this index was loaded.
     NotLoaded(u32),
-    /// Interface, and the id of somebody else's XDP program on it.
-    ForeignProgram(String, u32),
+    /// Interface, the id of somebody else's XDP program on it, and the other instance whose it is, if it is one's.
+    ForeignProgram(String, u32, Option<String>),
     /// Interface, hook, and what the kernel said.
     Attach(String, &'static str, io::Error),
     /// The interface has no XDP program though its link was just switched.
@@ -69,9 +69,13 @@ impl fmt::Display for SteeringError {
             Self::Program(error) => write!(f, "kernel program: {}", Chain(error)),
             Self::Map(name, error) => write!(f, "map {name}: {}", Chain(error)),
             Self::NotLoaded(ifindex) => write!(f, "no kernel programs are loaded for interface {ifindex}"),
-            Self::ForeignProgram(name, id) => write!(
+            Self::ForeignProgram(name, id, None) => write!(
                 f,
                 "interface {name} already has an XDP program (id {id}) that is not this instance's; it is replaced with --force"
+            ),
+            Self::ForeignProgram(name, _, Some(instance)) => write!(
+                f,
+                "interface {name} is steered by instance {instance}; end that and run adit detach --instance {instance}, or start with --force"
             ),
             Self::Attach(name, hook, error) => write!(f, "interface {name}, {hook}: {error}"),
             Self::NotAttached(name) => {

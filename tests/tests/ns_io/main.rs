@@ -2,6 +2,8 @@
 //! and a MAC rewrite in place of the pipeline. Every test asserts the conservation law and compares it with what
 //! raw sockets at the far ends saw.
 
+mod jumbo;
+
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -122,11 +124,11 @@ impl Process for Rewrite {
                 results.hand_over.push((i, other));
                 continue;
             }
-            let Some(mut frame) = frames.take(port) else {
+            let length = received.frame.len();
+            let Some(mut frame) = frames.take(port, length) else {
                 self.counters.dropped[DropReason::NoFrame as usize].fetch_add(1, Ordering::Relaxed);
                 continue;
             };
-            let length = received.frame.len();
             frame[..length].copy_from_slice(received.frame);
             frame[..6].copy_from_slice(&NEXT_HOP);
             let unresolved = (wish == Wish::Ask as u8).then_some(Ipv4Addr::new(192, 0, 2, 1).into());
@@ -481,30 +483,6 @@ fn frames_wait_for_their_neighbour_and_time_out() {
     let report = bench.at_rest(110);
     assert_eq!(report.dropped(DropReason::NoNeighbour), 100);
     assert!(arrived(&bench.b, Wish::Ask).is_empty());
-}
-
-#[test]
-fn a_packet_of_several_buffers_is_dropped_alone() {
-    if !root() {
-        return;
-    }
-    let bench = Bench::new(1, AttachMode::Native);
-    for end in ["a0", "a1"] {
-        bench.namespace.ip(&format!("link set {end} mtu 9000"));
-    }
-    let mut numbers = 0..;
-    let mut next = || numbers.next().expect("endless");
-    for _ in 0..50 {
-        bench.a.send(&frame(Wish::Forward, next(), 60)).expect("send");
-        bench.a.send(&frame(Wish::Forward, next(), 8_000)).expect("send");
-        bench.a.send(&frame(Wish::Forward, next(), 4_000)).expect("send");
-        bench.a.send(&frame(Wish::Forward, next(), 1_500)).expect("send");
-    }
-    let report = bench.at_rest(200);
-    assert_eq!((report.transmitted(), report.dropped(DropReason::TooBig)), (100, 100));
-    let frames = bench.b.drain(QUIET).expect("receive");
-    let expected: Vec<_> = (0..200).filter(|n| [0, 3].contains(&(n % 4))).collect();
-    assert_eq!(frames.iter().map(|frame| number(frame)).collect::<Vec<_>>(), expected);
 }
 
 #[test]
