@@ -26,7 +26,8 @@ fn udp(frame: &[u8]) -> Option<([u16; 2], &[u8])> {
 
 /// ESP in UDP between the gateways' own ports, to a listener that knows 4500 only; IKE has zeros where ESP has its SPI.
 fn is_sealed(_: &Kind, frame: &[u8]) -> bool {
-    udp(frame).is_some_and(|(ports, payload)| ports == [4600, 4600] && payload.len() > 8 && payload[..4] != [0; 4])
+    udp(frame)
+        .is_some_and(|(ports, payload)| ports == [4600, 4600] && payload.len() > 8 && payload[..4] != [0; 4])
 }
 
 fn is_keepalive(frame: &[u8]) -> bool {
@@ -48,22 +49,29 @@ fn a_port_of_our_own() {
         let shown = a.json(&["sa", "show", "sites"]);
         assert_eq!((&shown[0]["udp_port"], &shown[0]["local_udp_port"]), (&4600.into(), &4600.into()));
         // IKE by that port is the kernel's, in and out.
-        let (ours, peers) = if outer_v6 { ("2001:db8:f::1", "2001:db8:f::2") } else { ("192.0.2.1", "192.0.2.2") };
+        let (ours, peers) =
+            if outer_v6 { ("2001:db8:f::1", "2001:db8:f::2") } else { ("192.0.2.1", "192.0.2.2") };
         let socket = |address: &str| {
             let family = if outer_v6 { "AF_INET6" } else { "AF_INET" };
-            format!("import socket; s = socket.socket(socket.{family}, socket.SOCK_DGRAM); s.settimeout(5); s.bind(('{address}', 4600))\n")
+            format!(
+                "import socket; s = socket.socket(socket.{family}, socket.SOCK_DGRAM); s.settimeout(5); s.bind(('{address}', 4600))\n"
+            )
         };
         let serve = socket(peers) + "print('bound', flush=True); assert s.recv(100) == bytes(8)";
-        let mut serving = Running::start(topology.command("gb", "python3").args(["-c", &serve]).stdout(Stdio::piped()));
+        let mut serving =
+            Running::start(topology.command("gb", "python3").args(["-c", &serve]).stdout(Stdio::piped()));
         BufReader::new(serving.0.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
-        run(topology.command("ga", "python3").args(["-c", &format!("{}s.sendto(bytes(8), ('{peers}', 4600))", socket(ours))]));
+        run(topology
+            .command("ga", "python3")
+            .args(["-c", &format!("{}s.sendto(bytes(8), ('{peers}', 4600))", socket(ours))]));
         assert!(serving.wait_for_end(Duration::from_secs(10)).success());
         for gateway in [&a, &b] {
             let totals = gateway.assert_conservation();
             assert_eq!((totals.sealed, totals.opened, totals.dropped), (6, 6, 0), "{}", gateway.explain());
         }
         let heard = listener.stop();
-        let is_ike = |frame: &[u8]| udp(frame).is_some_and(|(ports, payload)| ports == [4600; 2] && payload == [0; 8]);
+        let is_ike =
+            |frame: &[u8]| udp(frame).is_some_and(|(ports, payload)| ports == [4600; 2] && payload == [0; 8]);
         heard.assert_no_clear_text(|kind, frame| is_sealed(kind, frame) || is_ike(frame));
         assert_eq!(heard.frames.iter().filter(|(kind, frame)| is_sealed(kind, frame)).count(), 12);
     }
@@ -77,14 +85,17 @@ fn transport_mode() {
     setup.engine = "host-path = true".into();
     let [a, b] = ["ga", "gb"].map(|name| {
         let (near, far) = if name == "ga" { ("192.0.2.1", "192.0.2.2") } else { ("192.0.2.2", "192.0.2.1") };
-        let (inside, behind) = if name == "ga" { ("10.1.0.0/24", "10.2.0.0/24") } else { ("10.2.0.0/24", "10.1.0.0/24") };
+        let (inside, behind) =
+            if name == "ga" { ("10.1.0.0/24", "10.2.0.0/24") } else { ("10.2.0.0/24", "10.1.0.0/24") };
         let text = setup.configuration(&topology, name);
         let text = text.replace(inside, near).replace(behind, far);
         let sites6 = text.find("[[policy]]\nname = \"sites6\"").expect("the policy");
         Gateway::start_with(&topology, name, &text[..sites6])
     });
     for gateway in [&a, &b] {
-        eventually("routes", Duration::from_secs(5), || gateway.json(&["status"])["host"]["routes"][0].is_string());
+        eventually("routes", Duration::from_secs(5), || {
+            gateway.json(&["status"])["host"]["routes"][0].is_string()
+        });
     }
     let listener = Listener::start(&topology, "left");
     topology.inside("ga", "ping -c 3 -i 0.2 -W 2 -s 1390 192.0.2.2");
@@ -114,7 +125,9 @@ fn keepalives() {
     topology.inside("ha", "ping -c 1 -W 2 10.2.0.2");
     let begun = Instant::now();
     eventually("three keepalives each", Duration::from_secs(15), || {
-        [&a, &b].iter().all(|gateway| gateway.totals().originated >= 3 && gateway.dropped("nat_keepalive") >= 3)
+        [&a, &b]
+            .iter()
+            .all(|gateway| gateway.totals().originated >= 3 && gateway.dropped("nat_keepalive") >= 3)
     });
     let seconds = begun.elapsed().as_secs();
     for gateway in [&a, &b] {
@@ -142,12 +155,16 @@ fn a_peer_that_moves() {
     // The same keys and numbers by another port of gateway A.
     a.end(rustix::process::Signal::TERM);
     a.configure(
-        &Setup { tunnel: "udp-port = 4500\nlocal-udp-port = 4700\n".into(), ..in_udp("") }.configuration(&topology, "ga"),
+        &Setup { tunnel: "udp-port = 4500\nlocal-udp-port = 4700\n".into(), ..in_udp("") }
+            .configuration(&topology, "ga"),
     );
     a.restart();
     topology.inside("ha", "ping -c 3 -i 0.2 -W 2 10.2.0.2");
     let moved = event();
-    assert_eq!((&moved["event"], &moved["tunnel"], &moved["direction"]), (&"peer_moved".into(), &"sites".into(), &"out".into()));
+    assert_eq!(
+        (&moved["event"], &moved["tunnel"], &moved["direction"]),
+        (&"peer_moved".into(), &"sites".into(), &"out".into())
+    );
     assert_eq!((&moved["from"], &moved["to"]), (&"192.0.2.1:4500".into(), &"192.0.2.1:4700".into()));
     let shown = b.json(&["sa", "show", "sites"]);
     let outbound = shown.as_array().unwrap().iter().find(|sa| sa["direction"] == "out").unwrap();
