@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 
+use adit_engine::control::settings::TfcSettings;
 use adit_engine::crypto::key::{Key, KeyMaterial};
 use adit_engine::crypto::sequence::SequenceCounter;
 use adit_engine::crypto::{Authentication, Encryption, IvSource, Seal, Sealer, Suite};
@@ -143,6 +144,8 @@ pub struct Options {
     pub leased: Option<Arc<AtomicU32>>,
     /// Lower MSS.
     pub clamp_mss: bool,
+    /// Traffic-flow confidentiality.
+    pub tfc: TfcSettings,
     /// Outer DF.
     pub dont_fragment: DontFragment,
     /// Who numbers.
@@ -186,6 +189,7 @@ impl Options {
             last_sequence: 0,
             leased: None,
             clamp_mss: true,
+            tfc: TfcSettings::default(),
             dont_fragment: DontFragment::Copy,
             workers: Workers::One,
             outside_mtu: 1500,
@@ -342,6 +346,7 @@ impl Gateway {
             mode: options.mode,
             udp: outbound.spec.sa.udp,
             clamp_mss: options.clamp_mss,
+            tfc: options.tfc.runtime(),
             outbound: Published::new(Some(Arc::new(outbound))),
         });
         let mut policies = options.policies.clone();

@@ -299,6 +299,7 @@ impl Builder<'_> {
                 mode: settings.mode,
                 udp: settings.udp,
                 clamp_mss: settings.clamp_mss,
+                tfc: settings.tfc.runtime(),
                 outbound: Published::new(sa.cloned()),
             }),
         };

@@ -23,6 +23,16 @@ pub trait Process {
     /// About once a second, whether anything comes in or not. What it sends is in `results`, as after a burst.
     fn housekeeping<F: Frames>(&mut self, _now: u64, _frames: &mut F, _results: &mut Results<F::Frame>) {}
 
+    /// What the gateway sends of its own accord, whenever the time that this returns (milliseconds, as `now`) has come.
+    fn send_unasked<F: Frames>(
+        &mut self,
+        _now: u64,
+        _frames: &mut F,
+        _results: &mut Results<F::Frame>,
+    ) -> u64 {
+        u64::MAX
+    }
+
     /// Grows whenever a neighbour may have become known.
     fn network_generation(&mut self) -> u64;
 
@@ -61,6 +71,11 @@ impl Process for Online {
         self.pipeline.expire(&self.tables, now);
         let guard = self.reader.pin();
         self.pipeline.send_keepalives(&self.tables, &guard, now, frames, results);
+    }
+
+    fn send_unasked<F: Frames>(&mut self, now: u64, frames: &mut F, results: &mut Results<F::Frame>) -> u64 {
+        let guard = self.reader.pin();
+        self.pipeline.send_dummies(&self.tables, &guard, now, frames, results)
     }
 
     #[inline]

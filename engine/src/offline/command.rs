@@ -214,6 +214,7 @@ fn tables(settings: &Settings, file: &network::NetworkFile) -> Result<(Tables, V
             mode: wanted.mode,
             udp: wanted.udp,
             clamp_mss: wanted.clamp_mss,
+            tfc: wanted.tfc.runtime(),
             outbound: Published::new(outbound),
         }));
     }

@@ -8,6 +8,7 @@ pub mod classifier;
 pub mod cover;
 pub mod flow_cache;
 pub mod spd;
+pub mod tfc;
 
 #[cfg(test)]
 mod tests;

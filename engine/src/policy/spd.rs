@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use super::classifier::Classifier;
+use super::tfc::Tfc;
 use crate::sa::OutboundSa;
 use crate::sa::publish::Published;
 use crate::sa::selector::{Direction, Selector};
@@ -27,6 +28,8 @@ pub struct Tunnel {
     pub udp: Option<UdpPorts>,
     /// Lower TCP MSS to what the tunnel carries.
     pub clamp_mss: bool,
+    /// Traffic-flow confidentiality.
+    pub tfc: Tfc,
     /// The SA that outbound packets take now.
     pub outbound: Published<OutboundSa>,
 }
@@ -90,6 +93,8 @@ pub struct Spd {
     in_udp: Vec<Arc<Tunnel>>,
     /// Ports of ours that they use, besides 4500.
     nat_ports: Vec<u16>,
+    /// Tunnels that send dummy packets, each once.
+    pub with_dummies: Vec<Arc<Tunnel>>,
 }
 
 impl Policy {
@@ -133,7 +138,16 @@ impl Spd {
         nat_ports.retain(|&port| port != NAT_TRAVERSAL_PORT);
         nat_ports.sort_unstable();
         nat_ports.dedup();
-        Self { policies, fallback, generation, classifier, asking, in_udp, nat_ports }
+        let mut with_dummies: Vec<Arc<Tunnel>> = Vec::new();
+        for policy in &policies {
+            if let Action::Protect(tunnel) = &policy.action
+                && tunnel.tfc.dummies.is_some()
+                && !with_dummies.iter().any(|known| Arc::ptr_eq(known, tunnel))
+            {
+                with_dummies.push(tunnel.clone());
+            }
+        }
+        Self { policies, fallback, generation, classifier, asking, in_udp, nat_ports, with_dummies }
     }
 
     /// The tunnels whose ESP is in UDP, each once.

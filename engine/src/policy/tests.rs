@@ -111,6 +111,7 @@ fn tunnel() -> Arc<Tunnel> {
         mode: Mode::Tunnel,
         udp: None,
         clamp_mss: false,
+        tfc: Default::default(),
         outbound: Published::new(None),
     })
 }

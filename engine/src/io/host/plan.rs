@@ -233,6 +233,7 @@ mod tests {
             mode,
             udp: None,
             clamp_mss: true,
+            tfc: Default::default(),
             outbound: Published::new(None),
         };
         let selector = Selector {
