@@ -18,7 +18,7 @@ use super::{keys, value};
 use crate::crypto::key::{KeyError, KeyMaterial, fingerprint};
 use crate::policy::cover::Cover;
 use crate::policy::spd::Fallback;
-use crate::policy::{Action, Policy, Spd, Tunnel};
+use crate::policy::{Action, Path, Policy, Spd, Tunnel};
 use crate::sa::publish::Published;
 use crate::sa::selector::{Direction, Selector, Selectors};
 use crate::sa::{InboundSa, Lease, OutboundSa};
@@ -300,6 +300,8 @@ impl Builder<'_> {
                 udp: settings.udp,
                 clamp_mss: settings.clamp_mss,
                 tfc: settings.tfc.runtime(),
+                fragmentation: settings.fragmentation,
+                path: Path::default(),
                 outbound: Published::new(sa.cloned()),
             }),
         };

@@ -23,10 +23,12 @@ impl Pipeline {
     ) {
         let (Some(spd), Some(network)) = (tables.spd.load(guard), tables.network.load(guard)) else { return };
         let mut tally = Tally::new();
+        self.recent.look_at(network.generation);
         let mut pass = Pass {
             own: &mut *self,
             sad: &tables.sad,
             reassembly: &tables.reassembly,
+            icmp: &tables.icmp,
             guard,
             spd,
             network,

@@ -6,17 +6,17 @@ use arrayvec::ArrayVec;
 use super::scratch::{Egress, Groups, Route};
 use super::{BURST, COVERED_HEADERS, DropReason, Frames, Pass, Received};
 use crate::crypto::{Seal, Sign};
-use crate::policy::Tunnel;
 use crate::policy::tfc::Padding;
+use crate::policy::{Fragmentation, Tunnel};
 use crate::route::{PortId, Side};
 use crate::sa::OutboundSa;
 use crate::sa::outbound::{Exhausted, Numbers, OutboundKeys};
 use crate::sa::spec::Mode;
 use crate::transform::ah::{self, Role};
-use crate::transform::fragment::{fragment_ipv4, write_fragment};
+use crate::transform::fragment::{fragment_ipv4, fragment_ipv6, write_fragment, write_fragment_ipv6};
 use crate::transform::natt;
 use crate::transform::transport::{self, Split};
-use crate::transform::tunnel::OuterHeader;
+use crate::transform::tunnel::{DontFragment, OuterHeader};
 use crate::transform::{Layout, mss};
 use crate::wire::ah::AhHeader;
 use crate::wire::checksum::Sum;
@@ -58,26 +58,43 @@ pub(super) struct Group<'g> {
     pub(super) sa: &'g OutboundSa,
     pub(super) outer: OuterHeader,
     pub(super) egress: Egress<'g>,
+    /// What the egress carries, or less where the path is told to.
+    outside_mtu: u32,
     /// What a tunnel carries; in transport mode it depends on the packet's own headers.
     pub(super) tunnel_mtu: u32,
     /// For traffic-flow confidentiality.
     pub(super) padding: Padding,
     clamp_mss: bool,
+    fragmentation: Fragmentation,
 }
 
 impl<'g> Group<'g> {
-    pub(super) fn new(sa: &'g OutboundSa, outer: OuterHeader, egress: Egress<'g>, tunnel: &Tunnel) -> Self {
-        let tunnel_mtu = outer.inside_mtu(egress.port.mtu, &sa.layout);
-        Self { sa, outer, egress, tunnel_mtu, padding: tunnel.tfc.padding, clamp_mss: tunnel.clamp_mss }
+    pub(super) fn new(
+        tunnel: &Tunnel,
+        sa: &'g OutboundSa,
+        outer: OuterHeader,
+        egress: Egress<'g>,
+        mtu: u32,
+    ) -> Self {
+        Self {
+            sa,
+            outer,
+            egress,
+            outside_mtu: mtu,
+            tunnel_mtu: outer.inside_mtu(mtu, &sa.layout),
+            padding: tunnel.tfc.padding,
+            clamp_mss: tunnel.clamp_mss,
+            fragmentation: tunnel.fragmentation,
+        }
     }
 
     /// What leaves as one packet: any packet in a tunnel, one with the headers of `split` in transport mode.
     fn inside_mtu(&self, split: Option<&Split>) -> u32 {
-        let Self { sa, egress, .. } = self;
+        let Self { sa, outside_mtu, .. } = self;
         match split {
             None => self.tunnel_mtu,
             Some(split) => {
-                let mtu = egress.port.mtu.saturating_sub(in_udp(sa) as u32);
+                let mtu = outside_mtu.saturating_sub(in_udp(sa) as u32);
                 transport::inside_mtu(mtu, &sa.layout, sa.outer.version(), split.at.into())
             }
         }
@@ -116,7 +133,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             sa.pass_on(self.own.worker, other);
             return self.results.hand_over.extend(group.map(|index| (index, other)));
         }
-        let shared = Group::new(sa, outer, egress, tunnel);
+        let shared = Group::new(tunnel, sa, outer, egress, self.outside_mtu(tunnel, &egress));
         if shared.padding != Padding::Off {
             return self.seal_padded(burst, packets, &shared, group);
         }
@@ -165,10 +182,17 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
     }
 
+    /// The largest packet on the way of `tunnel`: what its egress carries, or less where the path is told to.
+    pub(super) fn outside_mtu(&self, tunnel: &Tunnel, egress: &Egress<'g>) -> u32 {
+        let told = tunnel.path.mtu(self.now, self.icmp.path_mtu_ageing);
+        told.map_or(egress.port.mtu, |told| told.min(egress.port.mtu))
+    }
+
     /// What `tunnel` carries now, or `None` while it carries nothing.
     pub(super) fn inside_mtu(&mut self, tunnel: &'g Tunnel) -> Option<u32> {
         let sa = tunnel.outbound.load(self.guard)?;
-        let mtu = self.outer_egress(&sa.outer_now()).ok()?.port.mtu;
+        let egress = self.outer_egress(&sa.outer_now()).ok()?;
+        let mtu = self.outside_mtu(tunnel, &egress);
         Some(match sa.spec.sa.mode {
             Mode::Tunnel => sa.outer.inside_mtu(mtu, &sa.layout),
             Mode::Transport(_) => {
@@ -201,20 +225,15 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let inside_mtu = group.inside_mtu(split.as_ref());
         let length = packet.total_length as usize;
         if packet.total_length > inside_mtu {
-            if packet.dont_fragment {
-                let mtu = match packet.version {
-                    IpVersion::V4 => inside_mtu,
-                    IpVersion::V6 => inside_mtu.max(IPV6_MINIMUM_MTU),
+            // Transport mode fragments what it has sealed (RFC 4303 section 3.3.4), like any other packet.
+            self.refuse_too_large(received, packet, inside_mtu, group, split.as_ref())?;
+            if split.is_none() {
+                return match (group.fragmentation, packet.version) {
+                    (Fragmentation::Before, IpVersion::V4) => {
+                        self.prepare_fragments(burst, index, packet, inside_mtu, group, ready)
+                    }
+                    _ => self.seal_too_large(burst, index, packet, group, ready),
                 };
-                self.originate_error(received, IcmpError::PacketTooBig { mtu });
-                return Err(DropReason::TooBig);
-            }
-            // Transport mode fragments what it has sealed (RFC 4303 section 3.3.4), a tunnel what it will seal.
-            let Some(split) = &split else {
-                return self.prepare_fragments(burst, index, packet, inside_mtu, group, ready);
-            };
-            if Lengths::new(group.sa, Some(split), length).sum() > usize::from(u16::MAX) {
-                return Err(DropReason::TooBig);
             }
         }
         let sealed = Lengths::new(group.sa, split.as_ref(), length);
@@ -229,6 +248,57 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
         let (payload, next_header) = (Payload::Received { index }, as_next_header(packet.version));
         ready.push(Ready { payload, packet, next_header, length, sealed, split, frame });
+        Ok(())
+    }
+
+    /// What is too large for one packet outside and must not become several is told so.
+    #[cold]
+    fn refuse_too_large(
+        &mut self,
+        received: &Received<'_>,
+        packet: &IpPacket,
+        inside_mtu: u32,
+        group: &Group<'g>,
+        split: Option<&Split>,
+    ) -> Result<(), DropReason> {
+        // RFC 2473 section 7.1 (b): what every IPv6 link carries, a tunnel carries too, in fragments if need be.
+        let is_least = packet.version == IpVersion::V6 && packet.total_length <= IPV6_MINIMUM_MTU;
+        if packet.dont_fragment && !is_least {
+            let mtu = match packet.version {
+                IpVersion::V4 => inside_mtu,
+                IpVersion::V6 => inside_mtu.max(IPV6_MINIMUM_MTU),
+            };
+            self.originate_error(received, IcmpError::PacketTooBig { mtu });
+            return Err(DropReason::TooBig);
+        }
+        if Lengths::new(group.sa, split, packet.total_length as usize).sum() > usize::from(u16::MAX) {
+            return Err(DropReason::TooBig);
+        }
+        Ok(())
+    }
+
+    /// RFC 4301 section 8.2.1, case 2, the other way: the packet is sealed whole, under a header that lets it be
+    /// fragmented.
+    fn seal_too_large<'p>(
+        &mut self,
+        burst: &mut [Received<'_>],
+        index: usize,
+        packet: &'p IpPacket,
+        group: &Group<'g>,
+        ready: &mut ArrayVec<Ready<'p, F::Frame>, BURST>,
+    ) -> Result<(), DropReason> {
+        // Rare, so plain: what is ready goes first, and this packet alone.
+        self.seal_ready(burst, group, ready);
+        let length = packet.total_length as usize;
+        let sealed = Lengths::new(group.sa, None, length);
+        let frame = self.take_frame(group.egress.id, sealed.of_frame(group.sa))?;
+        if burst[index].port != PortId::HOST {
+            ip::decrement_ttl(&mut burst[index].frame[HEADER_LENGTH..], packet.version);
+        }
+        let outer = OuterHeader { dont_fragment: DontFragment::Clear, ..group.outer };
+        let (payload, next_header) = (Payload::Received { index }, as_next_header(packet.version));
+        ready.push(Ready { payload, packet, next_header, length, sealed, split: None, frame });
+        self.seal_ready(burst, &Group { outer, ..*group }, ready);
         Ok(())
     }
 
@@ -288,11 +358,15 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         group: &Group<'g>,
         ready: &mut ArrayVec<Ready<'_, F::Frame>, BURST>,
     ) {
-        let Group { sa, outer, egress, .. } = group;
+        let Group { sa, outer, .. } = group;
         let fragments = &self.own.fragments;
         let mut allowance = sa.allowance();
+        let is_ample = allowance.is_ample();
         let fits = |Ready { sealed, .. }: &Ready<'_, F::Frame>| allowance.take(sealed.behind as u64);
-        let fitting = ready.iter().map(fits).take_while(|fits| *fits).count();
+        let fitting = match is_ample {
+            true => ready.len(),
+            false => ready.iter().map(fits).take_while(|fits| *fits).count(),
+        };
         if fitting < ready.len() {
             sa.lifetime.end();
         }
@@ -361,9 +435,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                     natt::checksum_ipv6(packet, lengths.headers - udp::HEADER_LENGTH);
                 }
                 bytes += lengths.behind as u64;
-                self.send_sealed(egress, sa.outer.version(), frame, lengths.sum());
+                self.send_sealed(group, frame, lengths.sum());
             } else {
-                self.frames.give_back(egress.id, frame);
+                self.frames.give_back(group.egress.id, frame);
                 self.tally.drop(refused);
             }
         }
@@ -373,14 +447,25 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
     }
 
-    /// Transmits a sealed packet; in transport mode it may be larger than the egress carries, and is fragmented now.
-    fn send_sealed(&mut self, egress: &Egress<'g>, version: IpVersion, mut frame: F::Frame, length: usize) {
-        if length <= egress.port.mtu as usize {
-            return self.emit(egress, version, frame, length);
+    /// Transmits a sealed packet, in fragments where it is too large.
+    #[inline]
+    fn send_sealed(&mut self, group: &Group<'g>, frame: F::Frame, length: usize) {
+        if length <= group.outside_mtu as usize {
+            return self.emit(&group.egress, group.sa.outer.version(), frame, length);
         }
+        self.send_sealed_in_fragments(group, frame, length);
+    }
+
+    /// The sealed packet's place is taken by its first fragment; the others are originated.
+    #[cold]
+    fn send_sealed_in_fragments(&mut self, group: &Group<'g>, mut frame: F::Frame, length: usize) {
+        let Group { egress, outside_mtu, .. } = group;
         let bytes = &frame[HEADER_LENGTH..HEADER_LENGTH + length];
         let sent = match ip::parse(bytes) {
-            Ok(packet) => self.send_copy(egress, &packet, bytes),
+            Ok(packet) if packet.version == IpVersion::V4 => {
+                self.send_fragments(egress, *outside_mtu, &packet, bytes)
+            }
+            Ok(packet) => self.send_ipv6_fragments(egress, *outside_mtu, &packet, bytes),
             Err(_) => Err(DropReason::TooBig),
         };
         // AH is in clear: it does not lie about in free frames.
@@ -389,6 +474,32 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if let Err(reason) = sent {
             self.tally.drop(reason);
         }
+    }
+
+    fn send_ipv6_fragments(
+        &mut self,
+        egress: &Egress<'g>,
+        mtu: u32,
+        packet: &IpPacket,
+        bytes: &[u8],
+    ) -> Result<(), DropReason> {
+        let pieces = fragment_ipv6(bytes, packet, mtu).ok_or(DropReason::TooBig)?;
+        // Not to be guessed (RFC 7739), and of all SAs between the same endpoints: by chance.
+        let mut identification = [0; 8];
+        self.own.ivs.fill(&mut identification);
+        let identification = u64::from_ne_bytes(identification) as u32;
+        for (number, piece) in pieces.enumerate() {
+            self.tally.originated += u64::from(number > 0);
+            let mut frame = self.take_frame(egress.id, HEADER_LENGTH + piece.total_length())?;
+            match write_fragment_ipv6(&mut frame[HEADER_LENGTH..], bytes, &piece, identification) {
+                Some(length) => self.emit(egress, IpVersion::V6, frame, length),
+                None => {
+                    self.frames.give_back(egress.id, frame);
+                    return Err(DropReason::TooBig);
+                }
+            }
+        }
+        Ok(())
     }
 }
 

@@ -1,10 +1,12 @@
 //! Policies, in order, and the tunnels they protect with.
 
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use super::classifier::Classifier;
+use super::path::Path;
 use super::tfc::Tfc;
 use crate::sa::OutboundSa;
 use crate::sa::publish::Published;
@@ -30,8 +32,22 @@ pub struct Tunnel {
     pub clamp_mss: bool,
     /// Traffic-flow confidentiality.
     pub tfc: Tfc,
+    /// What may be fragmented and is too large.
+    pub fragmentation: Fragmentation,
+    /// What the way to the peer is told to be like.
+    pub path: Path,
     /// The SA that outbound packets take now.
     pub outbound: Published<OutboundSa>,
+}
+
+/// When a packet that is too large is fragmented, if it may be (RFC 4301 section 8.2.1, case 2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Fragmentation {
+    /// Each fragment is sealed by itself: the peer need not put ESP together.
+    #[default]
+    Before,
+    /// What was sealed is fragmented: the peer puts it together, and its hosts get what ours sent.
+    After,
 }
 
 impl std::fmt::Debug for Tunnel {
@@ -49,6 +65,16 @@ pub enum Action {
     Bypass,
     /// Drop.
     Discard,
+}
+
+impl Action {
+    /// The tunnel of PROTECT.
+    pub fn tunnel(&self) -> Option<&Arc<Tunnel>> {
+        match self {
+            Self::Protect(tunnel) => Some(tunnel),
+            Self::Bypass | Self::Discard => None,
+        }
+    }
 }
 
 /// One policy.
@@ -95,6 +121,9 @@ pub struct Spd {
     nat_ports: Vec<u16>,
     /// Tunnels that send dummy packets, each once.
     pub with_dummies: Vec<Arc<Tunnel>>,
+    /// The tunnels of its policies, each once, and their places by their peers.
+    tunnels: Vec<Arc<Tunnel>>,
+    by_peer: HashMap<IpAddr, Vec<usize>>,
 }
 
 impl Policy {
@@ -126,28 +155,42 @@ impl Spd {
                 && policy.selectors.iter().any(Selector::asks_of_next_layer)
         };
         let asking = (0..policies.len()).filter(|&index| asks(&policies[index])).collect();
-        let mut in_udp: Vec<Arc<Tunnel>> = Vec::new();
-        let protecting = policies.iter().filter_map(|policy| match &policy.action {
-            Action::Protect(tunnel) if tunnel.udp.is_some() => Some(tunnel),
-            _ => None,
-        });
-        in_udp.extend(protecting.cloned());
-        in_udp.sort_unstable_by_key(|tunnel| Arc::as_ptr(tunnel).addr());
-        in_udp.dedup_by_key(|tunnel| Arc::as_ptr(tunnel).addr());
+        let mut seen = HashSet::new();
+        let tunnels: Vec<_> = policies.iter().filter_map(|policy| policy.action.tunnel()).collect();
+        let tunnels: Vec<_> =
+            tunnels.into_iter().filter(|tunnel| seen.insert(Arc::as_ptr(tunnel))).cloned().collect();
+        let mut by_peer = HashMap::<_, Vec<_>>::new();
+        for (index, tunnel) in tunnels.iter().enumerate() {
+            by_peer.entry(tunnel.remote).or_default().push(index);
+        }
+        let with_dummies = tunnels.iter().filter(|tunnel| tunnel.tfc.dummies.is_some()).cloned().collect();
+        let in_udp: Vec<_> = tunnels.iter().filter(|tunnel| tunnel.udp.is_some()).cloned().collect();
         let mut nat_ports: Vec<_> = in_udp.iter().filter_map(|tunnel| Some(tunnel.udp?.local())).collect();
         nat_ports.retain(|&port| port != NAT_TRAVERSAL_PORT);
         nat_ports.sort_unstable();
         nat_ports.dedup();
-        let mut with_dummies: Vec<Arc<Tunnel>> = Vec::new();
-        for policy in &policies {
-            if let Action::Protect(tunnel) = &policy.action
-                && tunnel.tfc.dummies.is_some()
-                && !with_dummies.iter().any(|known| Arc::ptr_eq(known, tunnel))
-            {
-                with_dummies.push(tunnel.clone());
-            }
+        Self {
+            policies,
+            fallback,
+            generation,
+            classifier,
+            asking,
+            in_udp,
+            nat_ports,
+            with_dummies,
+            tunnels,
+            by_peer,
         }
-        Self { policies, fallback, generation, classifier, asking, in_udp, nat_ports, with_dummies }
+    }
+
+    /// The tunnels that its policies protect with, each once.
+    pub fn tunnels(&self) -> &[Arc<Tunnel>] {
+        &self.tunnels
+    }
+
+    /// Those of them whose peer is set up at `peer`.
+    pub fn tunnels_to(&self, peer: IpAddr) -> impl Iterator<Item = &Arc<Tunnel>> {
+        self.by_peer.get(&peer).into_iter().flatten().map(|&index| &self.tunnels[index])
     }
 
     /// The tunnels whose ESP is in UDP, each once.

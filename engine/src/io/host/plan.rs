@@ -211,7 +211,7 @@ mod tests {
 
     use super::*;
     use crate::policy::spd::Fallback;
-    use crate::policy::{Policy, Tunnel};
+    use crate::policy::{Fragmentation, Path, Policy, Tunnel};
     use crate::route::{NetworkBuilder, Port};
     use crate::sa::publish::Published;
     use crate::sa::selector::UpperSelector;
@@ -234,6 +234,8 @@ mod tests {
             udp: None,
             clamp_mss: true,
             tfc: Default::default(),
+            fragmentation: Fragmentation::Before,
+            path: Path::default(),
             outbound: Published::new(None),
         };
         let selector = Selector {
