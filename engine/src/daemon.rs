@@ -552,6 +552,7 @@ impl control::Datapath for Seam {
         let tables = SteeringTables {
             local: entries(&steering.local, &guard.local),
             remote: entries(&steering.remote, &guard.remote),
+            nat_ports: steering.nat_ports.clone(),
         };
         self.hooks.lock().steering.set_cover(&tables).map_err(|error| error.to_string())
     }

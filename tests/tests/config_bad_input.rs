@@ -1,5 +1,7 @@
 //! Every field of the configuration, as its own schema lists them, wrong in turn: the error names the field
 //! and its line. A field without a case fails the test.
+// One table with every field is a long macro.
+#![recursion_limit = "256"]
 
 use std::collections::BTreeSet;
 
@@ -36,7 +38,7 @@ fn good() -> Value {
         } },
         "tunnel": [{
             "name": "b", "local": "192.0.2.1", "remote": "192.0.2.2", "profile": "strong", "protocol": "esp",
-            "mode": "tunnel", "udp-port": 4500,
+            "mode": "tunnel", "udp-port": 4500, "local-udp-port": 4501, "nat-keepalive-seconds": 30,
             "encryption": "aes-128-cbc", "authentication": "sha256", "icv-length": 16, "esn": true,
             "replay-window": 64, "dscp": 46, "df": "copy", "fragmentation": "after", "ttl": 64, "workers": "one",
             "clamp-mss": true,
@@ -179,6 +181,8 @@ fn wrong(path: &str) -> Option<Vec<Value>> {
         // What AH and transport mode do not have is set here: each of those fields says so.
         "tunnel.mode" => vec![json!("host"), json!("transport")],
         "tunnel.udp-port" => vec![json!(0), json!(65536), json!(-1)],
+        "tunnel.local-udp-port" => vec![json!(0), json!(500), json!(65536)],
+        "tunnel.nat-keepalive-seconds" => vec![json!(-1), json!(1u64 << 32), json!("often")],
         "tunnel.ah-padding" => vec![json!("align4")],
         "tunnel.destination-options" => vec![json!("outside")],
         "tunnel.profile" => vec![json!(""), json!("weak")],
@@ -565,6 +569,8 @@ fn what_is_right_alone_and_wrong_together() {
         assert!(found.iter().any(|problem| problem.field == name), "{name}: {found:?}");
     }
     refused(|file| file["tunnel"][1]["udp-port"] = json!(4500), "tunnel[1].udp-port");
+    refused(|file| file["tunnel"][1]["local-udp-port"] = json!(4500), "tunnel[1].local-udp-port");
+    refused(|file| file["tunnel"][1]["nat-keepalive-seconds"] = json!(20), "tunnel[1].nat-keepalive-seconds");
     // Padding and dummy packets are ESP's, in a tunnel; and without a rate there are no dummies to speak of.
     refused(|file| file["tunnel"][0]["mode"] = json!("transport"), "tunnel[0].tfc-padding");
     refused(|file| file["tunnel"][1]["tfc-padding"] = json!("mtu"), "tunnel[1].tfc-padding");

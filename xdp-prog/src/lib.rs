@@ -48,10 +48,20 @@ pub mod maps {
     pub const OWN_ADDRESSES6: &str = "own_addresses6";
     /// SPIs of inbound ESP SAs, in network byte order.
     pub const SPIS: &str = "spis";
+    /// Ports of ours besides 4500 that IKE and ESP in UDP come to, in network byte order.
+    pub const NAT_PORTS: &str = "nat_ports";
 
     /// The maps that all interfaces of an instance share.
-    pub const SHARED: [&str; 7] =
-        [COVER_LOCAL4, COVER_LOCAL6, COVER_REMOTE4, COVER_REMOTE6, OWN_ADDRESSES4, OWN_ADDRESSES6, SPIS];
+    pub const SHARED: [&str; 8] = [
+        COVER_LOCAL4,
+        COVER_LOCAL6,
+        COVER_REMOTE4,
+        COVER_REMOTE6,
+        OWN_ADDRESSES4,
+        OWN_ADDRESSES6,
+        SPIS,
+        NAT_PORTS,
+    ];
 }
 
 /// Flags of a prefix in a cover: the union over every selector whose prefix contains it.
@@ -123,7 +133,7 @@ outcomes! {
     PassIke "pass_ike" "IKE to one of the gateway's addresses: the kernel's.";
     PassOwn "pass_own" "The rest to one of the gateway's addresses: the kernel's.";
     PassOutside "pass_outside" "Outside every cover: the kernel's.";
-    EngineEsp "engine_esp" "ESP or AH to one of the gateway's addresses with a known SPI: the engine's.";
+    EngineEsp "engine_esp" "ESP or AH to one of the gateway's addresses with a known SPI, or a NAT keepalive: the engine's.";
     EngineFragment "engine_fragment" "A fragment of what may be that: the engine's.";
     EngineIcmp "engine_icmp" "An ICMP error about ESP or AH that one of the gateway's addresses sent: the engine's.";
     EngineOutbound "engine_outbound" "From inside to an address under the cover: the engine's.";

@@ -99,6 +99,15 @@ struct {
 	__type(value, __u8);
 } datagrams SEC(".maps");
 
+/* Ports of ours besides 4500 that IKE and ESP in UDP come to, as on the wire. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, ADIT_NAT_PORTS_MAX);
+	__type(key, __u16);
+	__type(value, __u8);
+} nat_ports SEC(".maps");
+
 INLINE __u32 local_cover(const struct packet *packet, const struct adit_prefix6 *address)
 {
 	__u32 *flags = packet->version == 6 ? bpf_map_lookup_elem(&cover_local6, address)
@@ -138,6 +147,11 @@ INLINE int find_side(const struct packet *packet, __u32 *side)
 		return 0;
 	*side = *found;
 	return 1;
+}
+
+INLINE int is_nat_port(__u16 port)
+{
+	return port == htons(PORT_IKE_NAT) || bpf_map_lookup_elem(&nat_ports, &port) != 0;
 }
 
 INLINE void count(__u32 outcome)
@@ -262,13 +276,13 @@ INLINE enum adit_outcome decide_udp(void *data, void *data_end, const struct pac
 		return ADIT_drop_malformed;
 	if (udp->destination == htons(PORT_IKE))
 		return ADIT_pass_ike;
-	if (udp->destination != htons(PORT_IKE_NAT))
+	if (!is_nat_port(udp->destination))
 		return ADIT_pass_own;
 
-	/* RFC 3948 section 2.3: a NAT keepalive is the one octet 0xff. */
+	/* RFC 3948 section 2.3: a NAT keepalive is the one octet 0xff. The engine swallows it: nobody else wants it. */
 	__u8 *octet = (void *)(udp + 1);
 	if (udp->length == htons(sizeof(*udp) + 1))
-		return (void *)(octet + 1) <= data_end && *octet == 0xff ? ADIT_pass_ike : ADIT_drop_malformed;
+		return (void *)(octet + 1) <= data_end && *octet == 0xff ? ADIT_engine_esp : ADIT_drop_malformed;
 	/* Section 2.2: IKE begins with a Non-ESP Marker of four zero octets, where ESP has its SPI. */
 	__u32 *marker = (void *)(udp + 1);
 	if (ntohs(udp->length) < sizeof(*udp) + sizeof(*marker) || (void *)(marker + 1) > data_end)
@@ -388,7 +402,7 @@ INLINE int is_own_ike(void *data, void *data_end, const struct packet *packet)
 	if (!packet->protocol_known || packet->protocol != PROTOCOL_UDP || packet->fragment == LATER_FRAGMENT)
 		return 0;
 	struct udp *udp = HEADER(udp, transport(data, packet), data_end, 0);
-	if (!udp || (udp->source != htons(PORT_IKE) && udp->source != htons(PORT_IKE_NAT)))
+	if (!udp || (udp->source != htons(PORT_IKE) && !is_nat_port(udp->source)))
 		return 0;
 	return is_own(packet, &packet->source);
 }

@@ -17,7 +17,7 @@
 	X(pass_ike)             /* IKE to one of our addresses */                                                      \
 	X(pass_own)             /* the rest to one of our addresses */                                                 \
 	X(pass_outside)         /* outside every cover */                                                              \
-	X(engine_esp)           /* ESP or AH to one of our addresses, with a known SPI */                              \
+	X(engine_esp)           /* ESP or AH to one of our addresses, with a known SPI; NAT keepalives */                              \
 	X(engine_fragment)      /* a fragment of what may be that */                                                   \
 	X(engine_icmp)          /* an ICMP error about ESP or AH that one of our addresses sent */                     \
 	X(engine_outbound)      /* from inside, to an address under the cover */                                       \
@@ -69,6 +69,7 @@ _Static_assert(sizeof(struct adit_prefix6) == 20, "the engine reads 20 bytes");
 #define ADIT_COVER_PREFIXES_MAX 131072
 #define ADIT_OWN_ADDRESSES_MAX 65536
 #define ADIT_SPIS_MAX 1048576
+#define ADIT_NAT_PORTS_MAX 65536
 #define ADIT_QUEUES_MAX 1024
 #define ADIT_VLANS_MAX 4096
 

@@ -192,6 +192,9 @@ pub struct SaReport {
     /// The peer's port, where ESP is in UDP: outbound as last seen, inbound as set up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub udp_port: Option<u16>,
+    /// Our port of that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_udp_port: Option<u16>,
     /// Our endpoint.
     pub local: String,
     /// The peer's endpoint; where ESP is in UDP, outbound as last seen.

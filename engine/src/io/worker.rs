@@ -181,15 +181,20 @@ impl<P: Process> Worker<P> {
             }
         }
         worked |= self.take_handed_over(now);
+        let is_time = now >= self.housekeeping_at;
+        if is_time {
+            self.process.housekeeping(now, &mut self.egress, &mut self.results);
+            worked |= !self.results.outputs.is_empty();
+            self.send_outputs(now);
+        }
         if receive && now >= self.unasked_at {
             self.unasked_at = self.process.send_unasked(now, &mut self.egress, &mut self.results);
             self.send_outputs(now);
         }
         let gone = &mut self.gone;
         self.egress.flush(now, |port| gone.push(port));
-        if now >= self.housekeeping_at {
+        if is_time {
             self.housekeeping_at = now + HOUSEKEEPING_MS;
-            self.process.housekeeping(now);
             self.receivers.iter().for_each(Receiver::refresh_statistics);
             let lost = self.receivers.iter().filter(|receiver| receiver.lost_interface());
             self.gone.extend(lost.map(|receiver| receiver.port));

@@ -228,6 +228,7 @@ fn tables(settings: &Settings, file: &network::NetworkFile) -> Result<(Tables, V
             local: wanted.local,
             remote: wanted.remote,
             mode: wanted.mode,
+            udp: wanted.udp,
             clamp_mss: wanted.clamp_mss,
             tfc: wanted.tfc.runtime(),
             fragmentation: wanted.fragmentation,

@@ -31,6 +31,7 @@ mod fragments;
 mod host;
 mod icmp;
 mod inbound;
+mod keepalive;
 mod outbound;
 mod outside;
 pub mod reassembly;
@@ -58,7 +59,6 @@ use crate::sa::selector::Direction;
 use crate::transform::natt::{self, Datagram};
 use crate::wire::ethernet::{self, ether_type};
 use crate::wire::ip::{self, Fragment, Hidden, IpPacket, IpVersion, Upper};
-use crate::wire::udp::NAT_TRAVERSAL_PORT;
 use crate::wire::vlan::{self, Tags};
 use crate::wire::{protocol, quote};
 use admission::Admission;
@@ -408,13 +408,13 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let port = self.network.ports.get(usize::from(received.port.0)).ok_or(DropReason::PolicyDiscard)?;
         let to_us = self.is_our_destination(packet.flow.destination);
         // RFC 4301 section 5.2 step 2: only what is addressed to us is for us to decrypt.
-        if to_us && packet.fragment != Fragment::Whole && may_be_sealed(packet) {
+        if to_us && packet.fragment != Fragment::Whole && self.may_be_sealed(packet) {
             return self.reassemble(received, packet);
         }
         if to_us && matches!(packet.flow.protocol, protocol::ESP | protocol::AH) {
             return self.sort_sealed(index, received.frame, packet, inbound);
         }
-        if to_us && is_nat_traversal(packet) {
+        if to_us && self.is_nat_traversal(packet) {
             match natt::read(datagram(received.frame, packet)).map_err(|_| DropReason::Malformed)? {
                 Datagram::Esp(..) => return self.sort_sealed(index, received.frame, packet, inbound),
                 Datagram::Keepalive => return Err(DropReason::NatKeepalive),
@@ -475,6 +475,22 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
     }
 
+    /// Whether a fragment may be one of ESP or AH. A later one of UDP does not show its ports, and one of IPv6 not what
+    /// stands behind the first header of the datagram.
+    fn may_be_sealed(&self, packet: &IpPacket) -> bool {
+        match packet.flow.protocol {
+            protocol::ESP | protocol::AH => true,
+            protocol::UDP => packet.fragment == Fragment::Later || self.is_nat_traversal(packet),
+            _ => packet.flow.hides(packet.fragment) == Hidden::Protocol,
+        }
+    }
+
+    /// Whether a packet is for a port of RFC 3948.
+    fn is_nat_traversal(&self, packet: &IpPacket) -> bool {
+        packet.flow.protocol == protocol::UDP
+            && matches!(packet.flow.upper, Upper::Ports { destination, .. } if self.spd.is_nat_port(destination))
+    }
+
     fn is_our_destination(&mut self, address: IpAddr) -> bool {
         is_local(self.network, &mut self.own.recent.destination, address)
     }
@@ -493,22 +509,6 @@ fn is_local(network: &Network, last: &mut Option<(IpAddr, bool)>, address: IpAdd
             answer
         }
     }
-}
-
-/// Whether a fragment may be one of ESP or AH. A later one of UDP does not show its ports, and one of IPv6 not what
-/// stands behind the first header of the datagram.
-fn may_be_sealed(packet: &IpPacket) -> bool {
-    match packet.flow.protocol {
-        protocol::ESP | protocol::AH => true,
-        protocol::UDP => packet.fragment == Fragment::Later || is_nat_traversal(packet),
-        _ => packet.flow.hides(packet.fragment) == Hidden::Protocol,
-    }
-}
-
-/// Whether a packet is for the port of RFC 3948.
-fn is_nat_traversal(packet: &IpPacket) -> bool {
-    packet.flow.protocol == protocol::UDP
-        && matches!(packet.flow.upper, Upper::Ports { destination: NAT_TRAVERSAL_PORT, .. })
 }
 
 /// What follows the IP headers of a packet, to its end.
