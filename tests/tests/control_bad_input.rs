@@ -96,7 +96,8 @@ fn wrong(path: &str) -> Vec<Value> {
         // By the one or the other: not these words, or not beside ESP in a tunnel.
         ("ah_padding", _) => vec![json!("align4"), json!("linux")],
         ("destination_options", _) => vec![json!("outside"), json!("before")],
-        ("udp_port", _) => vec![json!(0), json!(65536), json!(-1)],
+        ("udp_port" | "local_udp_port", _) => vec![json!(0), json!(65536), json!(-1)],
+        ("nat_keepalive_seconds", _) => vec![json!(-1), json!("often")],
         ("tfc_padding", _) => vec![json!("on"), json!("1"), json!(65536)],
         ("dummy_rate", _) => vec![json!(0), json!(10_001), json!(-1)],
         ("dummy_size", _) => vec![json!(0), json!("2-1"), json!("65536"), json!("any")],
