@@ -9,7 +9,8 @@ use crate::route::{Network, PortId, Side};
 use crate::sa::InboundSa;
 use crate::sa::publish::Guard;
 use crate::sa::selector::{Direction, Selectors};
-use crate::wire::ip::IpPacket;
+use crate::wire::ip::{Flow, Fragment, IpPacket};
+use crate::wire::quote;
 
 /// A flow that selectors and policy let out of an SA, and where it goes.
 pub(super) struct Admitted<'g> {
@@ -60,22 +61,22 @@ impl<'g> Admittance<'g> {
 
 impl<'g, F: Frames> Pass<'_, 'g, F> {
     /// Whether a packet out of `sa` is what the SA was agreed for, and what the policy wants from its tunnel; and its
-    /// way on.
+    /// way on. `bytes` begin at its IP header.
     #[inline]
     pub(super) fn admit<'a>(
         &mut self,
         sa: &InboundSa,
         packet: &IpPacket,
+        bytes: &[u8],
         admittance: &'a mut Admittance<'g>,
     ) -> Result<&'a Admitted<'g>, DropReason> {
         let key = FlowKey::new(Direction::Inbound, &packet.flow, packet.fragment);
         let is_last = matches!(&admittance.last, Some((last, _)) if last.differences(&key) == 0);
         if !is_last {
-            let admitted = match self.recall(&key, admittance) {
-                Some(admitted) => admitted,
-                None => self.ask(sa, packet, key, admittance)?,
-            };
-            admittance.last = Some((key, admitted));
+            admittance.last = Some(match self.recall(&key, admittance) {
+                Some(admitted) => (key, admitted),
+                None => self.ask(sa, packet, bytes, key, admittance)?,
+            });
         }
         match &admittance.last {
             Some((_, admitted)) => {
@@ -95,31 +96,29 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         Some(Admitted { policy: policy as usize, tunnel, way: Way::Out(egress) })
     }
 
+    /// The tables' answer, and the flow that it is good for.
     #[inline(never)]
     fn ask(
         &mut self,
         sa: &InboundSa,
         packet: &IpPacket,
+        bytes: &[u8],
         key: FlowKey,
         admittance: &Admittance<'g>,
-    ) -> Result<Admitted<'g>, DropReason> {
+    ) -> Result<(FlowKey, Admitted<'g>), DropReason> {
         let (flow, fragment) = (&packet.flow, packet.fragment);
         if self.is_our_source(flow.source) {
             return Err(DropReason::InnerSource);
         }
-        let mut selectors = admittance.selectors.into_iter().flat_map(|selectors| &*selectors.list);
-        if !selectors.any(|selector| selector.matches(Direction::Inbound, flow, fragment)) {
-            return Err(DropReason::SelectorMismatch);
-        }
-        let policy = self.spd.classify(Direction::Inbound, flow, fragment);
-        let policy = policy.and_then(|index| Some((index, &self.spd.policies.get(index)?.action)));
-        let Some((policy, Action::Protect(tunnel))) = policy else { return Err(DropReason::PolicyMismatch) };
-        if tunnel.name != sa.spec.sa.tunnel {
-            return Err(DropReason::PolicyMismatch);
-        }
+        let agreed = self.agreed(sa, Direction::Inbound, flow, fragment, admittance);
+        let is_by_quote = agreed.is_err() && quote::is_error(packet);
+        let (policy, tunnel) =
+            if is_by_quote { self.agreed_by_quote(sa, packet, bytes, admittance)? } else { agreed? };
         let egress = match self.route(flow.destination) {
             Route::Local if self.frames.host().is_some() => {
-                return Ok(Admitted { policy, tunnel, way: Way::Host });
+                // An outbound key: what one error quotes is no answer to the next one, and no packet here has it.
+                let key = if is_by_quote { FlowKey::new(Direction::Outbound, flow, fragment) } else { key };
+                return Ok((key, Admitted { policy, tunnel, way: Way::Host }));
             }
             Route::Local => return Err(DropReason::NoHostPath),
             Route::Port(egress) if egress.port.side == Side::Protected => egress,
@@ -129,10 +128,63 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if !egress.port.up {
             return Err(DropReason::LinkDown);
         }
-        if egress.unresolved.is_none() {
+        if egress.unresolved.is_none() && !is_by_quote {
             let admission = Admission { policy: policy as u32, port: egress.id, link: egress.link };
             self.own.admissions.put(key, admittance.stamps, admission);
         }
-        Ok(Admitted { policy, tunnel, way: Way::Out(egress) })
+        let key = if is_by_quote { FlowKey::new(Direction::Outbound, flow, fragment) } else { key };
+        Ok((key, Admitted { policy, tunnel, way: Way::Out(egress) }))
+    }
+
+    /// The policy and the tunnel of a flow that `sa` is for.
+    fn agreed(
+        &self,
+        sa: &InboundSa,
+        direction: Direction,
+        flow: &Flow,
+        fragment: Fragment,
+        admittance: &Admittance<'g>,
+    ) -> Result<(usize, &'g Tunnel), DropReason> {
+        let mut selectors = admittance.selectors.into_iter().flat_map(|selectors| &*selectors.list);
+        if !selectors.any(|selector| selector.matches(direction, flow, fragment)) {
+            return Err(DropReason::SelectorMismatch);
+        }
+        let policy = self.spd.classify(direction, flow, fragment);
+        let policy = policy.and_then(|index| Some((index, &self.spd.policies.get(index)?.action)));
+        let Some((policy, Action::Protect(tunnel))) = policy else { return Err(DropReason::PolicyMismatch) };
+        if tunnel.name != sa.spec.sa.tunnel {
+            return Err(DropReason::PolicyMismatch);
+        }
+        Ok((policy, tunnel))
+    }
+
+    /// RFC 4301 section 6.2: an ICMP error of a router behind the peer comes by the SA of the packets it is about, which
+    /// were sent the other way; so what it quotes is held to the SA, and it goes to whom that came from.
+    #[cold]
+    fn agreed_by_quote(
+        &self,
+        sa: &InboundSa,
+        packet: &IpPacket,
+        bytes: &[u8],
+        admittance: &Admittance<'g>,
+    ) -> Result<(usize, &'g Tunnel), DropReason> {
+        let (_, quote) = quote::read(bytes, packet).ok_or(DropReason::IcmpQuote)?;
+        if quote.flow.source != packet.flow.destination {
+            return Err(DropReason::IcmpQuote);
+        }
+        self.agreed(sa, Direction::Outbound, &quote.flow, quote.fragment, admittance)
+            .map_err(|_| DropReason::IcmpQuote)
+    }
+
+    /// The same the other way (RFC 4301 section 6.2): the tunnel for an ICMP error that no policy means, by the packet
+    /// it is about, which came out of there.
+    #[cold]
+    pub(super) fn tunnel_by_quote(&self, bytes: &[u8], packet: &IpPacket) -> Option<&'g Tunnel> {
+        let (_, quote) = quote::read(bytes, packet)?;
+        if quote.flow.source != packet.flow.destination {
+            return None;
+        }
+        let index = self.spd.classify(Direction::Inbound, &quote.flow, quote.fragment)?;
+        self.spd.policies.get(index)?.action.tunnel().map(|tunnel| &**tunnel)
     }
 }
