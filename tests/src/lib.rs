@@ -9,6 +9,7 @@ pub mod gateway;
 pub mod memory;
 pub mod netns;
 pub mod numbers;
+pub mod openssl;
 pub mod packet;
 pub mod process;
 pub mod scapy;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 
+use adit_engine::control::settings::TfcSettings;
 use adit_engine::crypto::key::{Key, KeyMaterial};
 use adit_engine::crypto::sequence::SequenceCounter;
 use adit_engine::crypto::{Authentication, Encryption, IvSource, Seal, Sealer, Suite};
@@ -141,6 +142,8 @@ pub struct Options {
     pub clamp_mss: bool,
     /// When what is too large is fragmented.
     pub fragmentation: Fragmentation,
+    /// Traffic-flow confidentiality.
+    pub tfc: TfcSettings,
     /// Outer DF.
     pub dont_fragment: DontFragment,
     /// Who numbers.
@@ -185,6 +188,7 @@ impl Options {
             leased: None,
             clamp_mss: true,
             fragmentation: Fragmentation::Before,
+            tfc: TfcSettings::default(),
             dont_fragment: DontFragment::Copy,
             workers: Workers::One,
             outside_mtu: 1500,
@@ -336,6 +340,7 @@ impl Gateway {
             clamp_mss: options.clamp_mss,
             fragmentation: options.fragmentation,
             path: Path::default(),
+            tfc: options.tfc.runtime(),
             outbound: Published::new(Some(Arc::new(options.outbound(site)))),
         });
         let mut policies = options.policies.clone();

@@ -38,6 +38,7 @@ fn good() -> Value {
             "mode": "tunnel", "udp-port": 4500,
             "encryption": "aes-128-cbc", "authentication": "sha256", "icv-length": 16, "esn": true,
             "replay-window": 64, "dscp": 46, "df": "copy", "fragmentation": "after", "ttl": 64, "workers": "one", "clamp-mss": true,
+            "tfc-padding": 256, "dummy-rate": 100, "dummy-size": "64-1400", "dummy-when": "always",
             "lifetime-packets-soft": 900, "lifetime-packets-hard": 1000, "lifetime-bytes-soft": 9000,
             "lifetime-bytes-hard": 10000, "lifetime-seconds-soft": 90, "lifetime-seconds-hard": 100,
             "inbound": {
@@ -171,6 +172,10 @@ fn wrong(path: &str) -> Option<Vec<Value>> {
         "tunnel.df" => vec![json!("keep"), json!("set")],
         "tunnel.fragmentation" => vec![json!("later"), json!("")],
         "tunnel.ttl" => vec![json!(0), json!(256), json!(-1)],
+        "tunnel.tfc-padding" => vec![json!("on"), json!(1), json!(65536), json!(-1), json!("")],
+        "tunnel.dummy-rate" => vec![json!(0), json!(10_001), json!(-1), json!(0.5)],
+        "tunnel.dummy-size" => vec![json!(0), json!("1400-64"), json!(65536), json!("any"), json!("")],
+        "tunnel.dummy-when" => vec![json!("never")],
         "tunnel.workers" => vec![json!("two")],
         "tunnel.inbound.spi" | "tunnel.outbound.spi" => {
             vec![json!(0), json!(255), json!(4294967296u64), json!(-1), json!("0xff"), json!("")]
@@ -541,6 +546,12 @@ fn what_is_right_alone_and_wrong_together() {
         assert!(found.iter().any(|problem| problem.field == name), "{name}: {found:?}");
     }
     refused(|file| file["tunnel"][1]["udp-port"] = json!(4500), "tunnel[1].udp-port");
+    // Padding and dummy packets are ESP's, in a tunnel; and without a rate there are no dummies to speak of.
+    refused(|file| file["tunnel"][0]["mode"] = json!("transport"), "tunnel[0].tfc-padding");
+    refused(|file| file["tunnel"][1]["tfc-padding"] = json!("mtu"), "tunnel[1].tfc-padding");
+    refused(|file| file["tunnel"][1]["dummy-rate"] = json!(1), "tunnel[1].dummy-rate");
+    refused(|file| remove(file, "/tunnel/0/dummy-rate"), "tunnel[0].dummy-size");
+    refused(|file| remove(file, "/tunnel/0/dummy-rate"), "tunnel[0].dummy-when");
     // Transport mode is between the endpoints, and nobody else.
     refused(|file| file["policy"][2]["local"] = json!(["192.0.2.0/24"]), "policy[2].local");
     refused(

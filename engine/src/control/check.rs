@@ -1,6 +1,7 @@
 //! From what is written to what it means: the rules of a configuration, all problems at once.
 
 mod engine;
+mod tfc;
 
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
@@ -336,6 +337,7 @@ pub fn tunnel(
     let unknown_profile = table.profile.is_some() && profile.is_none();
     let (protocol, mode) = (protocol(table, &path, problems), mode(table, &path, problems));
     let udp_port = udp_port(table, &path, problems);
+    let tfc = tfc::tfc(table, &path, problems);
     let written = Written::of_tunnel(table, profile);
     let crypto = match protocol {
         _ if unknown_profile => None,
@@ -400,6 +402,7 @@ pub fn tunnel(
                 Some(WorkersName::One) | None => Workers::One,
             },
             clamp_mss: table.clamp_mss.unwrap_or(rules.clamp_mss),
+            tfc,
         },
         field: path,
         inbound,

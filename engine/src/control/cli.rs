@@ -16,8 +16,8 @@ use super::check;
 use super::client::{CallError, Client};
 use super::config::{
     ActionName, AhPaddingName, AuthenticationName, DestinationOptionsName, DfName, DirectionName, Document,
-    EncryptionName, FragmentationName, ModeName, PolicyTable, ProtocolName, SaTable, Scalar, Secret,
-    TunnelTable, WorkersName,
+    DummyWhenName, EncryptionName, FragmentationName, ModeName, PolicyTable, ProtocolName, SaTable, Scalar,
+    Secret, TunnelTable, WorkersName,
 };
 use super::events::Event;
 use super::leases::{self, Leases};
@@ -237,6 +237,18 @@ struct SaAddArguments {
     /// Lower TCP MSS to what the tunnel carries.
     #[arg(long)]
     clamp_mss: Option<bool>,
+    /// Traffic-flow confidentiality: off, mtu, or a number that sizes are rounded up to a multiple of.
+    #[arg(long)]
+    tfc_padding: Option<String>,
+    /// Dummy packets a second.
+    #[arg(long)]
+    dummy_rate: Option<u32>,
+    /// Bytes in a dummy packet, as 512 or 64-1400.
+    #[arg(long)]
+    dummy_size: Option<String>,
+    /// idle, or always.
+    #[arg(long)]
+    dummy_when: Option<DummyWhenName>,
     #[command(flatten)]
     keys: SaKeys,
 }
@@ -586,6 +598,10 @@ impl SaAddArguments {
             ttl: self.ttl,
             workers: self.workers,
             clamp_mss: self.clamp_mss,
+            tfc_padding: self.tfc_padding.clone().map(Scalar),
+            dummy_rate: self.dummy_rate,
+            dummy_size: self.dummy_size.clone().map(Scalar),
+            dummy_when: self.dummy_when,
             inbound: self.keys.inbound()?,
             outbound: self.keys.outbound()?,
         })
@@ -706,4 +722,4 @@ macro_rules! value_enum {
     )* };
 }
 
-value_enum! { EncryptionName AuthenticationName DfName FragmentationName WorkersName ActionName DirectionName }
+value_enum! { DummyWhenName EncryptionName AuthenticationName DfName FragmentationName WorkersName ActionName DirectionName }

@@ -231,6 +231,19 @@ pub struct TunnelTable {
     /// Overrides `engine.clamp-mss`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clamp_mss: Option<bool>,
+    /// Traffic-flow confidentiality of an ESP tunnel: "off" (default), "mtu" (every packet as large as the tunnel
+    /// carries), or a number that sizes are rounded up to a multiple of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tfc_padding: Option<Scalar>,
+    /// Dummy packets a second, 1 to 10000; default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dummy_rate: Option<u32>,
+    /// Bytes in a dummy packet, as "512" or "64-1400", each by chance; default: up to what the tunnel carries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dummy_size: Option<Scalar>,
+    /// "idle" (default): as far as real packets do not make up the rate; "always": beside them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dummy_when: Option<DummyWhenName>,
     /// The SA that the peer sends with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inbound: Option<SaTable>,
@@ -382,6 +395,10 @@ names! {
 names! {
     /// Who numbers and transmits an outbound SA's packets.
     WorkersName { One "one", Shared "shared", }
+}
+names! {
+    /// When dummy packets are sent.
+    DummyWhenName { Idle "idle", Always "always", }
 }
 names! {
     /// What a policy does.

@@ -299,6 +299,7 @@ impl Builder<'_> {
                 clamp_mss: settings.clamp_mss,
                 fragmentation: settings.fragmentation,
                 path: Path::default(),
+                tfc: settings.tfc.runtime(),
                 outbound: Published::new(sa.cloned()),
             }),
         };

@@ -12,6 +12,7 @@ use crate::crypto::key::KeyMaterial;
 use crate::pipeline::{IcmpRules, reassembly};
 use crate::policy::Fragmentation;
 use crate::policy::spd::Fallback;
+use crate::policy::tfc::{Dummies, DummyStream, Padding, Tfc};
 use crate::route::Side;
 use crate::sa::lifetime::{Limit, Limits};
 use crate::sa::selector::Selector;
@@ -114,6 +115,24 @@ pub struct TunnelSettings {
     pub clamp_mss: bool,
     /// When what is too large is fragmented.
     pub fragmentation: Fragmentation,
+    /// Traffic-flow confidentiality.
+    pub tfc: TfcSettings,
+}
+
+/// What a tunnel does against who watches sizes and times.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct TfcSettings {
+    /// Padding of every packet.
+    pub padding: Padding,
+    /// Packets that mean nothing.
+    pub dummies: Option<Dummies>,
+}
+
+impl TfcSettings {
+    /// As workers use it, from the beginning.
+    pub fn runtime(&self) -> Tfc {
+        Tfc { padding: self.padding, dummies: self.dummies.clone().map(DummyStream::new) }
+    }
 }
 
 /// A tunnel to set up.

@@ -2,6 +2,7 @@
 //! was expected and what was found.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
 
 use crate::sa::selector::{AddressRange, PortRange, UpperSelector};
 use crate::wire::{Spi, protocol};
@@ -144,6 +145,14 @@ pub(super) fn ports(text: &str) -> Result<PortRange, String> {
             .ok_or_else(|| format!("expected a port or ports as 1000-2000, found {}", found(text)))?,
     };
     Ok(PortRange { first: first as u16, last: last as u16 })
+}
+
+/// Bytes of a packet: `512`, `64-1400`.
+pub(super) fn sizes(text: &str) -> Result<RangeInclusive<u16>, String> {
+    match span(text, u64::from(u16::MAX)) {
+        Some((first @ 1.., last)) => Ok(first as u16..=last as u16),
+        _ => Err(format!("expected 1 to 65535 bytes, as 512 or 64-1400, found {}", found(text))),
+    }
 }
 
 /// ICMP type and code: `8`, `8/0`, `0-8/any`; the code is any when it is left out.

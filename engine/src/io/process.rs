@@ -23,6 +23,16 @@ pub trait Process {
     /// About once a second, whether anything comes in or not.
     fn housekeeping(&mut self, _now: u64) {}
 
+    /// What the gateway sends of its own accord, whenever the time that this returns (milliseconds, as `now`) has come.
+    fn send_unasked<F: Frames>(
+        &mut self,
+        _now: u64,
+        _frames: &mut F,
+        _results: &mut Results<F::Frame>,
+    ) -> u64 {
+        u64::MAX
+    }
+
     /// Grows whenever a neighbour may have become known.
     fn network_generation(&mut self) -> u64;
 
@@ -59,6 +69,11 @@ impl Process for Online {
 
     fn housekeeping(&mut self, now: u64) {
         self.pipeline.expire(&self.tables, now);
+    }
+
+    fn send_unasked<F: Frames>(&mut self, now: u64, frames: &mut F, results: &mut Results<F::Frame>) -> u64 {
+        let guard = self.reader.pin();
+        self.pipeline.send_dummies(&self.tables, &guard, now, frames, results)
     }
 
     #[inline]

@@ -107,6 +107,8 @@ pub struct Worker<P> {
     host_lent: usize,
     generation: u64,
     housekeeping_at: u64,
+    /// When something is to be sent that nothing calls for.
+    unasked_at: u64,
     poll: Vec<libc::pollfd>,
 }
 
@@ -131,6 +133,7 @@ impl<P: Process> Worker<P> {
             host_lent: 0,
             generation: 0,
             housekeeping_at: 0,
+            unasked_at: 0,
             poll: Vec::new(),
         }
     }
@@ -176,6 +179,10 @@ impl<P: Process> Worker<P> {
             }
         }
         worked |= self.take_handed_over(now);
+        if receive && now >= self.unasked_at {
+            self.unasked_at = self.process.send_unasked(now, &mut self.egress, &mut self.results);
+            self.send_outputs(now);
+        }
         let gone = &mut self.gone;
         self.egress.flush(now, |port| gone.push(port));
         if now >= self.housekeeping_at {
@@ -471,10 +478,11 @@ impl<P: Process> Worker<P> {
         if !self.mailbox().fall_asleep() {
             return;
         }
-        let mut timeout_ms = SLEEP_MS;
+        let until_unasked = self.unasked_at.saturating_sub(monotonic_ms());
+        let mut timeout_ms = until_unasked.clamp(1, SLEEP_MS as u64) as i32;
         let lent = self.lent() > 0 || !self.closing.is_empty();
         if lent || !self.waiting.is_empty() || self.egress.in_flight() > 0 {
-            timeout_ms = SLEEP_WITH_FRAMES_OUT_MS.min(1 << idle_turns.min(6));
+            timeout_ms = timeout_ms.min(SLEEP_WITH_FRAMES_OUT_MS).min(1 << idle_turns.min(6));
         }
         if !self.waiting.is_empty() {
             timeout_ms = 1;

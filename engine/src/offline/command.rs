@@ -215,6 +215,7 @@ fn tables(settings: &Settings, file: &network::NetworkFile) -> Result<(Tables, V
             clamp_mss: wanted.clamp_mss,
             fragmentation: wanted.fragmentation,
             path: Path::default(),
+            tfc: wanted.tfc.runtime(),
             outbound: Published::new(outbound),
         }));
     }

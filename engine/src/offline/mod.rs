@@ -124,6 +124,12 @@ impl Engine {
         self.pipeline.expire(&self.tables, now);
     }
 
+    /// Makes the dummy packets that are due at `now`; returns when to ask again.
+    pub fn send_dummies(&mut self, now: u64) -> u64 {
+        let guard = self.reader.pin();
+        self.pipeline.send_dummies(&self.tables, &guard, now, &mut self.frames, &mut self.results)
+    }
+
     /// Shows every output to `sink` and counts it as transmitted; its frame is free again afterwards.
     pub fn transmit(&mut self, mut sink: impl FnMut(&mut Output<Box<[u8]>>)) {
         self.counters.transmitted.fetch_add(self.results.outputs.len() as u64, Ordering::Relaxed);

@@ -35,6 +35,7 @@ mod outbound;
 mod outside;
 pub mod reassembly;
 mod scratch;
+mod tfc;
 
 use std::net::IpAddr;
 use std::ops::DerefMut;
@@ -181,7 +182,7 @@ pub struct Pipeline {
     inside: Option<PortId>,
     /// The packets of a burst, each read once. What could not be read is dropped already, and its place says nothing.
     packets: Box<[IpPacket]>,
-    /// Where packets are fragmented before encryption.
+    /// Where packets are fragmented, padded and made up before encryption.
     fragments: Box<[u8]>,
     /// Where the headers that AH covers are put together, for a burst of them.
     covered: Box<[u8]>,

@@ -6,6 +6,7 @@ use arrayvec::ArrayVec;
 use super::scratch::{Egress, Groups, Route};
 use super::{BURST, COVERED_HEADERS, DropReason, Frames, Pass, Received};
 use crate::crypto::{Seal, Sign};
+use crate::policy::tfc::Padding;
 use crate::policy::{Fragmentation, Tunnel};
 use crate::route::{PortId, Side};
 use crate::sa::OutboundSa;
@@ -28,48 +29,59 @@ use crate::wire::protocol;
 pub(super) type Outbound<'g> = Groups<'g, Tunnel, usize>;
 
 /// A packet with everything but its number, in the order of numbering.
-struct Ready<'p, F> {
-    payload: Payload,
+pub(super) struct Ready<'p, F> {
+    pub(super) payload: Payload,
     /// What it is, or what it is a fragment of.
-    packet: &'p IpPacket,
-    /// Bytes of it, or of the fragment.
-    length: usize,
+    pub(super) packet: &'p IpPacket,
+    /// What ESP or AH says it carries in a tunnel.
+    pub(super) next_header: u8,
+    /// Bytes of it, or of the fragment, and of its padding for traffic-flow confidentiality.
+    pub(super) length: usize,
     /// Bytes that it takes once it is sealed.
-    sealed: Lengths,
+    pub(super) sealed: Lengths,
     /// Transport mode: where ESP or AH goes.
-    split: Option<Split>,
-    frame: F,
+    pub(super) split: Option<Split>,
+    pub(super) frame: F,
 }
 
 /// Where the inner packet lies.
-enum Payload {
+pub(super) enum Payload {
     /// In the received frame.
     Received { index: usize },
-    /// In the worker's room for fragments.
-    Fragment { start: usize },
+    /// In the worker's room for what it makes itself.
+    Room { start: usize },
 }
 
 /// What the packets of a group share.
-struct Group<'g> {
-    sa: &'g OutboundSa,
-    outer: OuterHeader,
-    egress: Egress<'g>,
+pub(super) struct Group<'g> {
+    pub(super) sa: &'g OutboundSa,
+    pub(super) outer: OuterHeader,
+    pub(super) egress: Egress<'g>,
     /// What the egress carries, or less where the path is told to.
     outside_mtu: u32,
     /// What a tunnel carries; in transport mode it depends on the packet's own headers.
-    tunnel_mtu: u32,
+    pub(super) tunnel_mtu: u32,
+    /// For traffic-flow confidentiality.
+    pub(super) padding: Padding,
     clamp_mss: bool,
     fragmentation: Fragmentation,
 }
 
 impl<'g> Group<'g> {
-    fn new(tunnel: &Tunnel, sa: &'g OutboundSa, outer: OuterHeader, egress: Egress<'g>, mtu: u32) -> Self {
+    pub(super) fn new(
+        tunnel: &Tunnel,
+        sa: &'g OutboundSa,
+        outer: OuterHeader,
+        egress: Egress<'g>,
+        mtu: u32,
+    ) -> Self {
         Self {
             sa,
             outer,
             egress,
             outside_mtu: mtu,
             tunnel_mtu: outer.inside_mtu(mtu, &sa.layout),
+            padding: tunnel.tfc.padding,
             clamp_mss: tunnel.clamp_mss,
             fragmentation: tunnel.fragmentation,
         }
@@ -120,6 +132,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             return self.results.hand_over.extend(group.map(|index| (index, other)));
         }
         let shared = Group::new(tunnel, sa, outer, egress, self.outside_mtu(tunnel, &egress));
+        if shared.padding != Padding::Off {
+            return self.seal_padded(burst, packets, &shared, group);
+        }
 
         let mut ready = ArrayVec::new();
         for index in group {
@@ -136,17 +151,12 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     /// Sends a packet of our own, which lies at the start of the room for fragments; where it cannot go, it is not
     /// made.
     pub(super) fn seal_originated(&mut self, tunnel: &'g Tunnel, packet: &IpPacket) {
-        let Some(sa) = tunnel.outbound.load(self.guard) else { return };
-        if sa.lifetime.is_over() || sa.owner(self.own.worker) != self.own.worker {
-            return;
-        }
-        let outer = sa.outer_now();
-        let Ok(egress) = self.outer_egress(&outer) else { return };
+        let Some(shared) = self.own_group(tunnel) else { return };
+        let Group { sa, egress, .. } = &shared;
         let length = packet.total_length as usize;
         let Ok(split) = split(sa, &self.own.fragments[..length], packet, &mut self.own.covered) else {
             return;
         };
-        let shared = Group::new(tunnel, sa, outer, egress, self.outside_mtu(tunnel, &egress));
         if packet.total_length > shared.inside_mtu(split.as_ref()) {
             return;
         }
@@ -154,12 +164,14 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let Ok(frame) = self.take_frame(egress.id, sealed.of_frame(sa)) else { return };
         self.tally.originated += 1;
         let mut ready = ArrayVec::<_, BURST>::new();
-        ready.push(Ready { payload: Payload::Fragment { start: 0 }, packet, length, sealed, split, frame });
+        let (payload, next_header) = (Payload::Room { start: 0 }, as_next_header(packet.version));
+        ready.push(Ready { payload, packet, next_header, length, sealed, split, frame });
+        self.pad(&shared, ready.last_mut());
         self.seal_ready(&[], &shared, &mut ready);
     }
 
     /// ESP and AH leave by an unprotected port, or not at all.
-    fn outer_egress(&mut self, outer: &OuterHeader) -> Result<Egress<'g>, DropReason> {
+    pub(super) fn outer_egress(&mut self, outer: &OuterHeader) -> Result<Egress<'g>, DropReason> {
         match self.route(outer.destination) {
             Route::Port(egress) if egress.port.side == Side::Protected => Err(DropReason::NoRoute),
             Route::Port(egress) if !egress.port.up => Err(DropReason::LinkDown),
@@ -169,7 +181,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     }
 
     /// The largest packet on the way of `tunnel`: what its egress carries, or less where the path is told to.
-    fn outside_mtu(&self, tunnel: &Tunnel, egress: &Egress<'g>) -> u32 {
+    pub(super) fn outside_mtu(&self, tunnel: &Tunnel, egress: &Egress<'g>) -> u32 {
         let told = tunnel.path.mtu(self.now, self.icmp.path_mtu_ageing);
         told.map_or(egress.port.mtu, |told| told.min(egress.port.mtu))
     }
@@ -186,7 +198,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     }
 
     /// Everything that can refuse a packet comes before it gets a number.
-    fn prepare<'p>(
+    pub(super) fn prepare<'p>(
         &mut self,
         burst: &mut [Received<'_>],
         index: usize,
@@ -229,7 +241,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if group.clamp_mss {
             mss::clamp(bytes, packet, inside_mtu);
         }
-        ready.push(Ready { payload: Payload::Received { index }, packet, length, sealed, split, frame });
+        let (payload, next_header) = (Payload::Received { index }, as_next_header(packet.version));
+        ready.push(Ready { payload, packet, next_header, length, sealed, split, frame });
         Ok(())
     }
 
@@ -278,8 +291,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             ip::decrement_ttl(&mut burst[index].frame[HEADER_LENGTH..], packet.version);
         }
         let outer = OuterHeader { dont_fragment: DontFragment::Clear, ..group.outer };
-        let payload = Payload::Received { index };
-        ready.push(Ready { payload, packet, length, sealed, split: None, frame });
+        let (payload, next_header) = (Payload::Received { index }, as_next_header(packet.version));
+        ready.push(Ready { payload, packet, next_header, length, sealed, split: None, frame });
         self.seal_ready(burst, &Group { outer, ..*group }, ready);
         Ok(())
     }
@@ -307,7 +320,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let mut outcome = Ok(());
         for (number, piece) in pieces.enumerate() {
             let length = piece.total_length();
-            if ready.is_full() || start + length > self.own.fragments.len() {
+            // Padding may make any of them as large as the largest.
+            if ready.is_full() || start + inside_mtu as usize > self.own.fragments.len() {
                 self.seal_ready(burst, group, ready);
                 start = 0;
             }
@@ -319,13 +333,13 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 .ok_or(DropReason::TooBig)
                 .and_then(|_| self.take_frame(group.egress.id, sealed.of_frame(group.sa)))
                 .map(|frame| {
-                    let payload = Payload::Fragment { start };
-                    ready.push(Ready { payload, packet, length, sealed, split: None, frame })
+                    let (payload, next_header) = (Payload::Room { start }, as_next_header(packet.version));
+                    ready.push(Ready { payload, packet, next_header, length, sealed, split: None, frame });
+                    start += self.pad(group, ready.last_mut());
                 });
             if outcome.is_err() {
                 break;
             }
-            start += length;
         }
         self.seal_ready(burst, group, ready);
         outcome
@@ -333,7 +347,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
 
     /// Seals what is ready under consecutive numbers. A number that was taken is never used again, whatever
     /// becomes of its packet.
-    fn seal_ready(
+    pub(super) fn seal_ready(
         &mut self,
         burst: &[Received<'_>],
         group: &Group<'g>,
@@ -349,16 +363,16 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
         let Numbers { range, short } = sa.take_numbers(fitting as u64);
         let numbered = ready.iter_mut().zip(range.into_iter().flatten()).map(
-            |(Ready { payload, packet, length, sealed, split, frame }, number)| {
+            |(Ready { payload, packet, next_header, length, sealed, split, frame }, number)| {
                 let bytes = match *payload {
                     Payload::Received { index } => &burst[index].frame[HEADER_LENGTH..][..*length],
-                    Payload::Fragment { start } => &fragments[start..start + *length],
+                    Payload::Room { start } => &fragments[start..start + *length],
                 };
                 // Unique among the SA's last 2^16 packets, whichever workers send them (RFC 6864 section 4.3).
                 let identification = number.get() as u16;
                 let room = &mut frame[HEADER_LENGTH..sealed.of_frame(sa)];
-                let split = split.as_ref();
-                (write_headers(outer, packet, bytes, *sealed, split, room, identification), number)
+                let (split, inner) = (split.as_ref(), (*packet, *next_header, bytes));
+                (write_headers(outer, inner, *sealed, split, room, identification), number)
             },
         );
         let mut sealed = 0;
@@ -521,8 +535,7 @@ struct Placed<'f, 'b> {
 #[inline(always)]
 fn write_headers<'f, 'b>(
     outer: &OuterHeader,
-    packet: &IpPacket,
-    bytes: &'b [u8],
+    (packet, next_header, bytes): (&IpPacket, u8, &'b [u8]),
     sealed: Lengths,
     split: Option<&Split>,
     room: &'f mut [u8],
@@ -533,10 +546,6 @@ fn write_headers<'f, 'b>(
     let (payload, next_header) = match split {
         None => {
             outer.write(headers, packet, behind_length, identification);
-            let next_header = match packet.version {
-                IpVersion::V4 => protocol::IPV4,
-                IpVersion::V6 => protocol::IPV6,
-            };
             (bytes, next_header)
         }
         Some(split) => {
@@ -549,9 +558,17 @@ fn write_headers<'f, 'b>(
     Placed { headers, behind, payload, next_header }
 }
 
+/// How ESP and AH call a whole packet.
+fn as_next_header(version: IpVersion) -> u8 {
+    match version {
+        IpVersion::V4 => protocol::IPV4,
+        IpVersion::V6 => protocol::IPV6,
+    }
+}
+
 /// How long a sealed packet is.
 #[derive(Clone, Copy)]
-struct Lengths {
+pub(super) struct Lengths {
     /// The IP headers in front of ESP or AH, UDP's too.
     headers: usize,
     /// ESP, or AH, and all that follows.
@@ -561,7 +578,7 @@ struct Lengths {
 impl Lengths {
     /// Of a packet of `length` bytes under `sa`.
     #[inline(always)]
-    fn new(sa: &OutboundSa, split: Option<&Split>, length: usize) -> Self {
+    pub(super) fn new(sa: &OutboundSa, split: Option<&Split>, length: usize) -> Self {
         match split {
             None => Self { headers: sa.outer.length(), behind: sa.layout.length(length) },
             Some(split) => {

@@ -9,6 +9,7 @@ pub mod cover;
 pub mod flow_cache;
 pub mod path;
 pub mod spd;
+pub mod tfc;
 
 #[cfg(test)]
 mod tests;

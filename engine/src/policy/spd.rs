@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicU64;
 
 use super::classifier::Classifier;
 use super::path::Path;
+use super::tfc::Tfc;
 use crate::sa::OutboundSa;
 use crate::sa::publish::Published;
 use crate::sa::selector::{Direction, Selector};
@@ -30,6 +31,8 @@ pub struct Tunnel {
     pub fragmentation: Fragmentation,
     /// What the way to the peer is told to be like.
     pub path: Path,
+    /// Traffic-flow confidentiality.
+    pub tfc: Tfc,
     /// The SA that outbound packets take now.
     pub outbound: Published<OutboundSa>,
 }
@@ -112,6 +115,8 @@ pub struct Spd {
     /// The tunnels of its policies, each once, and their places by their peers.
     tunnels: Vec<Arc<Tunnel>>,
     by_peer: HashMap<IpAddr, Vec<usize>>,
+    /// Tunnels that send dummy packets, each once.
+    pub with_dummies: Vec<Arc<Tunnel>>,
 }
 
 impl Policy {
@@ -151,7 +156,8 @@ impl Spd {
         for (index, tunnel) in tunnels.iter().enumerate() {
             by_peer.entry(tunnel.remote).or_default().push(index);
         }
-        Self { policies, fallback, generation, classifier, asking, tunnels, by_peer }
+        let with_dummies = tunnels.iter().filter(|tunnel| tunnel.tfc.dummies.is_some()).cloned().collect();
+        Self { policies, fallback, generation, classifier, asking, tunnels, by_peer, with_dummies }
     }
 
     /// The tunnels that its policies protect with, each once.

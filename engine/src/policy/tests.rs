@@ -112,6 +112,7 @@ fn tunnel() -> Arc<Tunnel> {
         clamp_mss: false,
         fragmentation: spd::Fragmentation::Before,
         path: Path::default(),
+        tfc: Default::default(),
         outbound: Published::new(None),
     })
 }

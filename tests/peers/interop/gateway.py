@@ -73,6 +73,12 @@ side = "unprotected"
         self.declared.add(case.number)
         self.ask("reload", *(["--fresh", "peer"] if first else []))
 
+    def hush(self, case):
+        """Sends nothing of its own accord any more; the SAs stay."""
+        if case.extra:
+            self._write("".join(line for line in configuration(case).splitlines(True) if not line.startswith("dummy-")))
+            self.ask("reload")
+
     def totals(self):
         """The engine's totals by name, when nothing is in flight any more."""
         deadline = time.monotonic() + 5
@@ -111,6 +117,8 @@ def configuration(case):
         lines.append(f'authentication = "{suite.hash.name}"')
     if suite.cipher and not suite.hash:
         lines.append(f"icv-length = {suite.icv}")
+    if case.extra == "tfc":
+        lines += ['tfc-padding = "mtu"', "dummy-rate = 20", 'dummy-when = "always"']
     for table, direction in (("inbound", "ba"), ("outbound", "ab")):
         lines += [f"[tunnel.{table}]", f"spi = {case.spi(direction):#x}"]
         for kind, key in zip(("encryption", "authentication"), case.keys(direction)):

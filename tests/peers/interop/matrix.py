@@ -66,6 +66,13 @@ PROTOCOLS = {"esp": ("tunnel", "transport"), "ah": ("tunnel", "transport")}
 FAMILIES = {"tunnel": ("4in4", "6in4", "4in6", "6in6"), "transport": ("4", "6")}
 
 
+# What is tried beside the matrix, and where.
+EXTRAS = {
+    # Every packet padded to the tunnel's MTU, and dummy packets among them.
+    "tfc": (("esp", "tunnel", "4in4", False), ("esp", "tunnel", "6in6", True)),
+}
+
+
 @dataclass(frozen=True)
 class Suite:
     """Algorithms that work together; no cipher in AH, no hash beside an AEAD."""
@@ -90,10 +97,11 @@ class Case:
     family: str
     esn: bool
     suite: Suite
+    extra: str = ""  # of EXTRAS
 
     def __str__(self):
         esn = "ESN" if self.esn else "-"
-        return f"{self.protocol} {self.mode:<9} {self.family:<4} {esn:<3} {self.suite}"
+        return f"{self.protocol} {self.mode:<9} {self.family:<4} {esn:<3} {self.suite} {self.extra}".rstrip()
 
     @property
     def ah_padding(self):
@@ -153,6 +161,8 @@ def every_case(peer):
         for shape in shapes(protocol)
         for suite in suites(protocol)
     ]
+    gcm = Suite(next(cipher for cipher in CIPHERS if cipher.name == "aes-128-gcm"), None, 16)
+    cells += [(*shape, gcm, extra) for extra, places in EXTRAS.items() for shape in places]
     return [Case(number, peer, *cell) for number, cell in enumerate(cells, 1)]
 
 
@@ -163,7 +173,7 @@ def sample(cases):
     """
     chosen = []
     for protocol in PROTOCOLS:
-        ours = [case for case in cases if case.protocol == protocol]
+        ours = [case for case in cases if case.protocol == protocol and not case.extra]
         shape = lambda case: (case.mode, case.family, case.esn)
         all_shapes = list(dict.fromkeys(map(shape, ours)))
         all_suites = list(dict.fromkeys(case.suite for case in ours))
@@ -176,4 +186,4 @@ def sample(cases):
         for part in ("mode", "family", "esn", "suite"):
             missed = {getattr(case, part) for case in ours} - {getattr(case, part) for case in chosen}
             assert not missed, f"the sample misses {part} {', '.join(map(str, missed))} of {protocol}"
-    return chosen
+    return chosen + [case for case in cases if case.extra]

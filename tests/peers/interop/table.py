@@ -5,11 +5,12 @@ from collections import Counter
 
 def show(peers, trials, cannot):
     """Prints a block for each peer, protocol and mode: a line for each suite, a column for each family and ESN."""
-    for peer, protocol, mode in dict.fromkeys((t.case.peer, t.case.protocol, t.case.mode) for t in trials):
-        ours = [t for t in trials if (t.case.peer, t.case.protocol, t.case.mode) == (peer, protocol, mode)]
+    block = lambda t: (t.case.peer, t.case.protocol, t.case.mode, t.case.extra)
+    for peer, protocol, mode, extra in dict.fromkeys(map(block, trials)):
+        ours = [t for t in trials if block(t) == (peer, protocol, mode, extra)]
         columns = sorted({(t.case.esn, t.case.family) for t in ours})
         cells = {(str(t.case.suite), t.case.esn, t.case.family): "FAIL" if t.faults else "ok" for t in ours}
-        print(f"\n{peer} {peers[peer]}: {protocol}, {mode} mode\n")
+        print(f"\n{peer} {peers[peer]}: {protocol}, {mode} mode{', ' + extra if extra else ''}\n")
         width = max(len(str(t.case.suite)) for t in ours) + 2
         print(" " * (width + 2) + "".join(f"{family + (' ESN' if esn else ''):<10}" for esn, family in columns))
         for suite in dict.fromkeys(str(t.case.suite) for t in ours):
@@ -49,6 +50,7 @@ def as_json(peers, trials, cannot):
             "mode": case.mode,
             "family": case.family,
             "esn": case.esn,
+            "extra": case.extra or None,
             "encryption": suite.cipher and suite.cipher.name,
             "authentication": suite.hash and suite.hash.name,
             "icv_bytes": suite.icv,

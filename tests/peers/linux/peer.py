@@ -165,6 +165,12 @@ class Linux:
         """Every counter of the kernel's transforms; all of them count failures."""
         return {name: int(value) for name, value in map(str.split, self.run("cat /proc/net/xfrm_stat").splitlines())}
 
+    @staticmethod
+    def errors_of_dummies(count):
+        """What the kernel counts for dummy packets: it drops them as it should, and calls each an error of the protocol
+        (net/ipv4/esp4.c, esp_input_done2: "Drop dummy packets without any error", by -EINVAL)."""
+        return {"XfrmInStateProtoError": count} if count else {}
+
     def packets(self, case, direction):
         """Packets that the SA of one direction has carried."""
         spi = f"{case.spi(direction):#010x}"

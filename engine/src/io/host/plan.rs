@@ -233,6 +233,7 @@ mod tests {
             clamp_mss: true,
             fragmentation: Fragmentation::Before,
             path: Path::default(),
+            tfc: Default::default(),
             outbound: Published::new(None),
         };
         let selector = Selector {
