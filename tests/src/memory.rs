@@ -4,8 +4,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use adit_engine::control::settings::TfcSettings;
 use adit_engine::crypto::key::{Key, KeyMaterial};
@@ -140,10 +140,10 @@ pub struct Options {
     pub leased: Option<Arc<AtomicU32>>,
     /// Lower MSS.
     pub clamp_mss: bool,
-    /// When what is too large is fragmented.
-    pub fragmentation: Fragmentation,
     /// Traffic-flow confidentiality.
     pub tfc: TfcSettings,
+    /// When what is too large is fragmented.
+    pub fragmentation: Fragmentation,
     /// Outer DF.
     pub dont_fragment: DontFragment,
     /// Who numbers.
@@ -187,8 +187,8 @@ impl Options {
             last_sequence: 0,
             leased: None,
             clamp_mss: true,
-            fragmentation: Fragmentation::Before,
             tfc: TfcSettings::default(),
+            fragmentation: Fragmentation::Before,
             dont_fragment: DontFragment::Copy,
             workers: Workers::One,
             outside_mtu: 1500,
@@ -338,9 +338,9 @@ impl Gateway {
             remote: options.endpoint(site.peer()),
             mode: options.mode,
             clamp_mss: options.clamp_mss,
+            tfc: options.tfc.runtime(),
             fragmentation: options.fragmentation,
             path: Path::default(),
-            tfc: options.tfc.runtime(),
             outbound: Published::new(Some(Arc::new(options.outbound(site)))),
         });
         let mut policies = options.policies.clone();
@@ -482,7 +482,9 @@ fn network_of(site: Site, ports: Vec<Port>, mode: Mode) -> Network {
             builder.local(site.host(ipv6));
         }
     }
-    builder.build(1)
+    // Each picture is another, as the mirror's are.
+    static GENERATION: AtomicU64 = AtomicU64::new(1);
+    builder.build(GENERATION.fetch_add(1, Relaxed))
 }
 
 /// The peer's address on the outside link.

@@ -1,7 +1,7 @@
 //! scapy as a maker of packets, where the engine's own code must not be.
 
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{LazyLock, Mutex};
 
 use serde_json::{Value, json};
@@ -49,22 +49,24 @@ fn hex(packet: &[u8]) -> String {
 
 /// A running scapy: it takes a second to start.
 struct Scapy {
-    process: Child,
+    /// It ends with its input, when this process does.
+    _process: Child,
+    requests: ChildStdin,
     answers: BufReader<ChildStdout>,
 }
 
 static SCAPY: LazyLock<Mutex<Scapy>> = LazyLock::new(|| {
     let python = std::env::var("ADIT_SCAPY_PYTHON").unwrap_or_else(|_| "python3".into());
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/scapy_packets.py");
-    // It ends with its input, when this process does.
     let mut process = Command::new(python)
         .args(["-B", script])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .expect("Python with scapy (scripts/test installs it)");
+    let requests = process.stdin.take().expect("piped");
     let answers = BufReader::new(process.stdout.take().expect("piped"));
-    Mutex::new(Scapy { process, answers })
+    Mutex::new(Scapy { _process: process, requests, answers })
 });
 
 /// The packets that scapy makes for each request.
@@ -76,7 +78,7 @@ fn ask(requests: Vec<Value>) -> Vec<Vec<Vec<u8>>> {
     };
     let answer = |request: &Value| {
         let mut line = String::new();
-        writeln!(scapy.process.stdin.as_ref().expect("piped"), "{request}").expect("scapy gave up");
+        writeln!(scapy.requests, "{request}").expect("scapy gave up");
         scapy.answers.read_line(&mut line).expect("scapy gave up");
         let packets: Value = serde_json::from_str(&line).expect("scapy gave up");
         packets.as_array().unwrap().iter().map(bytes).collect()

@@ -722,4 +722,6 @@ macro_rules! value_enum {
     )* };
 }
 
-value_enum! { DummyWhenName EncryptionName AuthenticationName DfName FragmentationName WorkersName ActionName DirectionName }
+value_enum! {
+    DummyWhenName EncryptionName AuthenticationName DfName FragmentationName WorkersName ActionName DirectionName
+}

@@ -297,9 +297,9 @@ impl Builder<'_> {
                 remote: settings.remote,
                 mode: settings.mode,
                 clamp_mss: settings.clamp_mss,
+                tfc: settings.tfc.runtime(),
                 fragmentation: settings.fragmentation,
                 path: Path::default(),
-                tfc: settings.tfc.runtime(),
                 outbound: Published::new(sa.cloned()),
             }),
         };

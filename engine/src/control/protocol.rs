@@ -531,6 +531,7 @@ impl LiveTunnel {
                 report.warnings.push("no replay protection".into());
             }
             report.count(&sa.counters);
+            report.authentic(sa.has_authenticated());
             report.live(&sa.lifetime, &sa.spec.sa.limits, live.seconds);
             report.sequence = sa.replay.right_edge();
             report.lease(sa.lease.as_deref(), sa.lease.as_ref().map_or(0, |lease| lease.reached()));

@@ -213,9 +213,9 @@ fn tables(settings: &Settings, file: &network::NetworkFile) -> Result<(Tables, V
             remote: wanted.remote,
             mode: wanted.mode,
             clamp_mss: wanted.clamp_mss,
+            tfc: wanted.tfc.runtime(),
             fragmentation: wanted.fragmentation,
             path: Path::default(),
-            tfc: wanted.tfc.runtime(),
             outbound: Published::new(outbound),
         }));
     }

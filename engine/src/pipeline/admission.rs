@@ -2,7 +2,7 @@
 //! once for a flow; the answer is remembered from packet to packet of a group, and from burst to burst while they
 //! stay what they are.
 
-use super::scratch::{Egress, Route};
+use super::scratch::{Egress, Few, Link, Route};
 use super::{DropReason, Frames, Pass};
 use crate::policy::{Action, FlowKey, Spd, Tunnel};
 use crate::route::{Network, PortId, Side};
@@ -37,25 +37,21 @@ pub(super) struct Admission {
     link: [u8; 12],
 }
 
+/// What an answer depends on: the generations of policies, routes and selectors.
+type Stamps = [u64; 3];
+
 /// What the packets of a group are admitted by.
 pub(super) struct Admittance<'g> {
     selectors: Option<&'g Selectors>,
-    /// What an answer depends on: policies, routes, selectors.
-    stamps: [u64; 3],
-    /// The latest packet's: the next one is mostly the same flow's.
-    last: Option<(FlowKey, Admitted<'g>)>,
+    stamps: Stamps,
+    known: Few<Admitted<'g>>,
 }
 
 impl<'g> Admittance<'g> {
     pub(super) fn new(sa: &'g InboundSa, spd: &Spd, network: &Network, guard: &'g Guard<'g>) -> Self {
         let selectors = sa.selectors.load(guard);
         let version = selectors.map_or(0, |selectors| selectors.version);
-        Self { selectors, stamps: [spd.generation, network.generation, version], last: None }
-    }
-
-    /// Where the latest packet that was admitted went.
-    pub(super) fn last(&self) -> Option<&Admitted<'g>> {
-        self.last.as_ref().map(|(_, admitted)| admitted)
+        Self { selectors, stamps: [spd.generation, network.generation, version], known: Few::default() }
     }
 }
 
@@ -71,28 +67,22 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         admittance: &'a mut Admittance<'g>,
     ) -> Result<&'a Admitted<'g>, DropReason> {
         let key = FlowKey::new(Direction::Inbound, &packet.flow, packet.fragment);
-        let is_last = matches!(&admittance.last, Some((last, _)) if last.differences(&key) == 0);
-        if !is_last {
-            admittance.last = Some(match self.recall(&key, admittance) {
-                Some(admitted) => (key, admitted),
-                None => self.ask(sa, packet, bytes, key, admittance)?,
-            });
-        }
-        match &admittance.last {
-            Some((_, admitted)) => {
-                self.count_policy(admitted.policy);
-                Ok(admitted)
-            }
-            None => Err(DropReason::PolicyMismatch),
-        }
+        let Admittance { selectors, stamps, known } = admittance;
+        let admitted = known.get_or_ask(key, || match self.recall(&key, stamps) {
+            Some(admitted) => Ok((key, admitted)),
+            None => self.ask(sa, packet, bytes, *selectors, stamps),
+        })?;
+        self.count_policy(admitted.policy);
+        Ok(admitted)
     }
 
     /// What an earlier burst was told.
-    fn recall(&self, key: &FlowKey, admittance: &Admittance<'g>) -> Option<Admitted<'g>> {
-        let &Admission { policy, port, link } = self.own.admissions.get(key, &admittance.stamps)?;
+    #[inline(always)]
+    fn recall(&self, key: &FlowKey, stamps: &Stamps) -> Option<Admitted<'g>> {
+        let &Admission { policy, port, link } = self.own.admissions.get(key, stamps)?;
         let Action::Protect(tunnel) = &self.spd.policies.get(policy as usize)?.action else { return None };
-        let egress =
-            Egress { id: port, port: self.network.ports.get(usize::from(port.0))?, link, unresolved: None };
+        let link = Link { addresses: link, unresolved: None };
+        let egress = Egress { id: port, port: self.network.ports.get(usize::from(port.0))?, link };
         Some(Admitted { policy: policy as usize, tunnel, way: Way::Out(egress) })
     }
 
@@ -103,21 +93,22 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         sa: &InboundSa,
         packet: &IpPacket,
         bytes: &[u8],
-        key: FlowKey,
-        admittance: &Admittance<'g>,
+        selectors: Option<&Selectors>,
+        stamps: &Stamps,
     ) -> Result<(FlowKey, Admitted<'g>), DropReason> {
         let (flow, fragment) = (&packet.flow, packet.fragment);
         if self.is_our_source(flow.source) {
             return Err(DropReason::InnerSource);
         }
-        let agreed = self.agreed(sa, Direction::Inbound, flow, fragment, admittance);
+        let agreed = self.agreed(sa, selectors, Direction::Inbound, flow, fragment);
         let is_by_quote = agreed.is_err() && quote::is_error(packet);
         let (policy, tunnel) =
-            if is_by_quote { self.agreed_by_quote(sa, packet, bytes, admittance)? } else { agreed? };
+            if is_by_quote { self.agreed_by_quote(sa, selectors, bytes, packet)? } else { agreed? };
+        // What one error quotes is no answer to the next one: no packet asked about here has an outbound key.
+        let direction = if is_by_quote { Direction::Outbound } else { Direction::Inbound };
+        let key = FlowKey::new(direction, flow, fragment);
         let egress = match self.route(flow.destination) {
             Route::Local if self.frames.host().is_some() => {
-                // An outbound key: what one error quotes is no answer to the next one, and no packet here has it.
-                let key = if is_by_quote { FlowKey::new(Direction::Outbound, flow, fragment) } else { key };
                 return Ok((key, Admitted { policy, tunnel, way: Way::Host }));
             }
             Route::Local => return Err(DropReason::NoHostPath),
@@ -128,11 +119,10 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if !egress.port.up {
             return Err(DropReason::LinkDown);
         }
-        if egress.unresolved.is_none() && !is_by_quote {
-            let admission = Admission { policy: policy as u32, port: egress.id, link: egress.link };
-            self.own.admissions.put(key, admittance.stamps, admission);
+        if egress.link.unresolved.is_none() && !is_by_quote {
+            let admission = Admission { policy: policy as u32, port: egress.id, link: egress.link.addresses };
+            self.own.admissions.put(key, *stamps, admission);
         }
-        let key = if is_by_quote { FlowKey::new(Direction::Outbound, flow, fragment) } else { key };
         Ok((key, Admitted { policy, tunnel, way: Way::Out(egress) }))
     }
 
@@ -140,12 +130,12 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     fn agreed(
         &self,
         sa: &InboundSa,
+        selectors: Option<&Selectors>,
         direction: Direction,
         flow: &Flow,
         fragment: Fragment,
-        admittance: &Admittance<'g>,
     ) -> Result<(usize, &'g Tunnel), DropReason> {
-        let mut selectors = admittance.selectors.into_iter().flat_map(|selectors| &*selectors.list);
+        let mut selectors = selectors.into_iter().flat_map(|selectors| &*selectors.list);
         if !selectors.any(|selector| selector.matches(direction, flow, fragment)) {
             return Err(DropReason::SelectorMismatch);
         }
@@ -164,15 +154,15 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     fn agreed_by_quote(
         &self,
         sa: &InboundSa,
-        packet: &IpPacket,
+        selectors: Option<&Selectors>,
         bytes: &[u8],
-        admittance: &Admittance<'g>,
+        packet: &IpPacket,
     ) -> Result<(usize, &'g Tunnel), DropReason> {
         let (_, quote) = quote::read(bytes, packet).ok_or(DropReason::IcmpQuote)?;
         if quote.flow.source != packet.flow.destination {
             return Err(DropReason::IcmpQuote);
         }
-        self.agreed(sa, Direction::Outbound, &quote.flow, quote.fragment, admittance)
+        self.agreed(sa, selectors, Direction::Outbound, &quote.flow, quote.fragment)
             .map_err(|_| DropReason::IcmpQuote)
     }
 

@@ -50,7 +50,7 @@ pub use host::{Delivery, HostEnd};
 pub use outside::IcmpRules;
 
 use crate::crypto::IvSource;
-use crate::policy::{Action, FlowCache, PolicyCache, Spd};
+use crate::policy::{Action, FlowCache, FlowKey, PolicyCache, Spd};
 use crate::route::{Network, PortId, Side};
 use crate::sa::Sad;
 use crate::sa::publish::{Guard, Published};
@@ -65,7 +65,7 @@ use admission::Admission;
 use fragments::Completed;
 use inbound::Inbound;
 use outbound::Outbound;
-use scratch::{Memo, Tally};
+use scratch::{Memo, Recent, Tally};
 
 /// Most packets in one burst.
 pub const BURST: usize = 64;
@@ -175,6 +175,7 @@ pub struct Pipeline {
     policies: PolicyCache,
     /// Where flows out of SAs go on.
     admissions: FlowCache<Admission, 3>,
+    recent: Recent,
     errors: icmp::Budget,
     /// For tunnels that are searched one by one.
     searches: icmp::Budget,
@@ -182,6 +183,9 @@ pub struct Pipeline {
     inside: Option<PortId>,
     /// The packets of a burst, each read once. What could not be read is dropped already, and its place says nothing.
     packets: Box<[IpPacket]>,
+    reader: ip::Reader,
+    /// Reads what comes out of SAs.
+    inside_reader: ip::Reader,
     /// Where packets are fragmented, padded and made up before encryption.
     fragments: Box<[u8]>,
     /// Where the headers that AH covers are put together, for a burst of them.
@@ -214,10 +218,13 @@ impl Pipeline {
             ivs,
             policies: FlowCache::new(FLOWS, seed.map(u64::from_ne_bytes)),
             admissions: FlowCache::new(FLOWS, seed.map(u64::from_ne_bytes)),
+            recent: Recent::default(),
             errors: icmp::Budget::errors(),
             searches: outside::SEARCH_BUDGET,
             inside: None,
             packets: vec![IpPacket::EMPTY; BURST].into_boxed_slice(),
+            reader: ip::Reader::default(),
+            inside_reader: ip::Reader::default(),
             fragments: vec![0; FRAGMENTS_LENGTH].into_boxed_slice(),
             covered: vec![0; BURST * (COVERED_HEADERS + LONGEST_AH)].into_boxed_slice(),
             completed: Vec::new(),
@@ -322,11 +329,12 @@ struct Pass<'a, 'g, F: Frames> {
 impl<'g, F: Frames> Pass<'_, 'g, F> {
     fn run(mut self, burst: &mut [Received<'_>]) {
         // All of them first, so that the frames come into the cache side by side rather than one by one.
+        self.own.recent.look_at(self.network.generation);
         let mut room = std::mem::take(&mut self.own.packets);
         let packets = &mut room[..burst.len()];
         let mut readable = ArrayVec::<Result<(), DropReason>, BURST>::new();
         for (received, packet) in burst.iter().zip(&mut *packets) {
-            readable.push(read_frame(received.frame, packet));
+            readable.push(read_frame(&mut self.own.reader, received.frame, packet));
         }
         let packets = &*packets;
         let mut inbound = Inbound::new();
@@ -431,7 +439,11 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
 
     /// What the policy says of a packet; counts it for the policy that decides.
     fn policy(&mut self, direction: Direction, packet: &IpPacket) -> Option<&'g Action> {
-        let index = self.own.policies.classify(self.spd, direction, &packet.flow, packet.fragment)?;
+        let key = FlowKey::new(direction, &packet.flow, packet.fragment);
+        let (flow, fragment) = (&packet.flow, packet.fragment);
+        let policies = &mut self.own.policies;
+        let ask = || policies.classify(self.spd, &key, direction, flow, fragment).ok_or(());
+        let index = *self.memo.decisions.get_or_try(key, ask).ok()?;
         self.count_policy(index);
         self.spd.policies.get(index).map(|policy| &policy.action)
     }
@@ -455,11 +467,11 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     }
 
     fn is_our_destination(&mut self, address: IpAddr) -> bool {
-        is_local(self.network, &mut self.memo.destination, address)
+        is_local(self.network, &mut self.own.recent.destination, address)
     }
 
     fn is_our_source(&mut self, address: IpAddr) -> bool {
-        is_local(self.network, &mut self.memo.source, address)
+        is_local(self.network, &mut self.own.recent.source, address)
     }
 }
 
@@ -498,7 +510,7 @@ fn datagram<'f>(frame: &'f [u8], packet: &IpPacket) -> &'f [u8] {
 
 /// Ethernet and IP headers, each validated once; the IP version must be the one the EtherType says.
 #[inline(always)]
-fn read_frame(frame: &[u8], packet: &mut IpPacket) -> Result<(), DropReason> {
+fn read_frame(reader: &mut ip::Reader, frame: &[u8], packet: &mut IpPacket) -> Result<(), DropReason> {
     let ethernet = ethernet::parse(frame).map_err(|_| DropReason::Malformed)?;
     let version = match ethernet.ether_type {
         ether_type::IPV4 => IpVersion::V4,
@@ -506,7 +518,7 @@ fn read_frame(frame: &[u8], packet: &mut IpPacket) -> Result<(), DropReason> {
         ether_type::VLAN | ether_type::QINQ => return Err(DropReason::Vlan),
         _ => return Err(DropReason::NotIp),
     };
-    match ip::read(&frame[ethernet::HEADER_LENGTH..], packet) {
+    match reader.read(&frame[ethernet::HEADER_LENGTH..], packet) {
         Ok(()) if packet.version == version => Ok(()),
         _ => Err(DropReason::Malformed),
     }

@@ -356,8 +356,12 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let Group { sa, outer, .. } = group;
         let fragments = &self.own.fragments;
         let mut allowance = sa.allowance();
+        let is_ample = allowance.is_ample();
         let fits = |Ready { sealed, .. }: &Ready<'_, F::Frame>| allowance.take(sealed.behind as u64);
-        let fitting = ready.iter().map(fits).take_while(|fits| *fits).count();
+        let fitting = match is_ample {
+            true => ready.len(),
+            false => ready.iter().map(fits).take_while(|fits| *fits).count(),
+        };
         if fitting < ready.len() {
             sa.lifetime.end();
         }

@@ -35,22 +35,11 @@ impl Pipeline {
             return again;
         }
         let mut tally = Tally::new();
+        self.recent.look_at(network.generation);
         let (own, sad, memo) = (&mut *self, &tables.sad, Memo::default());
-        let (reassembly, icmp) = (&tables.reassembly, &tables.icmp);
-        let mut pass = Pass {
-            own,
-            sad,
-            reassembly,
-            icmp,
-            guard,
-            spd,
-            network,
-            now,
-            frames,
-            results,
-            tally: &mut tally,
-            memo,
-        };
+        let (reassembly, icmp, tally) = (&tables.reassembly, &tables.icmp, &mut tally);
+        let mut pass =
+            Pass { own, sad, reassembly, icmp, guard, spd, network, now, frames, results, tally, memo };
         for tunnel in &spd.with_dummies {
             if let Some(stream) = &tunnel.tfc.dummies
                 && let Some(shared) = pass.own_group(tunnel)
@@ -167,7 +156,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             sa.pass_on(self.own.worker, other);
             return None;
         }
-        Some(Group::new(tunnel, sa, outer, egress, self.outside_mtu(tunnel, &egress)))
+        let mtu = self.outside_mtu(tunnel, &egress);
+        Some(Group::new(tunnel, sa, outer, egress, mtu))
     }
 }
 

@@ -27,12 +27,12 @@ pub struct Tunnel {
     pub mode: Mode,
     /// Lower TCP MSS to what the tunnel carries.
     pub clamp_mss: bool,
+    /// Traffic-flow confidentiality.
+    pub tfc: Tfc,
     /// What may be fragmented and is too large.
     pub fragmentation: Fragmentation,
     /// What the way to the peer is told to be like.
     pub path: Path,
-    /// Traffic-flow confidentiality.
-    pub tfc: Tfc,
     /// The SA that outbound packets take now.
     pub outbound: Published<OutboundSa>,
 }
@@ -112,11 +112,11 @@ pub struct Spd {
     pub(super) classifier: Classifier,
     /// Policies but BYPASS, by their places, that ask for more than addresses.
     asking: Vec<usize>,
+    /// Tunnels that send dummy packets, each once.
+    pub with_dummies: Vec<Arc<Tunnel>>,
     /// The tunnels of its policies, each once, and their places by their peers.
     tunnels: Vec<Arc<Tunnel>>,
     by_peer: HashMap<IpAddr, Vec<usize>>,
-    /// Tunnels that send dummy packets, each once.
-    pub with_dummies: Vec<Arc<Tunnel>>,
 }
 
 impl Policy {
@@ -157,7 +157,7 @@ impl Spd {
             by_peer.entry(tunnel.remote).or_default().push(index);
         }
         let with_dummies = tunnels.iter().filter(|tunnel| tunnel.tfc.dummies.is_some()).cloned().collect();
-        Self { policies, fallback, generation, classifier, asking, tunnels, by_peer, with_dummies }
+        Self { policies, fallback, generation, classifier, asking, with_dummies, tunnels, by_peer }
     }
 
     /// The tunnels that its policies protect with, each once.

@@ -110,9 +110,9 @@ fn tunnel() -> Arc<Tunnel> {
         remote: [192, 0, 2, 2].into(),
         mode: Mode::Tunnel,
         clamp_mss: false,
+        tfc: Default::default(),
         fragmentation: spd::Fragmentation::Before,
         path: Path::default(),
-        tfc: Default::default(),
         outbound: Published::new(None),
     })
 }
@@ -201,8 +201,8 @@ proptest! {
         let mut cache = PolicyCache::new(flows, seed);
         for (which, (direction, flow, fragment)) in packets {
             let expected = spds[which].classify_linear(direction, &flow, fragment);
-            prop_assert_eq!(cache.classify(&spds[which], direction, &flow, fragment), expected);
-            prop_assert_eq!(cache.classify(&spds[which], direction, &flow, fragment), expected);
+            prop_assert_eq!(cache.classify(&spds[which], &FlowKey::new(direction, &flow, fragment), direction, &flow, fragment), expected);
+            prop_assert_eq!(cache.classify(&spds[which], &FlowKey::new(direction, &flow, fragment), direction, &flow, fragment), expected);
         }
     }
 

@@ -231,9 +231,9 @@ mod tests {
             remote: ip(peer),
             mode,
             clamp_mss: true,
+            tfc: Default::default(),
             fragmentation: Fragmentation::Before,
             path: Path::default(),
-            tfc: Default::default(),
             outbound: Published::new(None),
         };
         let selector = Selector {
