@@ -2,12 +2,13 @@
 //!
 //! [`wire()`] holds the parsers and transforms against what the RFCs say of their results, [`inbound()`] the whole
 //! pipeline against conservation, secrecy and an ESP receiver written a second time, [`control()`] the operator's
-//! side against "all or nothing, and say which field".
+//! side against "all or nothing, and say which field", [`fragments()`] reassembly against its books.
 //!
 //! They are plain functions: stable Rust replays the corpus (`tests/tests/fuzz_corpus.rs`), and only looking for new
 //! inputs needs libFuzzer (`tests/fuzz`, `scripts/fuzz`).
 
 mod control;
+mod fragments;
 mod inbound;
 mod join;
 pub mod peer;
@@ -15,6 +16,7 @@ pub mod seeds;
 mod wire;
 
 pub use control::control;
+pub use fragments::fragments;
 pub use inbound::inbound;
 pub use wire::wire;
 
@@ -22,7 +24,8 @@ pub use wire::wire;
 pub type Target = fn(&[u8]);
 
 /// All of them by name.
-pub const TARGETS: [(&str, Target); 3] = [("wire", wire), ("inbound", inbound), ("control", control)];
+pub const TARGETS: [(&str, Target); 4] =
+    [("wire", wire), ("inbound", inbound), ("control", control), ("fragments", fragments)];
 
 /// Bytes that are taken from the front; where they end, zeros follow.
 struct Input<'a>(&'a [u8]);

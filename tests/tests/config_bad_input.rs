@@ -22,6 +22,7 @@ fn good() -> Value {
             "icmp": {
                 "accept": ["packet-too-big", "unreachable"], "path-mtu-floor-ipv4": 1200,
                 "path-mtu-floor-ipv6": 1300, "path-mtu-seconds": 60,
+                "tell-discarded": true,
             },
         },
         "interface": [
@@ -123,6 +124,7 @@ fn wrong(path: &str) -> Option<Vec<Value>> {
         "engine.allow-legacy"
         | "engine.clamp-mss"
         | "engine.host-path"
+        | "engine.icmp.tell-discarded"
         | "tunnel.clamp-mss"
         | "profile.esn"
         | "tunnel.esn" => {
@@ -208,7 +210,14 @@ fn wrong(path: &str) -> Option<Vec<Value>> {
         "policy.local" => {
             vec![json!([]), json!(["10.1.0.1/16"]), json!(["10.1.0.0/33"]), json!(["x"]), json!([7])]
         }
-        "policy.remote" => vec![json!([]), json!(["10.9.0.9-10.9.0.1"]), json!(["::/0"]), json!([""])],
+        "policy.remote" => vec![
+            json!([]),
+            json!(["10.9.0.9-10.9.0.1"]),
+            json!(["224.0.0.0/4"]),
+            json!(["ff02::/16"]),
+            json!(["::/0"]),
+            json!([""]),
+        ],
         "policy.protocol" => vec![json!("TCP"), json!(256), json!(-1), json!("")],
         "policy.local-ports" | "policy.remote-ports" => {
             vec![json!(65536), json!("2-1"), json!("http"), json!("")]

@@ -80,6 +80,11 @@ fn control() {
 }
 
 #[test]
+fn fragments() {
+    corpus("fragments");
+}
+
+#[test]
 fn regressions_are_described_and_stay_away() {
     let mut described: Vec<_> = REGRESSIONS.iter().map(|(name, _)| (*name).to_owned()).collect();
     described.sort();

@@ -372,6 +372,7 @@ const ELSEWHERE: &[(DropReason, &str)] = &[
     (DropReason::AhHeaders, "pipeline_ah"),
     (DropReason::TransportFragment, "pipeline_transport"),
     (DropReason::IcmpNoted, "pipeline_path_mtu"),
+    (DropReason::IcmpQuote, "pipeline_icmp"),
     (DropReason::IcmpForged, "pipeline_path_mtu"),
     (DropReason::IcmpRefused, "pipeline_path_mtu"),
     (DropReason::ReassemblyTimeout, "pipeline_reassembly"),

@@ -617,7 +617,7 @@ pub fn policy(table: &PolicyTable, path: String, problems: &mut Problems) -> Opt
                 );
             }
             let range = |(index, text): (usize, &String)| {
-                problems.take(format!("{path}.{field}[{index}]"), value::addresses(text))
+                problems.take(format!("{path}.{field}[{index}]"), value::unicast_addresses(text))
             };
             texts.iter().enumerate().filter_map(range).flatten().collect()
         }

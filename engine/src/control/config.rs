@@ -72,6 +72,8 @@ pub struct EngineTable {
 pub struct IcmpTable {
     /// Which errors from outside about the gateway's own ESP and AH are believed; default: all four.
     pub accept: Option<Vec<IcmpErrorName>>,
+    /// Whoever sends from inside what no policy lets out is told so, some at a time; default false.
+    pub tell_discarded: Option<bool>,
     /// A smaller path MTU over IPv4 is not believed, 68 to 65535 bytes; default 576.
     pub path_mtu_floor_ipv4: Option<u64>,
     /// The same over IPv6, 1280 to 65535; default 1280.

@@ -29,6 +29,19 @@ pub(super) fn spi(text: &str) -> Result<Spi, String> {
     }
 }
 
+/// As [`addresses`], but for nothing that is multicast only: the kernel has that, whatever a policy says.
+pub(super) fn unicast_addresses(text: &str) -> Result<Vec<AddressRange>, String> {
+    let is_multicast = |address: IpAddr| address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST);
+    let ranges = addresses(text)?;
+    if ranges.iter().any(|range| is_multicast(range.first) && is_multicast(range.last)) {
+        return Err(format!(
+            "expected unicast addresses, found {}; multicast stays with the kernel, under no policy",
+            found(text)
+        ));
+    }
+    Ok(ranges)
+}
+
 /// An address, prefix (`10.1.0.0/16`), range (`10.1.0.1-10.1.0.9`) or `any`; ranges of `any` are one a version.
 pub(super) fn addresses(text: &str) -> Result<Vec<AddressRange>, String> {
     let expected = || {

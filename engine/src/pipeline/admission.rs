@@ -9,7 +9,8 @@ use crate::route::{Network, PortId, Side};
 use crate::sa::InboundSa;
 use crate::sa::publish::Guard;
 use crate::sa::selector::{Direction, Selectors};
-use crate::wire::ip::IpPacket;
+use crate::wire::ip::{Flow, Fragment, IpPacket};
+use crate::wire::quote;
 
 /// A flow that selectors and policy let out of an SA, and where it goes.
 pub(super) struct Admitted<'g> {
@@ -56,19 +57,20 @@ impl<'g> Admittance<'g> {
 
 impl<'g, F: Frames> Pass<'_, 'g, F> {
     /// Whether a packet out of `sa` is what the SA was agreed for, and what the policy wants from its tunnel; and its
-    /// way on.
+    /// way on. `bytes` begin at its IP header.
     #[inline]
     pub(super) fn admit<'a>(
         &mut self,
         sa: &InboundSa,
         packet: &IpPacket,
+        bytes: &[u8],
         admittance: &'a mut Admittance<'g>,
     ) -> Result<&'a Admitted<'g>, DropReason> {
         let key = FlowKey::new(Direction::Inbound, &packet.flow, packet.fragment);
         let Admittance { selectors, stamps, known } = admittance;
-        let admitted = known.get_or_try(key, || match self.recall(&key, stamps) {
-            Some(admitted) => Ok(admitted),
-            None => self.ask(sa, packet, key, *selectors, stamps),
+        let admitted = known.get_or_ask(key, || match self.recall(&key, stamps) {
+            Some(admitted) => Ok((key, admitted)),
+            None => self.ask(sa, packet, bytes, *selectors, stamps),
         })?;
         self.count_policy(admitted.policy);
         Ok(admitted)
@@ -84,32 +86,30 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         Some(Admitted { policy: policy as usize, tunnel, way: Way::Out(egress) })
     }
 
+    /// The tables' answer, and the flow that it is good for.
     #[inline(never)]
     fn ask(
         &mut self,
         sa: &InboundSa,
         packet: &IpPacket,
-        key: FlowKey,
+        bytes: &[u8],
         selectors: Option<&Selectors>,
         stamps: &Stamps,
-    ) -> Result<Admitted<'g>, DropReason> {
+    ) -> Result<(FlowKey, Admitted<'g>), DropReason> {
         let (flow, fragment) = (&packet.flow, packet.fragment);
         if self.is_our_source(flow.source) {
             return Err(DropReason::InnerSource);
         }
-        let mut selectors = selectors.into_iter().flat_map(|selectors| &*selectors.list);
-        if !selectors.any(|selector| selector.matches(Direction::Inbound, flow, fragment)) {
-            return Err(DropReason::SelectorMismatch);
-        }
-        let policy = self.spd.classify(Direction::Inbound, flow, fragment);
-        let policy = policy.and_then(|index| Some((index, &self.spd.policies.get(index)?.action)));
-        let Some((policy, Action::Protect(tunnel))) = policy else { return Err(DropReason::PolicyMismatch) };
-        if tunnel.name != sa.spec.sa.tunnel {
-            return Err(DropReason::PolicyMismatch);
-        }
+        let agreed = self.agreed(sa, selectors, Direction::Inbound, flow, fragment);
+        let is_by_quote = agreed.is_err() && quote::is_error(packet);
+        let (policy, tunnel) =
+            if is_by_quote { self.agreed_by_quote(sa, selectors, bytes, packet)? } else { agreed? };
+        // What one error quotes is no answer to the next one: no packet asked about here has an outbound key.
+        let direction = if is_by_quote { Direction::Outbound } else { Direction::Inbound };
+        let key = FlowKey::new(direction, flow, fragment);
         let egress = match self.route(flow.destination) {
             Route::Local if self.frames.host().is_some() => {
-                return Ok(Admitted { policy, tunnel, way: Way::Host });
+                return Ok((key, Admitted { policy, tunnel, way: Way::Host }));
             }
             Route::Local => return Err(DropReason::NoHostPath),
             Route::Port(egress) if egress.port.side == Side::Protected => egress,
@@ -119,10 +119,62 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if !egress.port.up {
             return Err(DropReason::LinkDown);
         }
-        if egress.link.unresolved.is_none() {
+        if egress.link.unresolved.is_none() && !is_by_quote {
             let admission = Admission { policy: policy as u32, port: egress.id, link: egress.link.addresses };
             self.own.admissions.put(key, *stamps, admission);
         }
-        Ok(Admitted { policy, tunnel, way: Way::Out(egress) })
+        Ok((key, Admitted { policy, tunnel, way: Way::Out(egress) }))
+    }
+
+    /// The policy and the tunnel of a flow that `sa` is for.
+    fn agreed(
+        &self,
+        sa: &InboundSa,
+        selectors: Option<&Selectors>,
+        direction: Direction,
+        flow: &Flow,
+        fragment: Fragment,
+    ) -> Result<(usize, &'g Tunnel), DropReason> {
+        let mut selectors = selectors.into_iter().flat_map(|selectors| &*selectors.list);
+        if !selectors.any(|selector| selector.matches(direction, flow, fragment)) {
+            return Err(DropReason::SelectorMismatch);
+        }
+        let policy = self.spd.classify(direction, flow, fragment);
+        let policy = policy.and_then(|index| Some((index, &self.spd.policies.get(index)?.action)));
+        let Some((policy, Action::Protect(tunnel))) = policy else { return Err(DropReason::PolicyMismatch) };
+        if tunnel.name != sa.spec.sa.tunnel {
+            return Err(DropReason::PolicyMismatch);
+        }
+        Ok((policy, tunnel))
+    }
+
+    /// RFC 4301 section 6.2: an ICMP error of a router behind the peer comes by the SA of the packets it is about, which
+    /// were sent the other way; so what it quotes is held to the SA, and it goes to whom that came from.
+    #[cold]
+    fn agreed_by_quote(
+        &self,
+        sa: &InboundSa,
+        selectors: Option<&Selectors>,
+        bytes: &[u8],
+        packet: &IpPacket,
+    ) -> Result<(usize, &'g Tunnel), DropReason> {
+        let (_, quote) = quote::read(bytes, packet).ok_or(DropReason::IcmpQuote)?;
+        if quote.flow.source != packet.flow.destination {
+            return Err(DropReason::IcmpQuote);
+        }
+        self.agreed(sa, selectors, Direction::Outbound, &quote.flow, quote.fragment)
+            .map_err(|_| DropReason::IcmpQuote)
+    }
+
+    /// The same the other way (RFC 4301 section 6.2): the tunnel for an ICMP error that no policy means, by the packet
+    /// it is about, which came out of there.
+    #[cold]
+    pub(super) fn tunnel_by_quote(&self, bytes: &[u8], packet: &IpPacket) -> Option<&'g Tunnel> {
+        let (_, quote) = quote::read(bytes, packet)?;
+        if quote.flow.source != packet.flow.destination {
+            return None;
+        }
+        let index = self.spd.classify(Direction::Inbound, &quote.flow, quote.fragment)?;
+        self.spd.policies.get(index)?.action.tunnel().map(|tunnel| &**tunnel)
     }
 }

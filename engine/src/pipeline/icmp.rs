@@ -107,7 +107,12 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             return;
         };
         let Ok(packet) = ip::parse(&self.own.fragments[..length]) else { return };
-        if let Some(Action::Protect(tunnel)) = self.policy(Direction::Outbound, &packet) {
+        let tunnel = match self.policy(Direction::Outbound, &packet) {
+            Some(action) => action.tunnel().map(|tunnel| &**tunnel),
+            // The port's address need not be one that the tunnel is for: what it quotes is.
+            None => self.tunnel_by_quote(&self.own.fragments[..length], &packet),
+        };
+        if let Some(tunnel) = tunnel {
             self.seal_originated(tunnel, &packet);
         }
     }

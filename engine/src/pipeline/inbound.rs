@@ -501,7 +501,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             natt::renew_checksum(plaintext, &packet);
         }
 
-        let Admitted { tunnel, way, .. } = self.admit(sa, &packet, admittance)?;
+        let Admitted { tunnel, way, .. } = self.admit(sa, &packet, plaintext, admittance)?;
         let tunnel = *tunnel;
         let Way::Out(egress) = way else {
             self.clamp_syn(tunnel, plaintext, &packet);

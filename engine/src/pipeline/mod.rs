@@ -58,6 +58,7 @@ use crate::sa::publish::{Guard, Published};
 use crate::sa::selector::Direction;
 use crate::transform::natt::{self, Datagram};
 use crate::wire::ethernet::{self, ether_type};
+use crate::wire::icmp::IcmpError;
 use crate::wire::ip::{self, Fragment, Hidden, IpPacket, IpVersion, Upper};
 use crate::wire::vlan::{self, Tags};
 use crate::wire::{protocol, quote};
@@ -433,7 +434,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                     Ok(())
                 }
                 Some(Action::Bypass) => self.forward(received, packet),
-                Some(Action::Discard) | None => Err(DropReason::PolicyDiscard),
+                decided => self.discard(index, received, packet, decided.is_some(), outbound),
             },
             Side::Unprotected => match self.policy(Direction::Inbound, packet) {
                 // RFC 4301 section 5.2 step 3b: what should have come protected.
@@ -444,6 +445,31 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 None => Err(DropReason::PolicyDiscard),
             },
         }
+    }
+
+    /// From a protected port, and no policy lets it out: unless it is an ICMP error about what came in, which goes back
+    /// the same way. By configuration the sender is told (RFC 4301 section 5.1.1).
+    #[cold]
+    fn discard(
+        &mut self,
+        index: usize,
+        received: &Received<'_>,
+        packet: &IpPacket,
+        is_decided: bool,
+        outbound: &mut Outbound<'g>,
+    ) -> Result<(), DropReason> {
+        let bytes = &received.frame[ethernet::HEADER_LENGTH..];
+        if !is_decided
+            && quote::is_error(packet)
+            && let Some(tunnel) = self.tunnel_by_quote(bytes, packet)
+        {
+            outbound.push(tunnel, index);
+            return Ok(());
+        }
+        if self.icmp.tell_discarded {
+            self.originate_error(received, IcmpError::Prohibited);
+        }
+        Err(DropReason::PolicyDiscard)
     }
 
     /// What the policy says of a packet; counts it for the policy that decides.

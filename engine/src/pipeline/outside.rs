@@ -22,6 +22,8 @@ pub struct IcmpRules {
     pub accept_time_exceeded: bool,
     /// Parameter problem.
     pub accept_parameter_problem: bool,
+    /// Whoever sends from inside what no policy lets out is told "administratively prohibited".
+    pub tell_discarded: bool,
     /// A smaller path MTU than this is not believed, bytes.
     pub path_mtu_floor_v4: u32,
     /// The same over IPv6.
@@ -37,6 +39,7 @@ impl Default for IcmpRules {
             accept_unreachable: true,
             accept_time_exceeded: true,
             accept_parameter_problem: true,
+            tell_discarded: false,
             path_mtu_floor_v4: 576,
             path_mtu_floor_v6: 1280,
             path_mtu_ageing: 600_000,

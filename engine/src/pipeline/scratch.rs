@@ -135,9 +135,19 @@ impl<A> Few<A> {
         key: FlowKey,
         ask: impl FnOnce() -> Result<A, E>,
     ) -> Result<&A, E> {
+        self.get_or_ask(key, || ask().map(|answer| (key, answer)))
+    }
+
+    /// The same, where the answer may be good for another key than the one that was asked for.
+    #[inline(always)]
+    pub(super) fn get_or_ask<E>(
+        &mut self,
+        key: FlowKey,
+        ask: impl FnOnce() -> Result<(FlowKey, A), E>,
+    ) -> Result<&A, E> {
         let place = &mut self.places[key.place(PLACES)];
         if !matches!(place, Some((known, _)) if known.differences(&key) == 0) {
-            *place = Some((key, ask()?));
+            *place = Some(ask()?);
         }
         let (_, answer) = place.as_ref().expect("it was there, or was put there");
         Ok(answer)

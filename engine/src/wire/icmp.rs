@@ -1,4 +1,4 @@
-//! ICMP and ICMPv6 errors that a gateway sends itself: too big, time exceeded (RFC 792, 1191, 4443, 1812).
+//! ICMP and ICMPv6 errors that a gateway sends itself: too big, time exceeded, prohibited (RFC 792, 1191, 4443, 1812).
 //!
 //! ```text
 //!  0                   1                   2                   3
@@ -46,6 +46,8 @@ pub enum IcmpError {
     },
     /// TTL or hop limit exceeded in transit (11/0 or 3/0).
     TimeExceeded,
+    /// Communication administratively prohibited (3/13, RFC 1812 section 5.2.7.1, or 1/1, RFC 4443 section 3.1).
+    Prohibited,
 }
 
 /// Writes a complete IP packet with the error about `offending` (bytes from its IP header on) into `out`
@@ -85,6 +87,7 @@ fn write_v4(out: &mut [u8], error: IcmpError, quoted: &[u8], from: Ipv4Addr, to:
     let (kind, code, mtu) = match error {
         IcmpError::PacketTooBig { mtu } => (3, 4, mtu.clamp(MIN_MTU_V4, u32::from(u16::MAX))),
         IcmpError::TimeExceeded => (11, 0, 0),
+        IcmpError::Prohibited => (3, 13, 0),
     };
     write_message(icmp, kind, code, mtu, quoted, Sum::default())?;
     Some(length)
@@ -102,13 +105,14 @@ fn write_v6(out: &mut [u8], error: IcmpError, quoted: &[u8], from: Ipv6Addr, to:
         destination: to,
     }
     .to_bytes();
-    let (kind, mtu) = match error {
-        IcmpError::PacketTooBig { mtu } => (2, mtu.max(MIN_MTU_V6)),
-        IcmpError::TimeExceeded => (3, 0),
+    let (kind, code, mtu) = match error {
+        IcmpError::PacketTooBig { mtu } => (2, 0, mtu.max(MIN_MTU_V6)),
+        IcmpError::TimeExceeded => (3, 0, 0),
+        IcmpError::Prohibited => (1, 1, 0),
     };
     // RFC 4443 section 2.3: unlike ICMP, the checksum covers a pseudo-header.
     let pseudo = Sum::default().pseudo_header(&header[8..], icmp.len() as u32, protocol::ICMPV6);
-    write_message(icmp, kind, 0, mtu, quoted, pseudo)?;
+    write_message(icmp, kind, code, mtu, quoted, pseudo)?;
     Some(length)
 }
 

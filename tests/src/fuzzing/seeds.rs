@@ -17,6 +17,7 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
         "wire" => wire(),
         "inbound" => inbound(),
         "control" => control(),
+        "fragments" => fragments(),
         _ => panic!("no target {target}"),
     }
 }
@@ -86,6 +87,32 @@ fn wire() -> Vec<Vec<u8>> {
             [&[3][..], &mtu.to_be_bytes(), &[number, number], packet].concat()
         });
     numbered.collect()
+}
+
+/// Datagrams in pieces: in order, backwards, one twice, overlapping, without an end; and errors about packets.
+fn fragments() -> Vec<Vec<u8>> {
+    let piece = |kind: u8, flags: u8, offset: u16, length: u16| {
+        [&[kind, flags, 1, 2][..], &offset.to_be_bytes(), &length.to_be_bytes()].concat()
+    };
+    let mut seeds = Vec::new();
+    for kind in [4, 5] {
+        let whole = [piece(kind, 1, 0, 512), piece(kind, 1, 64, 256), piece(kind, 2, 96, 77)];
+        let orders: [&[usize]; 6] =
+            [&[0, 1, 2], &[2, 1, 0], &[1, 1, 0, 2], &[0, 2], &[0, 1], &[0, 1, 2, 0, 1, 2]];
+        for (choice, order) in (0..=255).step_by(37).zip(orders.iter().cycle()) {
+            let steps: Vec<u8> = order.iter().flat_map(|&index| whole[index].clone()).collect();
+            seeds.push([&[choice][..], &steps].concat());
+        }
+        let overlap = [piece(kind, 5, 32, 512), whole[2].clone()].concat();
+        seeds.push([&[0xff][..], &whole[0], &overlap, &[0, 0xff, 0xff]].concat());
+    }
+    for (number, packet) in hosts(Site::A, Site::B).iter().enumerate() {
+        let (v6, kind) = (packet[0] >> 4 == 6, [1, 2, 3, 4, 11, 12][number % 6]);
+        let length = (packet.len() as u16).to_be_bytes();
+        seeds.push([&[0xff, 2][..], &length, &[v6.into(), kind, 4], packet].concat());
+        seeds.push([&[0xff, 1][..], &length, packet].concat());
+    }
+    seeds
 }
 
 /// One step of [`super::inbound()`]: its kind, its bytes, and a counted packet.

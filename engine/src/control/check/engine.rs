@@ -125,6 +125,7 @@ fn icmp(table: Option<&IcmpTable>, problems: &mut Problems) -> IcmpRules {
         accept_unreachable: accepts(IcmpErrorName::Unreachable),
         accept_time_exceeded: accepts(IcmpErrorName::TimeExceeded),
         accept_parameter_problem: accepts(IcmpErrorName::ParameterProblem),
+        tell_discarded: table.tell_discarded.unwrap_or(default.tell_discarded),
         path_mtu_floor_v4: bounded("path-mtu-floor-ipv4", table.path_mtu_floor_ipv4, v4.into(), 68..=65_535)
             as u32,
         path_mtu_floor_v6: bounded("path-mtu-floor-ipv6", table.path_mtu_floor_ipv6, v6.into(), 1280..=65_535)
