@@ -2,7 +2,7 @@
 //! 2001:db8:f::1 with 10.1.0.0/16 and 2001:db8:1::/48 inside; B at 198.51.100.9 and 2001:db8:e::9 with
 //! 10.2.0.0/16 and 2001:db8:2::/48.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
@@ -12,7 +12,7 @@ use adit_engine::crypto::key::{Key, KeyMaterial};
 use adit_engine::crypto::sequence::SequenceCounter;
 use adit_engine::crypto::{Authentication, Encryption, IvSource, Seal, Sealer, Suite};
 use adit_engine::offline::Engine;
-use adit_engine::pipeline::{DropReason, Tables, reassembly};
+use adit_engine::pipeline::{DropReason, HostEnd, Tables, reassembly};
 use adit_engine::policy::spd::Fallback;
 use adit_engine::policy::{Action, Policy, Spd, Tunnel};
 use adit_engine::route::{Network, NetworkBuilder, Port, PortId, RouteTarget, Side};
@@ -45,6 +45,10 @@ pub enum Site {
     /// 198.51.100.9, 10.2.0.0/16.
     B,
 }
+
+/// The engine's end of a gateway's host path.
+pub const HOST_END: HostEnd =
+    HostEnd { v4: Ipv4Addr::new(169, 254, 173, 9), v6: Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1) };
 
 /// An address from its text.
 pub fn address(text: &str) -> IpAddr {
@@ -326,6 +330,7 @@ impl Gateway {
             name: TUNNEL.into(),
             local: options.endpoint(site),
             remote: options.endpoint(site.peer()),
+            mode: options.mode,
             clamp_mss: options.clamp_mss,
             tfc: options.tfc.runtime(),
             outbound: Published::new(Some(Arc::new(options.outbound(site)))),
@@ -339,6 +344,13 @@ impl Gateway {
         tables.network.replace(Some(Arc::new(network(site, options))));
         let engine = Engine::new(tables, 0, IvSource::from_seed([7; 32]));
         Self { engine, tunnel, site, options: options.clone() }
+    }
+
+    /// The same with a way to the gateway's own stack.
+    #[must_use]
+    pub fn with_host(mut self) -> Self {
+        self.engine.frames.host = Some(HOST_END);
+        self
     }
 
     /// The pair.

@@ -533,6 +533,13 @@ fn what_is_right_alone_and_wrong_together() {
     refused(|file| remove(file, "/tunnel/0/dummy-rate"), "tunnel[0].dummy-when");
     // Transport mode is between the endpoints, and nobody else.
     refused(|file| file["policy"][2]["local"] = json!(["192.0.2.0/24"]), "policy[2].local");
+    refused(
+        |file| {
+            file["tunnel"][1]["local"] = json!("2001:db8::1");
+            file["tunnel"][1]["remote"] = json!("fe80::7");
+        },
+        "tunnel[1].remote",
+    );
     refused(|file| file["policy"][2]["remote"] = json!(["192.0.2.8"]), "policy[2].remote");
     refused(|file| remove(file, "/policy/2/remote"), "policy[2].remote");
     // A key for two AH SAs is named as what it is.

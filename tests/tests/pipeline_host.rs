@@ -4,23 +4,16 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use adit_engine::pipeline::{DropReason, HostEnd};
 use adit_engine::route::PortId;
-use adit_tests::memory::{Gateway, INSIDE, OUTSIDE, Options, Peer, Site, address};
+use adit_tests::memory::{Gateway, HOST_END, INSIDE, OUTSIDE, Options, Peer, Site, address};
 use adit_tests::packet::{
     DONT_FRAGMENT, one_hop_on, tcp_syn, transport_checksum, udp, with_fragment_field, with_ttl,
 };
 
 const HOST: PortId = PortId::HOST;
 
-fn end() -> HostEnd {
-    HostEnd { v4: [169, 254, 173, 9].into(), v6: "fe80::1".parse().unwrap() }
-}
-
 fn pair(options: &Options) -> (Gateway, Gateway) {
-    let (mut a, mut b) = Gateway::pair(options);
-    for gateway in [&mut a, &mut b] {
-        gateway.engine.frames.host = Some(end());
-    }
-    (a, b)
+    let (a, b) = Gateway::pair(options);
+    (a.with_host(), b.with_host())
 }
 
 /// In at A by `from`, through the wire, out at B.
@@ -68,7 +61,7 @@ fn from_gateway_to_gateway_and_to_hosts() {
 fn what_is_delivered_was_let_in() {
     let options = Options::new();
     let mut b = Gateway::new(Site::B, &options);
-    b.engine.frames.host = Some(end());
+    b.engine.frames.host = Some(HOST_END);
     let mut peer = Peer::of(Site::B, &options);
     let mut sealed = |sequence, packet: &[u8]| peer.seal(sequence, 4, packet);
     let stranger = sealed(1, &udp(address("10.3.0.2"), Site::B.inside(false), 10));
@@ -121,7 +114,7 @@ fn the_gateways_own_stack_is_told_what_is_too_big() {
         } else {
             (&error[12..16], &error[16..20], &error[20..22], &error[26..28])
         };
-        let HostEnd { v4, v6 } = end();
+        let HostEnd { v4, v6 } = HOST_END;
         let own_address = if ipv6 { own(0)[8..24].to_vec() } else { own(0)[12..16].to_vec() };
         assert_eq!(from, if ipv6 { v6.octets().to_vec() } else { v4.octets().to_vec() });
         assert_eq!(to, own_address);

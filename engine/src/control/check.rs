@@ -4,6 +4,7 @@ mod engine;
 mod tfc;
 
 use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -450,6 +451,15 @@ fn mode(table: &TunnelTable, path: &str, problems: &mut Problems) -> Mode {
             );
         }
         return Mode::Tunnel;
+    }
+    // Nobody routes them, and the hooks leave what is the link's own alone.
+    for (field, text) in [("local", &table.local), ("remote", &table.remote)] {
+        if text.parse().is_ok_and(|address: Ipv6Addr| address.is_unicast_link_local()) {
+            problems.push(
+                format!("{path}.{field}"),
+                format!("expected a routed address with mode = \"transport\", found the link-local {text}"),
+            );
+        }
     }
     let outer = [
         ("dscp", table.dscp.as_ref().map(|dscp| value::found(&dscp.0))),

@@ -295,6 +295,7 @@ impl Builder<'_> {
                 name: settings.name.clone(),
                 local: settings.local,
                 remote: settings.remote,
+                mode: settings.mode,
                 clamp_mss: settings.clamp_mss,
                 tfc: settings.tfc.runtime(),
                 outbound: Published::new(sa.cloned()),

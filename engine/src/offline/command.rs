@@ -211,6 +211,7 @@ fn tables(settings: &Settings, file: &network::NetworkFile) -> Result<(Tables, V
             name: wanted.name.clone(),
             local: wanted.local,
             remote: wanted.remote,
+            mode: wanted.mode,
             clamp_mss: wanted.clamp_mss,
             tfc: wanted.tfc.runtime(),
             outbound: Published::new(outbound),

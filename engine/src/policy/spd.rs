@@ -9,6 +9,7 @@ use super::tfc::Tfc;
 use crate::sa::OutboundSa;
 use crate::sa::publish::Published;
 use crate::sa::selector::{Direction, Selector};
+use crate::sa::spec::Mode;
 use crate::wire::ip::{Flow, Fragment, Hidden};
 
 /// Where a PROTECT policy sends: a slot that names its current outbound SA, so that rekeying leaves policies
@@ -20,6 +21,8 @@ pub struct Tunnel {
     pub local: IpAddr,
     /// The peer's endpoint.
     pub remote: IpAddr,
+    /// Whether it carries packets in packets, or between the endpoints themselves.
+    pub mode: Mode,
     /// Lower TCP MSS to what the tunnel carries.
     pub clamp_mss: bool,
     /// Traffic-flow confidentiality.

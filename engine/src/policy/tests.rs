@@ -11,6 +11,7 @@ use proptest::sample::select;
 use super::*;
 use crate::sa::publish::Published;
 use crate::sa::selector::{AddressRange, Direction, PortRange, Selector, UpperSelector};
+use crate::sa::spec::Mode;
 use crate::wire::ip::{Flow, Fragment, Upper};
 
 /// Few addresses, so that random ranges and flows meet, overlap and touch.
@@ -107,6 +108,7 @@ fn tunnel() -> Arc<Tunnel> {
         name: "tunnel".into(),
         local: [192, 0, 2, 1].into(),
         remote: [192, 0, 2, 2].into(),
+        mode: Mode::Tunnel,
         clamp_mss: false,
         tfc: Default::default(),
         outbound: Published::new(None),

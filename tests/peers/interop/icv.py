@@ -144,7 +144,7 @@ def covered_by_ah(packet, icv):
 
 
 def ask_tshark(cases, capture):
-    """Good ICVs, bad ICVs and packets with a decrypted IP packet inside, by SPI."""
+    """Good ICVs, bad ICVs and decrypted packets, by SPI: those in which the case's own traffic was found."""
     with tempfile.TemporaryDirectory() as home:
         # The table of SAs goes into a profile: it is too long for a command line, and its keys are nobody's business.
         table = Path(home) / "esp_sa"
@@ -159,7 +159,8 @@ def ask_tshark(cases, capture):
         table.write_text("\n".join(lines) + "\n")
         command = ["tshark", "-n", "-r", capture, "-o", "esp.enable_encryption_decode:TRUE",
                    "-o", "esp.enable_authentication_check:TRUE", "-Y", "esp", "-T", "fields",
-                   *(word for field in ("esp.spi", "esp.icv_good", "esp.icv_bad", "ip.version", "ipv6.version")
+                   *(word for field in ("esp.spi", "esp.icv_good", "esp.icv_bad", "icmp.type", "icmpv6.type", "tcp.port",
+                                        "ipv6.fraghdr.nxt")
                      for word in ("-e", field))]  # fmt: skip
         environment = {"WIRESHARK_CONFIG_DIR": home, "HOME": home, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -167,9 +168,8 @@ def ask_tshark(cases, capture):
         raise RuntimeError(f"tshark: {done.stderr}")
     out = {}
     for line in done.stdout.splitlines():
-        spi, good, bad, *versions = line.split("\t")
-        headers = sum(len(version.split(",")) for version in versions if version)
+        spi, good, bad, *inside = line.split("\t")
         old = out.get(int(spi, 0), (0, 0, 0))
-        seen = (good in ("1", "True"), bad in ("1", "True"), headers >= 2)
+        seen = (good in ("1", "True"), bad in ("1", "True"), any(inside))
         out[int(spi, 0)] = tuple(a + b for a, b in zip(old, seen))
     return out

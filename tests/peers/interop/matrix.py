@@ -60,7 +60,7 @@ HASHES = (
 )
 
 # Protocol -> the modes that adit offers for it.
-PROTOCOLS = {"esp": ("tunnel",), "ah": ("tunnel",)}
+PROTOCOLS = {"esp": ("tunnel", "transport"), "ah": ("tunnel", "transport")}
 
 # Mode -> families, as inner in outer; a transport-mode packet has one family.
 FAMILIES = {"tunnel": ("4in4", "6in4", "4in6", "6in6"), "transport": ("4", "6")}

@@ -17,8 +17,9 @@ use super::routes::Installed;
 use super::slot::{Slot, Turn};
 use super::{HostQueue, MTU};
 use crate::pipeline::Tables;
+use crate::route::{Network, Side};
 
-/// Pause before what failed is tried again.
+/// Pause before what failed is tried again, or what only an operator can mend is looked at again.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// What anyone may ask of the host path.
@@ -30,7 +31,7 @@ pub struct HostReport {
     pub up: bool,
     /// What the gateway's own packets are routed into it for, as "10.2.0.0/16".
     pub routes: Vec<String>,
-    /// Why the kernel does not have all of that, when it does not.
+    /// Why not all of that works, when it does not.
     pub problem: Option<String>,
 }
 
@@ -146,6 +147,7 @@ struct Seen {
     policies: u64,
     addresses: Vec<IpAddr>,
     link: Option<Link>,
+    problem: Option<String>,
 }
 
 struct Keeper {
@@ -180,7 +182,8 @@ impl Keeper {
     async fn run(mut self, changed: &Notify) {
         loop {
             match self.keep().await {
-                Ok(()) => changed.notified().await,
+                Ok(()) if self.seen.problem.is_none() => changed.notified().await,
+                Ok(()) => drop(tokio::time::timeout(RETRY, changed.notified()).await),
                 Err(error) => {
                     let problem = Some(error.to_string());
                     let before = std::mem::replace(&mut lock(&self.report).problem, problem.clone());
@@ -235,23 +238,46 @@ impl Keeper {
             self.installed.distrust_routes();
             self.seen.addresses.clear();
         }
-        let seen = Seen { policies: spd.generation, addresses: network.own_addresses().to_vec(), link };
+        let plan = Plan::new(&spd, &network, self.slot.address().into());
+        let problem = plan.has_peers_v4().then(|| strict_reverse_path(&network)).flatten();
+        let seen =
+            Seen { policies: spd.generation, addresses: network.own_addresses().to_vec(), link, problem };
         if seen == self.seen {
             return Ok(());
+        }
+        if let Some(problem) = seen.problem.as_ref().filter(|_| seen.problem != self.seen.problem) {
+            tracing::warn!(device = self.name, "{problem}");
         }
         if seen.addresses != self.seen.addresses {
             // The kernel takes routes away with the address that they prefer as a source.
             self.installed.distrust_routes();
         }
-        let plan = Plan::new(&spd, &network, self.slot.address().into());
         let device = link.map_or(0, |link| link.ifindex);
         self.installed.become_plan(&self.netlink.handle, &plan, device).await.map_err(io::Error::other)?;
         let routes = plan.device_prefixes().map(|prefix| prefix.to_string()).collect();
         let up = link.is_some_and(|link| link.up);
-        *lock(&self.report) = HostReport { device: self.name.clone(), up, routes, problem: None };
+        *lock(&self.report) =
+            HostReport { device: self.name.clone(), up, routes, problem: seen.problem.clone() };
         self.seen = seen;
         Ok(())
     }
+}
+
+/// A reverse path filter that takes a peer on the link for a spoofer, because what is sent to him is routed into the
+/// device: his ARP requests are not answered then.
+fn strict_reverse_path(network: &Network) -> Option<String> {
+    let value = |name: &str| {
+        let text = std::fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{name}/rp_filter")).ok()?;
+        text.trim().parse::<u8>().ok()
+    };
+    // The larger one counts (Documentation/networking/ip-sysctl.rst of the kernel).
+    let is_strict = |name: &str| value("all").max(value(name)) == Some(1);
+    let outside = network.ports.iter().filter(|port| port.side == Side::Unprotected);
+    let name = &outside.map(|port| &port.name).find(|name| is_strict(name))?;
+    Some(format!(
+        "peers in transport mode get no answer to ARP on {name}: expected sysctl net.ipv4.conf.{name}.rp_filter = 2, \
+         found that the strict filter, 1, is in effect"
+    ))
 }
 
 #[cfg(test)]

@@ -2,9 +2,11 @@
 //!
 //! ```text
 //! rules, for what the gateway itself sends (iif lo):
-//!   n      all of it              -> table NAMED       remote prefixes that policies name
-//!   n + 1  from an inside address -> table main, but not by its default route
-//!   n + 2  from an inside address -> table EVERYTHING  if a policy's remote is everything
+//!   n      IKE                    -> rule n + 2
+//!   n + 1  the rest               -> table PEERS       peers that policies mean themselves, in transport mode
+//!   n + 2  all of it              -> table NAMED       remote prefixes that policies name
+//!   n + 3  from an inside address -> table main, but not by its default route
+//!   n + 4  from an inside address -> table EVERYTHING  if a policy's remote is everything
 //! ```
 //!
 //! Rules that look at locally generated packets only, because a route of the main table would also take what the
@@ -12,8 +14,12 @@
 //! the mirror of the main table keeps seeing the real routes, by which ESP itself leaves.
 //!
 //! A policy counts when the gateway has an address among its local ones, which then is the source of what has none
-//! yet. A peer's own address is left out of every prefix (`throw`: as if there were no route): ESP, IKE and the
-//! operator's ssh go there. So are a selector's local addresses that lie within its remote ones: neighbours inside.
+//! yet. A peer's own address is left out of every prefix (`throw`: as if there were no route): IKE and the operator's
+//! ssh go there. So are a selector's local addresses that lie within its remote ones: neighbours inside.
+//!
+//! In transport mode a policy means the peer itself, and all that the gateway sends there goes into the device, but
+//! for IKE of its own daemon, which the guard lets out in clear too (RFC 4301 section 5.2: IKE needs a BYPASS). ESP and
+//! AH need no exception: the engine sends them past the kernel's rules.
 //!
 //! Everything (0.0.0.0/0, ::/0) as a remote prefix cannot take all that the gateway sends, or it would lose the
 //! outside; only what is sent from an address of the policy's local ones, and has no better route than the default.
@@ -24,10 +30,14 @@ use std::net::IpAddr;
 use crate::policy::{Action, Prefix, Spd};
 use crate::route::{Network, Side};
 use crate::sa::selector::Selector;
+use crate::sa::spec::Mode;
+use crate::wire::udp::NAT_TRAVERSAL_PORT;
 
 /// A table of the kernel's that is this instance's own.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Table {
+    /// Peers, in transport mode.
+    Peers,
     /// Prefixes that selectors name.
     Named,
     /// Everything.
@@ -49,6 +59,18 @@ pub enum Target {
 /// A rule for what the gateway itself sends.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Rule {
+    /// IKE from this port of UDP, on to [`Rule::Named`].
+    Ike {
+        /// IP version.
+        ipv6: bool,
+        /// One of [`IKE_PORTS`].
+        port: u16,
+    },
+    /// The rest, to [`Table::Peers`].
+    Peers {
+        /// IP version.
+        ipv6: bool,
+    },
     /// All of it, to [`Table::Named`].
     Named {
         /// IP version.
@@ -59,6 +81,9 @@ pub enum Rule {
     /// What is sent from this address, to [`Table::Everything`].
     EverythingFrom(IpAddr),
 }
+
+/// What an IKE daemon sends from (RFC 7296 section 2).
+pub const IKE_PORTS: [u16; 2] = [500, NAT_TRAVERSAL_PORT];
 
 /// A route: its table, network and prefix length.
 pub type RouteKey = (Table, IpAddr, u8);
@@ -86,7 +111,9 @@ impl Plan {
                 let mut from = sources.iter().copied().filter(|&source| local.contains(source));
                 let Some(source) = from.next() else { continue };
                 for prefix in Prefix::of_range(*remote) {
-                    if prefix.length == 0 {
+                    if let Mode::Transport(_) = tunnel.mode {
+                        plan.route(Table::Peers, prefix, Target::Device { source });
+                    } else if prefix.length == 0 {
                         plan.everything(prefix, std::iter::once(source).chain(from.by_ref()));
                     } else {
                         plan.route(Table::Named, prefix, Target::Device { source });
@@ -106,15 +133,24 @@ impl Plan {
             plan.leave_out(endpoint);
         }
         for ipv6 in [false, true] {
-            if plan
-                .routes
-                .keys()
-                .any(|(table, network, _)| *table == Table::Named && network.is_ipv6() == ipv6)
-            {
+            let leads = |wanted| {
+                plan.routes.keys().any(|(table, network, _)| *table == wanted && network.is_ipv6() == ipv6)
+            };
+            let (peers, named) = (leads(Table::Peers), leads(Table::Named));
+            if peers {
+                plan.rules.extend(IKE_PORTS.map(|port| Rule::Ike { ipv6, port }));
+                plan.rules.insert(Rule::Peers { ipv6 });
+            }
+            if peers || named {
                 plan.rules.insert(Rule::Named { ipv6 });
             }
         }
         plan
+    }
+
+    /// Whether peers are routed into the device over IPv4.
+    pub fn has_peers_v4(&self) -> bool {
+        self.rules.contains(&Rule::Peers { ipv6: false })
     }
 
     /// The prefixes that lead into the device.
@@ -178,16 +214,22 @@ mod tests {
     use crate::route::{NetworkBuilder, Port};
     use crate::sa::publish::Published;
     use crate::sa::selector::UpperSelector;
+    use crate::transform::transport::DestinationOptions;
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
     }
 
     fn protect(peer: &str, local: &str, remote: &str) -> Arc<Policy> {
+        policy(Mode::Tunnel, peer, local, remote)
+    }
+
+    fn policy(mode: Mode, peer: &str, local: &str, remote: &str) -> Arc<Policy> {
         let tunnel = Tunnel {
             name: "t".into(),
             local: ip("192.0.2.1"),
             remote: ip(peer),
+            mode,
             clamp_mss: true,
             tfc: Default::default(),
             outbound: Published::new(None),
@@ -271,6 +313,29 @@ mod tests {
             "Named 10.9.0.9/32 throw",
             "Named 172.16.0.0/16 src 10.1.0.1",
             "Named 192.0.2.4/32 throw",
+            "Named { ipv6: false }",
+        ];
+        assert_eq!(shown(&plan(policies)), expected);
+    }
+
+    /// The peer is what the policy means, but for IKE; a tunnel that ends there, and names more, keeps leaving it out.
+    #[test]
+    fn in_transport_mode_the_peer_itself_is_routed() {
+        let transport = Mode::Transport(DestinationOptions::After);
+        let policies = vec![
+            policy(transport, "192.0.2.2", "192.0.2.1", "192.0.2.2"),
+            protect("192.0.2.2", "10.1.0.0/24", "192.0.0.0/16"),
+            // The gateway has no such address.
+            policy(transport, "192.0.2.3", "192.0.2.7", "192.0.2.3"),
+        ];
+        let expected = [
+            "Peers 192.0.2.2/32 src 192.0.2.1",
+            "Named 192.0.0.0/16 src 10.1.0.1",
+            "Named 192.0.2.2/32 throw",
+            "Named 192.0.2.3/32 throw",
+            "Ike { ipv6: false, port: 500 }",
+            "Ike { ipv6: false, port: 4500 }",
+            "Peers { ipv6: false }",
             "Named { ipv6: false }",
         ];
         assert_eq!(shown(&plan(policies)), expected);

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
-use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
-use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
+use rtnetlink::packet_route::{AddressFamily, IpProtocol};
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 
 use super::plan::{Plan, RouteKey, Rule, Table, Target};
@@ -19,6 +19,9 @@ const PROTOCOL: RouteProtocol = RouteProtocol::Static;
 
 /// What the gateway itself sends is routed as if it came in by the loopback.
 const LOCALLY_GENERATED: &str = "lo";
+
+/// Priorities of an instance.
+const RULES: u32 = 5;
 
 /// RT_TABLE_MAIN.
 const MAIN: u32 = 254;
@@ -34,7 +37,7 @@ impl Numbers {
     /// Of the instance with this number.
     pub fn of(slot: Slot) -> Self {
         // Behind the local table (0), before main (32766).
-        Self { table: 0xad00_0000 | slot.number() << 1, priority: 10_000 + slot.number() * 3 }
+        Self { table: 0xad00_0000 | slot.number() << 2, priority: 10_000 + slot.number() * RULES }
     }
 
     fn table(self, table: Table) -> u32 {
@@ -43,9 +46,11 @@ impl Numbers {
 
     fn priority(self, rule: Rule) -> u32 {
         match rule {
-            Rule::Named { .. } => self.priority,
-            Rule::MainFrom(_) => self.priority + 1,
-            Rule::EverythingFrom(_) => self.priority + 2,
+            Rule::Ike { .. } => self.priority,
+            Rule::Peers { .. } => self.priority + 1,
+            Rule::Named { .. } => self.priority + 2,
+            Rule::MainFrom(_) => self.priority + 3,
+            Rule::EverythingFrom(_) => self.priority + 4,
         }
     }
 
@@ -82,20 +87,31 @@ impl Numbers {
 
     fn rule(self, rule: Rule) -> RuleMessage {
         let mut message = RuleMessage::default();
-        message.header.action = RuleAction::ToTable;
-        let (ipv6, from, table) = match rule {
-            Rule::Named { ipv6 } => (ipv6, None, self.table(Table::Named)),
-            Rule::MainFrom(address) => (address.is_ipv6(), Some(address), MAIN),
+        let (ipv6, from, to) = match rule {
+            Rule::Ike { ipv6, .. } => (ipv6, None, RuleAttribute::Goto(self.priority(Rule::Named { ipv6 }))),
+            Rule::Peers { ipv6 } => (ipv6, None, RuleAttribute::Table(self.table(Table::Peers))),
+            Rule::Named { ipv6 } => (ipv6, None, RuleAttribute::Table(self.table(Table::Named))),
+            Rule::MainFrom(address) => (address.is_ipv6(), Some(address), RuleAttribute::Table(MAIN)),
             Rule::EverythingFrom(address) => {
-                (address.is_ipv6(), Some(address), self.table(Table::Everything))
+                (address.is_ipv6(), Some(address), RuleAttribute::Table(self.table(Table::Everything)))
             }
+        };
+        message.header.action = match to {
+            RuleAttribute::Goto(_) => RuleAction::Goto,
+            _ => RuleAction::ToTable,
         };
         message.header.family = if ipv6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
         message.attributes = vec![
             RuleAttribute::Priority(self.priority(rule)),
             RuleAttribute::Iifname(LOCALLY_GENERATED.into()),
-            RuleAttribute::Table(table),
+            to,
         ];
+        if let Rule::Ike { port, .. } = rule {
+            message.attributes.extend([
+                RuleAttribute::IpProtocol(IpProtocol::Udp),
+                RuleAttribute::SourcePortRange(RulePortRange { start: port, end: port }),
+            ]);
+        }
         if let Some(address) = from {
             message.header.src_len = if ipv6 { 128 } else { 32 };
             message.attributes.push(RuleAttribute::Source(address));
@@ -120,25 +136,29 @@ impl Numbers {
                 _ => {}
             }
         }
-        let table =
-            [Table::Named, Table::Everything].into_iter().find(|known| self.table(*known) == table)?;
+        let known = [Table::Peers, Table::Named, Table::Everything];
+        let table = known.into_iter().find(|known| self.table(*known) == table)?;
         Some((table, network, message.header.destination_prefix_length))
     }
 
     fn rule_of(self, message: &RuleMessage) -> Option<Rule> {
-        let (mut priority, mut source, mut local) = (0, None, false);
+        let (mut priority, mut source, mut port, mut local) = (0, None, None, false);
         for attribute in &message.attributes {
             match attribute {
                 RuleAttribute::Priority(number) => priority = *number,
                 RuleAttribute::Source(address) => source = Some(*address),
+                RuleAttribute::SourcePortRange(range) => port = Some(range.start),
                 RuleAttribute::Iifname(name) => local = name == LOCALLY_GENERATED,
                 _ => {}
             }
         }
-        match (priority.checked_sub(self.priority).filter(|_| local)?, source) {
-            (0, None) => Some(Rule::Named { ipv6: message.header.family == AddressFamily::Inet6 }),
-            (1, Some(address)) => Some(Rule::MainFrom(address)),
-            (2, Some(address)) => Some(Rule::EverythingFrom(address)),
+        let ipv6 = message.header.family == AddressFamily::Inet6;
+        match (priority.checked_sub(self.priority).filter(|_| local)?, source, port) {
+            (0, None, Some(port)) => Some(Rule::Ike { ipv6, port }),
+            (1, None, None) => Some(Rule::Peers { ipv6 }),
+            (2, None, None) => Some(Rule::Named { ipv6 }),
+            (3, Some(address), None) => Some(Rule::MainFrom(address)),
+            (4, Some(address), None) => Some(Rule::EverythingFrom(address)),
             _ => None,
         }
     }
@@ -244,9 +264,10 @@ mod tests {
     #[test]
     fn what_is_written_is_what_is_read() {
         let numbers = Numbers::of(Slot::default());
-        let others = Numbers { table: numbers.table + 2, priority: numbers.priority + 3 };
+        let others = Numbers { table: numbers.table + 4, priority: numbers.priority + RULES };
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         for key in [
+            (Table::Peers, ip("192.0.2.2"), 32),
             (Table::Named, ip("10.2.0.0"), 16),
             (Table::Everything, ip("0.0.0.0"), 0),
             (Table::Named, ip("2001:db8:2::"), 48),
@@ -257,8 +278,14 @@ mod tests {
                 assert_eq!(numbers.route_of(&numbers.route(key, target, 7)), Some(key));
                 assert_eq!(others.route_of(&numbers.route(key, target, 7)), None);
             }
-            let rules =
-                [Rule::Named { ipv6: key.1.is_ipv6() }, Rule::MainFrom(source), Rule::EverythingFrom(source)];
+            let ipv6 = key.1.is_ipv6();
+            let rules = [
+                Rule::Ike { ipv6, port: 4500 },
+                Rule::Peers { ipv6 },
+                Rule::Named { ipv6 },
+                Rule::MainFrom(source),
+                Rule::EverythingFrom(source),
+            ];
             for rule in rules {
                 assert_eq!(numbers.rule_of(&numbers.rule(rule)), Some(rule));
                 assert_eq!(others.rule_of(&numbers.rule(rule)), None);

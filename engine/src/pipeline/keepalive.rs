@@ -1,0 +1,55 @@
+//! Keepalives: a NAT forgets who sends nothing for long (RFC 3948 section 4).
+
+use std::sync::atomic::Ordering;
+
+use super::scratch::{Memo, Tally};
+use super::{Frames, Pass, Pipeline, Results, Tables};
+use crate::policy::Tunnel;
+use crate::sa::publish::Guard;
+use crate::transform::natt;
+use crate::wire::ethernet::HEADER_LENGTH;
+
+impl Pipeline {
+    /// Sends a keepalive to each peer of ESP in UDP that was sent nothing for as long as its SA says, counted as
+    /// originated. To be called every second or so, by every worker: what is due is sent once, by one that can. `now`
+    /// and what is made of it are as in [`Pipeline::process`].
+    pub fn send_keepalives<F: Frames>(
+        &mut self,
+        tables: &Tables,
+        guard: &Guard<'_>,
+        now: u64,
+        frames: &mut F,
+        results: &mut Results<F::Frame>,
+    ) {
+        let (Some(spd), Some(network)) = (tables.spd.load(guard), tables.network.load(guard)) else { return };
+        let (mut tally, sad, memo) = (Tally::new(), &tables.sad, Memo::default());
+        let own = &mut *self;
+        let mut pass = Pass { own, sad, guard, spd, network, now, frames, results, tally: &mut tally, memo };
+        for tunnel in spd.in_udp() {
+            pass.send_keepalive(tunnel);
+        }
+        tally.write_down(&self.counters);
+    }
+}
+
+impl<'g, F: Frames> Pass<'_, 'g, F> {
+    fn send_keepalive(&mut self, tunnel: &'g Tunnel) {
+        let Some(sa) = tunnel.outbound.load(self.guard) else { return };
+        let Some(silence) = sa.keepalive.silence(sa.counters.packets.load(Ordering::Relaxed), self.now)
+        else {
+            return;
+        };
+        let outer = sa.outer_now();
+        let Ok(egress) = self.outer_egress(&outer) else { return };
+        if sa.lifetime.is_over() || self.frames.instead(egress.id).is_some() {
+            return;
+        }
+        let Some(mut frame) = self.frames.take(egress.id) else { return };
+        if !sa.keepalive.claim(silence, self.now) {
+            return self.frames.give_back(egress.id, frame);
+        }
+        let length = natt::write_keepalive(&mut frame[HEADER_LENGTH..], &outer);
+        self.tally.originated += 1;
+        self.emit(&egress, outer.version(), frame, length);
+    }
+}
