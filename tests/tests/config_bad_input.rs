@@ -52,7 +52,7 @@ fn good() -> Value {
             },
         }, {
             "name": "hosts", "local": "192.0.2.1", "remote": "192.0.2.7", "protocol": "ah", "mode": "transport",
-            "ah-padding": "linux", "destination-options": "before", "authentication": "sha256",
+            "ah-padding": "linux", "destination-options": "before", "authentication": "sha256", "through": "b",
             "inbound": {
                 "spi": 4099,
                 "authentication-key": "hex:77112233445566778899aabbccddeeff00112233445566778899aabbccddeeff",
@@ -161,6 +161,7 @@ fn wrong(path: &str) -> Option<Vec<Value>> {
         "tunnel.dscp" => vec![json!("all"), json!(64), json!(-1), json!("")],
         "tunnel.df" => vec![json!("keep")],
         "tunnel.ttl" => vec![json!(0), json!(256), json!(-1)],
+        "tunnel.through" => vec![json!(""), json!("nobody"), json!("hosts")],
         "tunnel.tfc-padding" => vec![json!("on"), json!(1), json!(65536), json!(-1), json!("")],
         "tunnel.dummy-rate" => vec![json!(0), json!(10_001), json!(-1), json!(0.5)],
         "tunnel.dummy-size" => vec![json!(0), json!("1400-64"), json!(65536), json!("any"), json!("")],
@@ -245,7 +246,10 @@ fn place(path: &str) -> (String, String) {
                     (pointer, name) = ("/policy/1".into(), "policy[1]".into())
                 }
                 // Only right with AH, and in transport mode: in the second tunnel.
-                "tunnel" if ["tunnel.ah-padding", "tunnel.destination-options"].contains(&path) => {
+                "tunnel"
+                    if ["tunnel.ah-padding", "tunnel.destination-options", "tunnel.through"]
+                        .contains(&path) =>
+                {
                     (pointer, name) = ("/tunnel/1".into(), "tunnel[1]".into())
                 }
                 "interface" | "tunnel" | "policy" => {

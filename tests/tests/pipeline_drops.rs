@@ -371,6 +371,7 @@ const ELSEWHERE: &[(DropReason, &str)] = &[
     (DropReason::AhLength, "pipeline_ah"),
     (DropReason::AhHeaders, "pipeline_ah"),
     (DropReason::TransportFragment, "pipeline_transport"),
+    (DropReason::Nesting, "pipeline_nesting"),
     (DropReason::ReassemblyTimeout, "pipeline_reassembly"),
     (DropReason::ReassemblyMemory, "pipeline_reassembly"),
     (DropReason::ReassemblySource, "pipeline_reassembly"),

@@ -400,6 +400,7 @@ pub fn tunnel(
             },
             clamp_mss: table.clamp_mss.unwrap_or(rules.clamp_mss),
             tfc,
+            through: table.through.as_deref().map(Arc::from),
         },
         field: path,
         inbound,
@@ -432,6 +433,9 @@ fn udp_port(table: &TunnelTable, path: &str, problems: &mut Problems) -> Option<
             Some("expected nothing here with protocol = \"ah\", which no NAT lets through")
         }
         (_, Some(ModeName::Transport)) => Some("expected nothing here with mode = \"transport\""),
+        _ if table.through.is_some() => {
+            Some("expected nothing here with through: only the outermost tunnel meets a NAT")
+        }
         _ if port == 0 => Some("expected a port of the peer's from 1 to 65535"),
         _ => None,
     };

@@ -15,7 +15,7 @@ use super::captures::{self, Captured, Writer};
 use super::{Engine, network};
 use crate::control::check;
 use crate::control::config::ActionName;
-use crate::control::settings::{Settings, selectors_of};
+use crate::control::settings::{Settings, outermost_first, selectors_of};
 use crate::crypto::IvSource;
 use crate::pipeline::{BURST, DropReason, Received, Tables};
 use crate::policy::{Action, Policy, Spd, Tunnel};
@@ -189,8 +189,14 @@ fn arrivals(arguments: &Arguments, settings: &Settings) -> Result<Vec<Arrival>, 
 fn tables(settings: &Settings, file: &network::NetworkFile) -> Result<(Tables, Vec<Arc<Tunnel>>), String> {
     let tables = Tables::new(settings.engine.reassembly);
     let sad = &tables.sad;
-    let mut tunnels = Vec::new();
-    for request in &settings.tunnels {
+    let mut tunnels: Vec<Arc<Tunnel>> = Vec::new();
+    let names: Vec<_> = settings
+        .tunnels
+        .iter()
+        .map(|request| &request.settings)
+        .map(|wanted| (&*wanted.name, wanted.through.as_deref()))
+        .collect();
+    for request in outermost_first(&names).into_iter().map(|place| &settings.tunnels[place]) {
         let wanted = &request.settings;
         let selectors = |inbound| selectors_of(&wanted.name, &settings.policies, inbound);
         let refused = |field: &str, error| format!("{field}: {error:?}");
@@ -214,6 +220,7 @@ fn tables(settings: &Settings, file: &network::NetworkFile) -> Result<(Tables, V
             mode: wanted.mode,
             clamp_mss: wanted.clamp_mss,
             tfc: wanted.tfc.runtime(),
+            through: tunnels.iter().find(|tunnel| Some(&tunnel.name) == wanted.through.as_ref()).cloned(),
             outbound: Published::new(outbound),
         }));
     }

@@ -2,6 +2,7 @@
 //! once for a flow; the answer is remembered from packet to packet of a group, and from burst to burst while they
 //! stay what they are.
 
+use super::nesting::is_sealed;
 use super::scratch::{Egress, Route};
 use super::{DropReason, Frames, Pass};
 use crate::policy::{Action, FlowKey, Spd, Tunnel};
@@ -26,7 +27,12 @@ pub(super) enum Way<'g> {
     Host,
     /// By a protected port.
     Out(Egress<'g>),
+    /// To an SA inside this one, whose tunnel this is by its place among the outer ones.
+    Again { outer: usize },
 }
+
+/// The place of the policy where none was asked.
+const NO_POLICY: usize = usize::MAX;
 
 /// An [`Admitted`] by a port to a neighbour that is known, without what may be gone by the next burst.
 #[derive(Clone, Copy, Default)]
@@ -104,6 +110,12 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         admittance: &Admittance<'g>,
     ) -> Result<Admitted<'g>, DropReason> {
         let (flow, fragment) = (&packet.flow, packet.fragment);
+        if is_sealed(packet) && self.is_our_destination(flow.destination) {
+            // Not by policies: the tunnel of the SA inside says that it goes through this one's.
+            let name = &sa.spec.sa.tunnel;
+            let (outer, tunnel) = self.spd.place_of_outer(name).ok_or(DropReason::Nesting)?;
+            return Ok(Admitted { policy: NO_POLICY, tunnel, way: Way::Again { outer } });
+        }
         if self.is_our_source(flow.source) {
             return Err(DropReason::InnerSource);
         }

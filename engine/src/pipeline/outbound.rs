@@ -3,6 +3,7 @@
 
 use arrayvec::ArrayVec;
 
+use super::nesting::{Nested, WayOut};
 use super::scratch::{Egress, Groups, Route};
 use super::{BURST, COVERED_HEADERS, DropReason, Frames, Pass, Received};
 use crate::crypto::{Seal, Sign};
@@ -57,6 +58,11 @@ pub(super) struct Group<'g> {
     pub(super) sa: &'g OutboundSa,
     pub(super) outer: OuterHeader,
     pub(super) egress: Egress<'g>,
+    /// What leaves in one piece: what the egress carries, or the tunnels that this one goes through.
+    mtu: u32,
+    /// The same, where nothing else is to be done with it.
+    leaves_up_to: usize,
+    is_nested: bool,
     /// What a tunnel carries; in transport mode it depends on the packet's own headers.
     pub(super) tunnel_mtu: u32,
     /// For traffic-flow confidentiality.
@@ -65,19 +71,33 @@ pub(super) struct Group<'g> {
 }
 
 impl<'g> Group<'g> {
-    pub(super) fn new(sa: &'g OutboundSa, outer: OuterHeader, egress: Egress<'g>, tunnel: &Tunnel) -> Self {
-        let tunnel_mtu = outer.inside_mtu(egress.port.mtu, &sa.layout);
-        Self { sa, outer, egress, tunnel_mtu, padding: tunnel.tfc.padding, clamp_mss: tunnel.clamp_mss }
+    pub(super) fn new(
+        sa: &'g OutboundSa,
+        outer: OuterHeader,
+        egress: Egress<'g>,
+        mtu: u32,
+        tunnel: &Tunnel,
+    ) -> Self {
+        let is_nested = tunnel.through.is_some();
+        Self {
+            sa,
+            outer,
+            egress,
+            mtu,
+            leaves_up_to: if is_nested { 0 } else { mtu as usize },
+            is_nested,
+            tunnel_mtu: outer.inside_mtu(mtu, &sa.layout),
+            padding: tunnel.tfc.padding,
+            clamp_mss: tunnel.clamp_mss,
+        }
     }
 
     /// What leaves as one packet: any packet in a tunnel, one with the headers of `split` in transport mode.
     fn inside_mtu(&self, split: Option<&Split>) -> u32 {
-        let Self { sa, egress, .. } = self;
+        let Self { sa, mtu, .. } = self;
         match split {
             None => self.tunnel_mtu,
-            Some(split) => {
-                transport::inside_mtu(egress.port.mtu, &sa.layout, sa.outer.version(), split.at.into())
-            }
+            Some(split) => transport::inside_mtu(*mtu, &sa.layout, sa.outer.version(), split.at.into()),
         }
     }
 }
@@ -100,35 +120,49 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if sa.lifetime.is_over() {
             return self.tally.drop_all(DropReason::HardLifetime, group.count());
         }
-        let owner = sa.owner(self.own.worker);
+        let owner = self.owner_of(tunnel, sa);
         if owner != self.own.worker {
             // Untouched: the owner does all of it.
             return self.results.hand_over.extend(group.map(|index| (index, owner)));
         }
         let outer = sa.outer_now();
-        let egress = match self.outer_egress(&outer) {
-            Ok(egress) => egress,
+        let WayOut { egress, mtu } = match self.way_out(tunnel, &outer) {
+            Ok(way) => way,
             Err(reason) => return self.tally.drop_all(reason, group.count()),
         };
         if let Some(other) = self.frames.instead(egress.id) {
-            sa.pass_on(self.own.worker, other);
+            self.pass_on(tunnel, other);
             return self.results.hand_over.extend(group.map(|index| (index, other)));
         }
-        let shared = Group::new(sa, outer, egress, tunnel);
-        if shared.padding != Padding::Off {
-            return self.seal_padded(burst, packets, &shared, group);
+        let shared = Group::new(sa, outer, egress, mtu, tunnel);
+        self.seal_all(burst, packets, &shared, group);
+        if let Some(through) = &tunnel.through {
+            self.seal_onwards(through);
         }
+    }
 
+    /// Seals a group; where it goes through another tunnel, it waits for that.
+    #[inline]
+    pub(super) fn seal_all(
+        &mut self,
+        burst: &mut [Received<'_>],
+        packets: &[IpPacket],
+        shared: &Group<'g>,
+        group: impl Iterator<Item = usize>,
+    ) {
+        if shared.padding != Padding::Off {
+            return self.seal_padded(burst, packets, shared, group);
+        }
         let mut ready = ArrayVec::new();
         for index in group {
-            if let Err(reason) = self.prepare(burst, index, &packets[index], &shared, &mut ready) {
+            if let Err(reason) = self.prepare(burst, index, &packets[index], shared, &mut ready) {
                 self.tally.drop(reason);
             }
             if ready.is_full() {
-                self.seal_ready(burst, &shared, &mut ready);
+                self.seal_ready(burst, shared, &mut ready);
             }
         }
-        self.seal_ready(burst, &shared, &mut ready);
+        self.seal_ready(burst, shared, &mut ready);
     }
 
     /// Sends a packet of our own, which lies at the start of the room for fragments; where it cannot go, it is not
@@ -151,6 +185,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         ready.push(Ready { payload, packet, next_header, length, sealed, split, frame });
         self.pad(&shared, ready.last_mut());
         self.seal_ready(&[], &shared, &mut ready);
+        if let Some(through) = &tunnel.through {
+            self.seal_onwards(through);
+        }
     }
 
     /// ESP and AH leave by an unprotected port, or not at all.
@@ -166,7 +203,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     /// What `tunnel` carries now, or `None` while it carries nothing.
     pub(super) fn inside_mtu(&mut self, tunnel: &'g Tunnel) -> Option<u32> {
         let sa = tunnel.outbound.load(self.guard)?;
-        let mtu = self.outer_egress(&sa.outer_now()).ok()?.port.mtu;
+        let mtu = self.way_out(tunnel, &sa.outer_now()).ok()?.mtu;
         Some(match sa.spec.sa.mode {
             Mode::Tunnel => sa.outer.inside_mtu(mtu, &sa.layout),
             Mode::Transport(_) => transport::usual_inside_mtu(mtu, &sa.layout, sa.outer.version()),
@@ -183,7 +220,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         ready: &mut ArrayVec<Ready<'p, F::Frame>, BURST>,
     ) -> Result<(), DropReason> {
         let received = &mut burst[index];
-        let is_forwarded = received.port != PortId::HOST;
+        let is_forwarded = received.port < PortId::OWN;
         if is_forwarded && packet.ttl <= 1 {
             self.originate_error(received, IcmpError::TimeExceeded);
             return Err(DropReason::TtlExceeded);
@@ -238,7 +275,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         group: &Group<'g>,
         ready: &mut ArrayVec<Ready<'p, F::Frame>, BURST>,
     ) -> Result<(), DropReason> {
-        if burst[index].port != PortId::HOST {
+        if burst[index].port < PortId::OWN {
             ip::decrement_ttl(&mut burst[index].frame[HEADER_LENGTH..], packet.version);
         }
         let burst = &*burst;
@@ -355,7 +392,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                     natt::checksum_ipv6(&mut frame[HEADER_LENGTH..HEADER_LENGTH + lengths.sum()]);
                 }
                 bytes += lengths.behind as u64;
-                self.send_sealed(egress, sa.outer.version(), frame, lengths.sum());
+                self.send_sealed(group, frame, lengths.sum());
             } else {
                 self.frames.give_back(egress.id, frame);
                 self.tally.drop(refused);
@@ -367,10 +404,21 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
     }
 
-    /// Transmits a sealed packet; in transport mode it may be larger than the egress carries, and is fragmented now.
-    fn send_sealed(&mut self, egress: &Egress<'g>, version: IpVersion, mut frame: F::Frame, length: usize) {
-        if length <= egress.port.mtu as usize {
-            return self.emit(egress, version, frame, length);
+    /// Transmits a sealed packet, if it does not go through another tunnel first.
+    #[inline(always)]
+    fn send_sealed(&mut self, group: &Group<'g>, frame: F::Frame, length: usize) {
+        if length <= group.leaves_up_to {
+            return self.emit(&group.egress, group.sa.outer.version(), frame, length);
+        }
+        self.send_otherwise(group, frame, length);
+    }
+
+    /// In transport mode it may be larger than the egress carries, and is fragmented now.
+    #[cold]
+    fn send_otherwise(&mut self, group: &Group<'g>, mut frame: F::Frame, length: usize) {
+        let egress = &group.egress;
+        if group.is_nested {
+            return self.results.made.push(Nested { port: egress.id, frame, length });
         }
         let bytes = &frame[HEADER_LENGTH..HEADER_LENGTH + length];
         let sent = match ip::parse(bytes) {

@@ -27,8 +27,20 @@ pub struct Tunnel {
     pub clamp_mss: bool,
     /// Traffic-flow confidentiality.
     pub tfc: Tfc,
+    /// The tunnel that this one's packets go through: ESP or AH in ESP or AH.
+    pub through: Option<Arc<Tunnel>>,
     /// The SA that outbound packets take now.
     pub outbound: Published<OutboundSa>,
+}
+
+/// Most SAs that a packet is in at once, the outermost included.
+pub const MOST_NESTED: usize = 4;
+
+impl Tunnel {
+    /// This tunnel, the one that it goes through, and so on, to the outermost.
+    pub fn layers(&self) -> impl Iterator<Item = &Tunnel> {
+        std::iter::successors(Some(self), |tunnel| tunnel.through.as_deref())
+    }
 }
 
 impl std::fmt::Debug for Tunnel {
@@ -88,6 +100,8 @@ pub struct Spd {
     asking: Vec<usize>,
     /// Tunnels that send dummy packets, each once.
     pub with_dummies: Vec<Arc<Tunnel>>,
+    /// Tunnels that go through others, each once.
+    pub nested: Vec<Arc<Tunnel>>,
 }
 
 impl Policy {
@@ -119,16 +133,40 @@ impl Spd {
                 && policy.selectors.iter().any(Selector::asks_of_next_layer)
         };
         let asking = (0..policies.len()).filter(|&index| asks(&policies[index])).collect();
-        let mut with_dummies: Vec<Arc<Tunnel>> = Vec::new();
+        let (mut with_dummies, mut nested) = (Vec::new(), Vec::new());
         for policy in &policies {
-            if let Action::Protect(tunnel) = &policy.action
-                && tunnel.tfc.dummies.is_some()
-                && !with_dummies.iter().any(|known| Arc::ptr_eq(known, tunnel))
-            {
-                with_dummies.push(tunnel.clone());
+            let Action::Protect(tunnel) = &policy.action else { continue };
+            for tunnel in std::iter::successors(Some(tunnel), |tunnel| tunnel.through.as_ref()) {
+                let note = |list: &mut Vec<Arc<Tunnel>>| {
+                    if !list.iter().any(|known| Arc::ptr_eq(known, tunnel)) {
+                        list.push(tunnel.clone());
+                    }
+                };
+                if tunnel.tfc.dummies.is_some() {
+                    note(&mut with_dummies);
+                }
+                if tunnel.through.is_some() {
+                    note(&mut nested);
+                }
             }
         }
-        Self { policies, fallback, generation, classifier, asking, with_dummies }
+        Self { policies, fallback, generation, classifier, asking, with_dummies, nested }
+    }
+
+    /// The tunnel that the one called `name` goes through.
+    pub fn outer_of(&self, name: &str) -> Option<&Tunnel> {
+        self.nested.iter().find(|tunnel| &*tunnel.name == name)?.through.as_deref()
+    }
+
+    /// The tunnel called `name`, if others go through it, and a place that [`Spd::outer_name`] knows it by.
+    pub fn place_of_outer(&self, name: &str) -> Option<(usize, &Tunnel)> {
+        let mut outer = self.nested.iter().map(|tunnel| tunnel.through.as_deref()).enumerate();
+        outer.find_map(|(place, outer)| Some((place, outer.filter(|outer| &*outer.name == name)?)))
+    }
+
+    /// The name of the tunnel at a place of [`Spd::place_of_outer`].
+    pub fn outer_name(&self, place: usize) -> Option<&Arc<str>> {
+        self.nested.get(place)?.through.as_ref().map(|outer| &outer.name)
     }
 
     /// Index of the first policy that means `flow`. `None`, and so no way through, also for a packet that a BYPASS

@@ -111,6 +111,7 @@ fn tunnel() -> Arc<Tunnel> {
         mode: Mode::Tunnel,
         clamp_mss: false,
         tfc: Default::default(),
+        through: None,
         outbound: Published::new(None),
     })
 }

@@ -232,6 +232,7 @@ mod tests {
             mode,
             clamp_mss: true,
             tfc: Default::default(),
+            through: None,
             outbound: Published::new(None),
         };
         let selector = Selector {
