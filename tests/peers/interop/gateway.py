@@ -10,6 +10,9 @@ from interop.network import GATEWAY_A, GATEWAY_B
 
 INSIDE = {4: ("10.1.0.0/24", "10.2.0.0/24"), 6: ("2001:db8:1::/64", "2001:db8:2::/64")}
 
+# Of the tunnels of a case, the innermost first.
+NAMES = ("peer", "outer")
+
 
 class Gateway:
     """A running daemon in the namespace `ga`."""
@@ -71,11 +74,12 @@ side = "unprotected"
         # The keys of a case are its own: nobody used them before its first configuration.
         first = case.number not in self.declared
         self.declared.add(case.number)
-        self.ask("reload", *(["--fresh", "peer"] if first else []))
+        names = ",".join(NAMES[: len(case.layers)])
+        self.ask("reload", *(["--fresh", names] if first else []))
 
     def hush(self, case):
         """Sends nothing of its own accord any more; the SAs stay."""
-        if case.extra:
+        if case.extra == "tfc":
             self._write("".join(line for line in configuration(case).splitlines(True) if not line.startswith("dummy-")))
             self.ask("reload")
 
@@ -99,13 +103,31 @@ side = "unprotected"
 def configuration(case):
     """The tables of a case."""
     near, far = INSIDE[case.inner] if case.mode == "tunnel" else (GATEWAY_A[case.inner], GATEWAY_B[case.inner])
+    names = NAMES[: len(case.layers)]
+    lines = []
+    for layer, name, through in zip(case.layers, names, [*names[1:], None]):
+        lines += tunnel(layer, name, [f'through = "{through}"'] if through else [])
+    lines += [
+        "[[policy]]",
+        'name = "peer"',
+        'action = "protect"',
+        f'tunnel = "{names[0]}"',
+        f'local = ["{near}"]',
+        f'remote = ["{far}"]',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def tunnel(case, name, more):
+    """The lines of one tunnel."""
     suite = case.suite
     lines = [
         "[[tunnel]]",
-        'name = "peer"',
+        f'name = "{name}"',
         f'local = "{GATEWAY_A[case.outer]}"',
         f'remote = "{GATEWAY_B[case.outer]}"',
         f"esn = {str(case.esn).lower()}",
+        *more,
     ]
     if case.protocol == "ah":
         lines += ['protocol = "ah"', f'ah-padding = "{case.ah_padding}"']
@@ -124,12 +146,4 @@ def configuration(case):
         for kind, key in zip(("encryption", "authentication"), case.keys(direction)):
             if key:
                 lines.append(f'{kind}-key = "hex:{key.hex()}"')
-    lines += [
-        "[[policy]]",
-        'name = "peer"',
-        'action = "protect"',
-        'tunnel = "peer"',
-        f'local = ["{near}"]',
-        f'remote = ["{far}"]',
-    ]
-    return "\n".join(lines) + "\n"
+    return lines
