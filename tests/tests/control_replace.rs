@@ -1,7 +1,7 @@
 //! Make before break: SAs of a tunnel are replaced one after another, both inbound ones live at once, the outbound one
 //! switched in one step, and what was replaced is wiped when nothing can come with it any more.
 
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use adit_engine::control::lifetimes;
@@ -11,6 +11,9 @@ use adit_engine::sa::{InboundSa, OutboundSa};
 use adit_engine::wire::Spi;
 use adit_tests::control::{BASE, Client, Daemon, key, tunnel};
 use serde_json::{Value, json};
+
+/// Readers are the process's: while one test is pinned, no other can be told that what it deleted is wiped.
+static PINNED: RwLock<()> = RwLock::new(());
 
 /// A daemon with tunnel "b": 0x1001 in, 0x1002 out, one policy.
 fn with_tunnel() -> (Daemon, Value) {
@@ -73,6 +76,7 @@ fn soon(what: &str, happened: impl Fn() -> bool) {
 
 #[test]
 fn each_direction_is_replaced_by_itself_and_the_old_inbound_sa_waits_for_the_peer() {
+    let _alone = PINNED.write();
     let (daemon, _) = with_tunnel();
     let mut monitor = monitor(&daemon);
     let spd = daemon.tables.spd.get().unwrap();
@@ -169,6 +173,7 @@ fn no_key_and_no_number_comes_back() {
 
 #[test]
 fn what_cannot_be_replaced_is_refused() {
+    let _nobody_is_pinned = PINNED.read();
     let (daemon, _) = with_tunnel();
     daemon.refused("SaReplace", json!({ "tunnel": "b" }), "inbound");
     let message = daemon.refused("SaReplace", json!({ "tunnel": "c", "inbound": fresh(0x2001) }), "tunnel");

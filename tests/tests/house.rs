@@ -282,6 +282,43 @@ fn nobody_asks_the_wall_clock() {
     assert_eq!(wall_clock_faults("sa/lifetime.rs", "clock_gettime(ClockId::Boottime)").len(), 0);
 }
 
+/// A worker that panics must not leave the others with half of a truth: the process ends, and its hooks hold.
+#[test]
+fn a_panic_ends_the_process() {
+    let manifest = fs::read_to_string(workspace().join("Cargo.toml")).unwrap();
+    let manifest: toml::Table = manifest.parse().unwrap();
+    for profile in ["dev", "release"] {
+        assert_eq!(manifest["profile"][profile]["panic"].as_str(), Some("abort"), "{profile}");
+    }
+    let catches = |(file, text): &(String, String)| {
+        let own = text.split("#[cfg(test)]").next().unwrap();
+        !file.ends_with("tests.rs") && words(&code(own), "catch_unwind").next().is_some()
+    };
+    let faults: Vec<_> =
+        engine().into_iter().filter(catches).map(|(file, _)| format!("{file}: catches a panic")).collect();
+    assert_none(faults);
+}
+
+/// The layers that packets go through.
+const PACKET_LAYERS: &[&str] = &["wire", "crypto", "transform", "sa", "policy", "pipeline"];
+
+/// Whoever sends packets does not fill a disk: what they come to is counted, and no line is written.
+#[test]
+fn no_packet_makes_a_line_in_the_log() {
+    let speaks = |code: &str| {
+        ["tracing", "println", "eprintln", "print", "eprint", "stderr"]
+            .iter()
+            .any(|word| words(code, word).next().is_some())
+    };
+    let faults = engine().into_iter().filter(|(file, text)| {
+        let layer = file.split(['/', '.']).next().unwrap();
+        let own = text.split("#[cfg(test)]").next().unwrap();
+        PACKET_LAYERS.contains(&layer) && !file.ends_with("_tests.rs") && speaks(&code(own))
+    });
+    assert_none(faults.map(|(file, _)| format!("{file}: writes to the log, or elsewhere")).collect());
+    assert!(speaks("tracing::warn!(\"\")") && !speaks(&code("// tracing")));
+}
+
 fn unfinished_faults(file: &str, text: &str) -> Vec<String> {
     let code = code(text);
     let mut faults = Vec::new();

@@ -98,14 +98,14 @@ fn reloaded_under_traffic() {
     let traffic = Traffic::start(&topology);
     traffic.flows();
     let before = (a.totals(), b.totals());
-    for n in 0..5 {
+    for n in 0..100 {
         let mut changed = setup.clone();
         changed.more = format!(
             "[[policy]]\nname = \"extra{n}\"\naction = \"discard\"\nlocal = [\"10.1.0.0/24\"]\nremote = [\"198.51.100.{n}/32\"]\n"
         );
         a.configure(&changed.configuration(&topology, "ga"));
         a.adit(&["reload"]);
-        std::thread::sleep(Duration::from_millis(100));
+        std::thread::sleep(Duration::from_millis(10));
     }
     // A broken file changes nothing, and says what is wrong with it.
     a.configure(&setup.configuration(&topology, "ga").replace("aes-128-gcm", "aes-129-gcm"));

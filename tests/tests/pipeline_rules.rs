@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use adit_engine::crypto::{Authentication, Encryption};
+use adit_engine::offline::HeapFrames;
 use adit_engine::pipeline::DropReason;
 use adit_engine::policy::Action;
 use adit_engine::sa::selector::Selector;
@@ -125,6 +126,28 @@ fn a_dummy_takes_its_number() {
     assert_eq!(b.inbound_sa().replay.right_edge(), 1000);
     b.assert_drops(OUTSIDE, &peer.seal(1000, IPV4, &inner(40)), DropReason::ReplayDuplicate);
     assert_eq!(b.run(OUTSIDE, &[peer.seal(1001, IPV4, &inner(40))]).len(), 1);
+}
+
+/// RFC 4303 section 3.4.3 checks numbers right behind the SA's lookup. What is opened is opened into a frame: where there
+/// is none, whatever drops for another reason cannot have come as far as the cryptography.
+#[test]
+fn replayed_and_unknown_packets_cost_no_cryptography() {
+    let (mut b, mut peer) = (gateway(), peer());
+    let latest = peer.seal(5000, IPV4, &inner(40));
+    assert_eq!(b.run(OUTSIDE, std::slice::from_ref(&latest)).len(), 1);
+    b.engine.frames = HeapFrames::new(0);
+    b.assert_drops(OUTSIDE, &peer.seal(5001, IPV4, &inner(40)), DropReason::NoFrame);
+    b.assert_drops(OUTSIDE, &latest, DropReason::ReplayDuplicate);
+    b.assert_drops(OUTSIDE, &peer.seal(1, IPV4, &inner(40)), DropReason::ReplayOld);
+    let mut zero = peer.seal(1, IPV4, &inner(40));
+    zero[24..28].fill(0);
+    b.assert_drops(OUTSIDE, &zero, DropReason::ReplayImpossible);
+    let mut short = peer.seal(5002, IPV4, &inner(40))[..40].to_vec();
+    short[2..4].copy_from_slice(&40u16.to_be_bytes());
+    fix_ipv4(&mut short);
+    b.assert_drops(OUTSIDE, &short, DropReason::EspTooShort);
+    peer.spi = Spi(SPI_TO_B.0 + 1);
+    b.assert_drops(OUTSIDE, &peer.seal(1, IPV4, &inner(40)), DropReason::NoState);
 }
 
 /// What we send comes back, from us or from the peer: no SA of ours opens it.

@@ -400,6 +400,28 @@ fn a_port_that_goes_down_comes_back_and_disturbs_no_other() {
 }
 
 #[test]
+fn a_link_that_flaps_a_hundred_times_loses_no_frame_of_another() {
+    if !root() {
+        return;
+    }
+    let bench = Bench::new(1, AttachMode::Native);
+    for round in 0..100 {
+        bench.namespace.ip("link set a1 down");
+        bench.link(A, LinkEvent::Down);
+        send(&bench.c, Wish::Forward, 2 * round..2 * round + 1);
+        bench.namespace.ip("link set a1 up");
+        bench.link(A, LinkEvent::Up);
+        send(&bench.a, Wish::Forward, round..round + 1);
+        send(&bench.c, Wish::Forward, 2 * round + 1..2 * round + 2);
+        bench.at_rest(3 * u64::from(round + 1));
+    }
+    let report = bench.datapath.stop();
+    assert_eq!((report.transmitted(), report.in_flight(), report.held()), (300, 0, 0));
+    assert_eq!(arrived(&bench.c, Wish::Forward), (0..200).collect::<Vec<_>>());
+    assert_eq!(arrived(&bench.b, Wish::Forward), (0..100).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_deleted_interface_is_rebuilt_when_it_exists_again() {
     if !root() {
         return;
