@@ -233,12 +233,15 @@ fn nothing_is_nested_that_no_tunnel_nests() {
         packet = peer.seal(number, 4, &packet);
     }
     assert!(number > 20);
-    b.assert_drops(OUTSIDE, &packet, DropReason::Nesting);
-    // ESP and AH as ESP's own next header are no packets at all in a tunnel.
+    b.assert_drops(OUTSIDE, &packet, DropReason::SelectorMismatch);
+    // ESP and AH as ESP's own next header are no packets at all in a tunnel, and nobody's in transport mode.
+    let between_hosts = Options { mode: Mode::Transport(DestinationOptions::After), ..Options::new() };
     for next_header in [ESP, AH] {
         number += 1;
         let packet = peer.seal(number, next_header, &[0; 64]);
         b.assert_drops(OUTSIDE, &packet, DropReason::NextHeader);
+        let packet = Peer::of(Site::B, &between_hosts).seal(1, next_header, &[0; 64]);
+        Gateway::new(Site::B, &between_hosts).assert_drops(OUTSIDE, &packet, DropReason::Nesting);
     }
 
     // Another tunnel of ours that goes through nothing, or through something else.

@@ -111,10 +111,10 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     ) -> Result<Admitted<'g>, DropReason> {
         let (flow, fragment) = (&packet.flow, packet.fragment);
         if is_sealed(packet) && self.is_our_destination(flow.destination) {
-            // Not by policies: the tunnel of the SA inside says that it goes through this one's.
-            let name = &sa.spec.sa.tunnel;
-            let (outer, tunnel) = self.spd.place_of_outer(name).ok_or(DropReason::Nesting)?;
-            return Ok(Admitted { policy: NO_POLICY, tunnel, way: Way::Again { outer } });
+            // Not by policies: a tunnel says that it goes through this one, and the SA inside is to be its own.
+            if let Some((outer, tunnel)) = self.spd.place_of_outer(&sa.spec.sa.tunnel) {
+                return Ok(Admitted { policy: NO_POLICY, tunnel, way: Way::Again { outer } });
+            }
         }
         if self.is_our_source(flow.source) {
             return Err(DropReason::InnerSource);
@@ -130,6 +130,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             return Err(DropReason::PolicyMismatch);
         }
         let egress = match self.route(flow.destination) {
+            Route::Local if is_sealed(packet) => return Err(DropReason::Nesting),
             Route::Local if self.frames.host().is_some() => {
                 return Ok(Admitted { policy, tunnel, way: Way::Host });
             }
