@@ -248,7 +248,7 @@ impl Daemon {
     /// Steps 2 to 4.
     fn start(settings: &Settings, force: bool) -> Result<Self, String> {
         let engine = &settings.engine;
-        let tables = Arc::new(Tables::new(engine.reassembly));
+        let tables = Arc::new(Tables::new(engine.reassembly, engine.icmp));
         tables.spd.replace(Some(Arc::new(Spd::new(Vec::new(), Fallback::Discard, 0))));
         let ports = settings.interfaces.iter().map(|interface| PortHook {
             interface: interface.clone(),

@@ -13,7 +13,7 @@ use adit_engine::control::check;
 use adit_engine::control::leases::{Leases, declare_fresh};
 use adit_engine::control::report::DatapathReport;
 use adit_engine::control::server::Server;
-use adit_engine::pipeline::{Tables, reassembly};
+use adit_engine::pipeline::{IcmpRules, Tables, reassembly};
 use adit_engine::policy::cover::Cover;
 use adit_engine::wire::Spi;
 use serde_json::{Value, json};
@@ -149,7 +149,7 @@ impl Daemon {
         std::fs::write(&path, config).unwrap();
         let settings = check::load(config, false).map_err(|problems| problems.to_string())?;
         let leases = Leases::open(&directory.path().join("state")).map_err(|error| error.to_string())?;
-        let tables = Arc::new(Tables::new(reassembly::Limits::OFF));
+        let tables = Arc::new(Tables::new(reassembly::Limits::OFF, IcmpRules::default()));
         let hooks = Arc::new(Mutex::new(Hooks::default()));
         let datapath = Box::new(Remembering(hooks.clone()));
         let (engine, interfaces) = (settings.engine.clone(), settings.interfaces.clone());

@@ -9,6 +9,7 @@
 
 mod control;
 mod inbound;
+mod join;
 pub mod peer;
 pub mod seeds;
 mod wire;

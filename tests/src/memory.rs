@@ -4,17 +4,17 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use adit_engine::control::settings::TfcSettings;
 use adit_engine::crypto::key::{Key, KeyMaterial};
 use adit_engine::crypto::sequence::SequenceCounter;
 use adit_engine::crypto::{Authentication, Encryption, IvSource, Seal, Sealer, Suite};
 use adit_engine::offline::Engine;
-use adit_engine::pipeline::{DropReason, HostEnd, Tables, reassembly};
+use adit_engine::pipeline::{DropReason, HostEnd, IcmpRules, Tables, reassembly};
 use adit_engine::policy::spd::Fallback;
-use adit_engine::policy::{Action, Policy, Spd, Tunnel};
+use adit_engine::policy::{Action, Fragmentation, Path, Policy, Spd, Tunnel};
 use adit_engine::route::{Network, NetworkBuilder, Port, PortId, RouteTarget, Side};
 use adit_engine::sa::lifetime::Limits;
 use adit_engine::sa::publish::Published;
@@ -148,6 +148,8 @@ pub struct Options {
     pub clamp_mss: bool,
     /// Traffic-flow confidentiality.
     pub tfc: TfcSettings,
+    /// When what is too large is fragmented.
+    pub fragmentation: Fragmentation,
     /// Outer DF.
     pub dont_fragment: DontFragment,
     /// Who numbers.
@@ -162,6 +164,8 @@ pub struct Options {
     pub spi: Option<Spi>,
     /// Policies in front of the tunnel's.
     pub policies: Vec<Arc<Policy>>,
+    /// What to make of ICMP errors.
+    pub icmp: IcmpRules,
     /// Fragments of ESP and AH; none is kept at first.
     pub reassembly: reassembly::Limits,
 }
@@ -193,6 +197,7 @@ impl Options {
             leased: None,
             clamp_mss: true,
             tfc: TfcSettings::default(),
+            fragmentation: Fragmentation::Before,
             dont_fragment: DontFragment::Copy,
             workers: Workers::One,
             outside_mtu: 1500,
@@ -200,6 +205,7 @@ impl Options {
             selectors: None,
             spi: None,
             policies: Vec::new(),
+            icmp: IcmpRules::default(),
             reassembly: reassembly::Limits::OFF,
         }
     }
@@ -278,6 +284,8 @@ impl Options {
             clamp_mss: self.clamp_mss,
             tfc: self.tfc.runtime(),
             through: self.through.as_ref().map(|outer| outer.tunnel(site)),
+            fragmentation: self.fragmentation,
+            path: Path::default(),
             outbound: Published::new(Some(Arc::new(self.outbound(site)))),
         })
     }
@@ -345,7 +353,7 @@ pub struct Gateway {
 impl Gateway {
     /// A gateway with one tunnel, its SAs and its policy.
     pub fn new(site: Site, options: &Options) -> Self {
-        Self::over(Arc::new(Tables::new(options.reassembly)), site, options)
+        Self::over(Arc::new(Tables::new(options.reassembly, options.icmp)), site, options)
     }
 
     /// As [`Gateway::new`], over tables that may have served another gateway with the same SPI, which is gone.
@@ -492,7 +500,9 @@ fn network_of(site: Site, ports: Vec<Port>, mode: Mode) -> Network {
             builder.local(site.host(ipv6));
         }
     }
-    builder.build(1)
+    // Each picture is another, as the mirror's are.
+    static GENERATION: AtomicU64 = AtomicU64::new(1);
+    builder.build(GENERATION.fetch_add(1, Relaxed))
 }
 
 /// The peer's address on the outside link.

@@ -17,6 +17,10 @@ fn good() -> Value {
                 "memory-bytes": 1000000, "datagrams-per-source": 10, "fragments-per-datagram": 8,
                 "timeout-seconds": 3,
             },
+            "icmp": {
+                "accept": ["packet-too-big", "unreachable"], "path-mtu-floor-ipv4": 1200,
+                "path-mtu-floor-ipv6": 1300, "path-mtu-seconds": 60,
+            },
         },
         "interface": [
             { "name": "inside", "side": "protected", "mode": "skb" },
@@ -32,7 +36,8 @@ fn good() -> Value {
             "name": "b", "local": "192.0.2.1", "remote": "192.0.2.2", "profile": "strong", "protocol": "esp",
             "mode": "tunnel", "udp-port": 4500,
             "encryption": "aes-128-cbc", "authentication": "sha256", "icv-length": 16, "esn": true,
-            "replay-window": 64, "dscp": 46, "df": "copy", "ttl": 64, "workers": "one", "clamp-mss": true,
+            "replay-window": 64, "dscp": 46, "df": "copy", "fragmentation": "after", "ttl": 64, "workers": "one",
+            "clamp-mss": true,
             "tfc-padding": 256, "dummy-rate": 100, "dummy-size": "64-1400", "dummy-when": "always",
             "lifetime-packets-soft": 900, "lifetime-packets-hard": 1000, "lifetime-bytes-soft": 9000,
             "lifetime-bytes-hard": 10000, "lifetime-seconds-soft": 90, "lifetime-seconds-hard": 100,
@@ -105,6 +110,10 @@ fn wrong(path: &str) -> Option<Vec<Value>> {
         "engine.reassembly.datagrams-per-source" => vec![json!(0), json!(65_537), json!(-1)],
         "engine.reassembly.fragments-per-datagram" => vec![json!(1), json!(129), json!(-1)],
         "engine.reassembly.timeout-seconds" => vec![json!(0), json!(61), json!(0.5)],
+        "engine.icmp.accept" => vec![json!(["echo"]), json!("packet-too-big"), json!([3])],
+        "engine.icmp.path-mtu-floor-ipv4" => vec![json!(67), json!(65_536), json!(-1)],
+        "engine.icmp.path-mtu-floor-ipv6" => vec![json!(1279), json!(65_536), json!(-1)],
+        "engine.icmp.path-mtu-seconds" => vec![json!(0), json!(86_401), json!("10m")],
         "engine.default" => vec![json!("allow")],
         "engine.xdp-mode" | "interface.mode" => vec![json!("fast")],
         "engine.allow-legacy"
@@ -159,7 +168,8 @@ fn wrong(path: &str) -> Option<Vec<Value>> {
         "tunnel.destination-options" => vec![json!("outside")],
         "tunnel.profile" => vec![json!(""), json!("weak")],
         "tunnel.dscp" => vec![json!("all"), json!(64), json!(-1), json!("")],
-        "tunnel.df" => vec![json!("keep")],
+        "tunnel.df" => vec![json!("keep"), json!("set")],
+        "tunnel.fragmentation" => vec![json!("later"), json!("")],
         "tunnel.ttl" => vec![json!(0), json!(256), json!(-1)],
         "tunnel.through" => vec![json!(""), json!("nobody"), json!("hosts")],
         "tunnel.tfc-padding" => vec![json!("on"), json!(1), json!(65536), json!(-1), json!("")],
@@ -188,8 +198,8 @@ fn wrong(path: &str) -> Option<Vec<Value>> {
         "policy.icmp" => vec![json!("256"), json!("8/0/0"), json!("echo")],
         "policy.direction" => vec![json!("left")],
         // Tables within tables.
-        "engine" | "engine.reassembly" | "interface" | "profile" | "tunnel" | "policy" | "tunnel.inbound"
-        | "tunnel.outbound" => {
+        "engine" | "engine.reassembly" | "engine.icmp" | "interface" | "profile" | "tunnel" | "policy"
+        | "tunnel.inbound" | "tunnel.outbound" => {
             vec![]
         }
         _ => return None,
@@ -344,6 +354,8 @@ fn related(path: &str) -> Option<&'static str> {
         "tunnel.local" => Some("tunnel[0].remote"),
         // The outer header's fields are refused, one by one.
         "tunnel.mode" => Some("tunnel[0].ttl"),
+        // Nothing sealed may be fragmented then.
+        "tunnel.df" => Some("tunnel[0].fragmentation"),
         _ => None,
     }
 }
@@ -383,6 +395,7 @@ fn an_unknown_sibling_is_named_in_every_table() {
         ("", ""),
         ("/engine", "engine."),
         ("/engine/reassembly", "engine.reassembly."),
+        ("/engine/icmp", "engine.icmp."),
         ("/interface/0", "interface[0]."),
         ("/profile/strong", "profile.strong."),
         ("/tunnel/0", "tunnel[0]."),

@@ -102,6 +102,7 @@ fn wrong(path: &str) -> Vec<Value> {
         ("dummy_rate", _) => vec![json!(0), json!(10_001), json!(-1)],
         ("dummy_size", _) => vec![json!(0), json!("2-1"), json!("65536"), json!("any")],
         ("dummy_when", _) => vec![json!("never")],
+        ("fragmentation", _) => vec![json!("never")],
         ("workers", _) => vec![json!("two")],
         ("encryption_key" | "authentication_key", _) => keys(),
         ("last_sequence", _) => vec![json!("7")],

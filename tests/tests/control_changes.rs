@@ -244,10 +244,18 @@ fn an_sa_that_never_opened_a_packet_says_so() {
     };
     assert_eq!(warnings(), (json!(1024), json!([])), "protected from replay, as nothing else was said");
     let sa = daemon.tables.sad.list().remove(0);
-    sa.counters.icv_failed.store(7, Relaxed);
-    assert!(warnings().1[0].as_str().unwrap().contains("ICV length"), "{:?}", warnings());
+    let hints =
+        || warnings().1.as_array().unwrap().iter().filter(|it| it.to_string().contains("ICV")).count();
+    // What it comes to differs: without a block cipher the ICV is wrong, with one the length is.
+    for counter in [&sa.counters.icv_failed, &sa.counters.refused] {
+        counter.store(7, Relaxed);
+        assert_eq!(hints(), 1, "{:?}", warnings());
+        counter.store(0, Relaxed);
+        assert_eq!(hints(), 0);
+    }
     // A forgery among good packets is nobody's mistake.
-    sa.counters.packets.store(1, Relaxed);
+    sa.counters.icv_failed.store(7, Relaxed);
+    sa.verified(1, 100);
     assert_eq!(warnings().1, json!([]));
 }
 

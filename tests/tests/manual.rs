@@ -130,8 +130,9 @@ fn keys(definition: &str) -> BTreeSet<String> {
 fn every_key_of_the_configuration_is_in_its_page() {
     let page = page("adit.toml.5").replace("\\(dq", "\"");
     for (heading, definition, tables) in [
-        ("[engine]", "EngineTable", &["reassembly"][..]),
+        ("[engine]", "EngineTable", &["icmp", "reassembly"][..]),
         ("[engine.reassembly]", "ReassemblyTable", &[]),
+        ("[engine.icmp]", "IcmpTable", &[]),
         ("[[interface]]", "InterfaceTable", &[]),
         ("[profile.NAME]", "ProfileTable", &[]),
         ("[[tunnel]]", "TunnelTable", &["inbound", "outbound"]),

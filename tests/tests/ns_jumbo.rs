@@ -110,7 +110,7 @@ fn an_mtu_that_changes_at_run_time_is_told_exactly() {
             // What the host learned before goes by the route's cache.
             let family = if icmp == 28 { "-4" } else { "-6" };
             topology.inside("ha", &format!("ip {family} route flush cache"));
-            eventually("the gateways know the MTU", Duration::from_secs(5), || {
+            eventually("the gateways know the MTU", Duration::from_secs(20), || {
                 let line = format!("ping -c 1 -W 1 -M do -s {} {target}", inside - icmp);
                 topology.attempt("ha", &line).status.success()
             });

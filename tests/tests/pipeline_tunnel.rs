@@ -135,9 +135,12 @@ fn addresses(packet: &[u8]) -> (IpAddr, IpAddr) {
 fn an_ipv6_sender_is_never_told_less_than_1280() {
     let options = Options { outside_mtu: 1300, ..Options::new() };
     let mut a = Gateway::new(Site::A, &options);
-    let errors = a.run(INSIDE, &[from_a(true, 1280 - 48)]);
+    let errors = a.run(INSIDE, &[from_a(true, 1281 - 48)]);
     assert_eq!(a.drops(), [(DropReason::TooBig, 1)]);
-    assert_is_too_big(&errors[0].1, &from_a(true, 1280 - 48), 1280);
+    assert_is_too_big(&errors[0].1, &from_a(true, 1281 - 48), 1280);
+    // And what it sends then passes, in fragments outside.
+    let sent = a.run(INSIDE, &[from_a(true, 1280 - 48)]);
+    assert_eq!((sent.len(), a.drops().len()), (2, 1));
 }
 
 #[test]

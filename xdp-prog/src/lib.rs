@@ -118,6 +118,7 @@ outcomes! {
     PassOutside "pass_outside" "Outside every cover: the kernel's.";
     EngineEsp "engine_esp" "ESP or AH to one of the gateway's addresses with a known SPI: the engine's.";
     EngineFragment "engine_fragment" "A fragment of what may be that: the engine's.";
+    EngineIcmp "engine_icmp" "An ICMP error about ESP or AH that one of the gateway's addresses sent: the engine's.";
     EngineOutbound "engine_outbound" "From inside to an address under the cover: the engine's.";
     EngineInboundClear "engine_inbound_clear" "From outside, in clear, under the reversed cover: the engine's.";
     DropUnknownSpi "drop_unknown_spi" "ESP or AH to one of the gateway's addresses that no SA is for.";

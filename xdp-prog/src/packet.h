@@ -113,6 +113,14 @@ struct udp {
 	__u16 checksum;
 } __attribute__((packed));
 
+/* ICMP and ICMPv6 errors (RFC 792, RFC 4443): the packet that they are about comes behind. */
+struct icmp_error {
+	__u8 type;
+	__u8 code;
+	__u16 checksum;
+	__u32 value;
+} __attribute__((packed));
+
 /* The header at `offset`, or nothing when the frame ends before it does. */
 #define HEADER(type, data, data_end, offset)                                                                           \
 	({                                                                                                             \

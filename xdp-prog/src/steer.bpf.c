@@ -167,6 +167,63 @@ INLINE int is_engine_fragment(const struct packet *packet)
 	return bpf_map_lookup_elem(&datagrams, &datagram) != 0;
 }
 
+/* memcmp would be a call, and there is nobody to call. */
+INLINE int is_same(const __u8 *one, const __u8 *other, int length)
+{
+	__u8 difference = 0;
+#pragma unroll
+	for (int i = 0; i < length; i++)
+		difference |= one[i] ^ other[i];
+	return !difference;
+}
+
+/*
+ * An ICMP error to us about ESP or AH, also in UDP, that we sent: the kernel knows nothing of that. Of UDP it must quote
+ * enough to be told from IKE, whose errors are the daemon's.
+ */
+INLINE int is_error_about_ipsec(void *data, void *data_end, const struct packet *packet)
+{
+	void *message = transport(data, packet);
+	struct icmp_error *error = HEADER(icmp_error, message, data_end, 0);
+	if (packet->fragment != WHOLE || !error)
+		return 0;
+
+	__u8 protocol;
+	__u32 offset = sizeof(*error);
+	if (packet->version == 4) {
+		struct ipv4 *about = HEADER(ipv4, message, data_end, sizeof(*error));
+		/* Destination unreachable, time exceeded, parameter problem. */
+		if (packet->protocol != PROTOCOL_ICMP || (error->type != 3 && error->type != 11 && error->type != 12))
+			return 0;
+		if (!about || !is_same(about->source, packet->destination.address, 4))
+			return 0;
+		protocol = about->protocol;
+		offset += (about->version_ihl & 15) * 4;
+	} else {
+		struct ipv6 *about = HEADER(ipv6, message, data_end, sizeof(*error));
+		if (packet->protocol != PROTOCOL_ICMPV6 || error->type < 1 || error->type > 4)
+			return 0;
+		if (!about || !is_same(about->source, packet->destination.address, 16))
+			return 0;
+		protocol = about->next_header;
+		offset += sizeof(*about);
+		if (protocol == PROTOCOL_FRAGMENT) {
+			struct ipv6_fragment *fragment = HEADER(ipv6_fragment, message, data_end, offset);
+			if (!fragment)
+				return 0;
+			protocol = fragment->next_header;
+			offset += sizeof(*fragment);
+		}
+	}
+	if (protocol == PROTOCOL_ESP || protocol == PROTOCOL_AH)
+		return 1;
+	struct udp *udp = HEADER(udp, message, data_end, offset);
+	if (protocol != PROTOCOL_UDP || !udp || udp->source != htons(PORT_IKE_NAT))
+		return 0;
+	__u32 *marker = (void *)(udp + 1);
+	return (void *)(marker + 1) <= data_end && *marker != 0;
+}
+
 /* UDP to one of our addresses: IKE, ESP in UDP, or `ADIT_pass_own` for neither. */
 INLINE enum adit_outcome decide_udp(void *data, void *data_end, const struct packet *packet)
 {
@@ -198,6 +255,8 @@ INLINE enum adit_outcome decide_own(void *data, void *data_end, const struct pac
 		return ADIT_drop_malformed;
 	if (is_engine_fragment(packet))
 		return ADIT_engine_fragment;
+	if (port_side == ADIT_SIDE_UNPROTECTED && is_error_about_ipsec(data, data_end, packet))
+		return ADIT_engine_icmp;
 	if (packet->protocol == PROTOCOL_ESP)
 		return decide_spi(transport(data, packet), data_end, packet);
 	/* RFC 4302 section 2: next header, length and reserved come first. */

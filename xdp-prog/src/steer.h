@@ -19,6 +19,7 @@
 	X(pass_outside)         /* outside every cover */                                                              \
 	X(engine_esp)           /* ESP or AH to one of our addresses, with a known SPI */                              \
 	X(engine_fragment)      /* a fragment of what may be that */                                                   \
+	X(engine_icmp)          /* an ICMP error about ESP or AH that one of our addresses sent */                     \
 	X(engine_outbound)      /* from inside, to an address under the cover */                                       \
 	X(engine_inbound_clear) /* from outside, in clear, under the reversed cover */                                 \
 	X(drop_unknown_spi)     /* ESP or AH to one of our addresses, for no SA */                                     \

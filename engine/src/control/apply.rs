@@ -379,6 +379,7 @@ impl Control {
         same("engine.xdp-mode", old.xdp_mode == new.xdp_mode);
         same("engine.host-path", old.host_path == new.host_path);
         same("engine.reassembly", old.reassembly == new.reassembly);
+        same("engine.icmp", old.icmp == new.icmp);
         same("interface", self.interfaces == settings.interfaces);
     }
 

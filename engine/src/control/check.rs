@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use super::config::{
     ActionName, AhPaddingName, AuthenticationName, DestinationOptionsName, DfName, DirectionName, Document,
-    EncryptionName, File, ModeName, PolicyTable, ProfileTable, ProtocolName, SaTable, Scalar, Secret,
-    TunnelTable, WorkersName,
+    EncryptionName, File, FragmentationName, ModeName, PolicyTable, ProfileTable, ProtocolName, SaTable,
+    Scalar, Secret, TunnelTable, WorkersName,
 };
 use super::consistent::{Outline, consistent};
 use super::lifetimes;
@@ -21,6 +21,7 @@ use super::{keys, value};
 use crate::crypto::key::KeyMaterial;
 use crate::crypto::suite::SuiteError;
 use crate::crypto::{Authentication, Encryption, Opener, Suite};
+use crate::policy::Fragmentation;
 use crate::sa::lifetime::{Limit, Limits};
 use crate::sa::selector::{PortRange, Selector, UpperSelector};
 use crate::sa::spec::{Mode, Protocol, Workers};
@@ -352,6 +353,7 @@ pub fn tunnel(
     if table.ttl == Some(0) {
         problems.push(format!("{path}.ttl"), "expected 1 to 255, found 0");
     }
+    let fragmentation = fragmentation(table, &path, problems);
     let suite = crypto.map(|(suite, esn, ..)| (suite, esn));
     let mut direction = |name: &str, sa: &Option<SaTable>| {
         let sa = sa.as_ref()?;
@@ -394,6 +396,7 @@ pub fn tunnel(
                 Some(DfName::Clear) => DontFragment::Clear,
                 Some(DfName::Copy) | None => DontFragment::Copy,
             },
+            fragmentation,
             workers: match table.workers {
                 Some(WorkersName::Shared) => Workers::Shared,
                 Some(WorkersName::One) | None => Workers::One,
@@ -406,6 +409,21 @@ pub fn tunnel(
         inbound,
         outbound,
     })
+}
+
+/// When what is too large is fragmented.
+fn fragmentation(table: &TunnelTable, path: &str, problems: &mut Problems) -> Fragmentation {
+    match (table.fragmentation, table.df) {
+        (Some(FragmentationName::After), Some(DfName::Set)) => {
+            problems.push(
+                format!("{path}.fragmentation"),
+                "expected \"before\" beside df = \"set\", under which nothing sealed may be fragmented, found \"after\"",
+            );
+            Fragmentation::Before
+        }
+        (Some(FragmentationName::After), _) => Fragmentation::After,
+        (Some(FragmentationName::Before) | None, _) => Fragmentation::Before,
+    }
 }
 
 /// ESP, or AH and its padding.
@@ -469,6 +487,8 @@ fn mode(table: &TunnelTable, path: &str, problems: &mut Problems) -> Mode {
         ("dscp", table.dscp.as_ref().map(|dscp| value::found(&dscp.0))),
         ("df", table.df.map(|df| df.name().into())),
         ("ttl", table.ttl.map(|ttl| ttl.to_string())),
+        // It fragments what it has sealed, always (RFC 4303 section 3.3.4).
+        ("fragmentation", table.fragmentation.map(|fragmentation| fragmentation.name().into())),
     ];
     for (field, found) in outer {
         if let Some(found) = found {

@@ -16,8 +16,8 @@ use super::check;
 use super::client::{CallError, Client};
 use super::config::{
     ActionName, AhPaddingName, AuthenticationName, DestinationOptionsName, DfName, DirectionName, Document,
-    DummyWhenName, EncryptionName, ModeName, PolicyTable, ProtocolName, SaTable, Scalar, Secret, TunnelTable,
-    WorkersName,
+    DummyWhenName, EncryptionName, FragmentationName, ModeName, PolicyTable, ProtocolName, SaTable, Scalar,
+    Secret, TunnelTable, WorkersName,
 };
 use super::events::Event;
 use super::leases::{self, Leases};
@@ -225,6 +225,9 @@ struct SaAddArguments {
     /// Outer DF: copy, set or clear.
     #[arg(long)]
     df: Option<DfName>,
+    /// What is too large is fragmented before it is sealed, or after.
+    #[arg(long)]
+    fragmentation: Option<FragmentationName>,
     /// Outer TTL.
     #[arg(long)]
     ttl: Option<u8>,
@@ -594,6 +597,7 @@ impl SaAddArguments {
             lifetime_seconds_hard: self.lifetime_seconds_hard,
             dscp: self.dscp.clone().map(Scalar),
             df: self.df,
+            fragmentation: self.fragmentation,
             ttl: self.ttl,
             workers: self.workers,
             clamp_mss: self.clamp_mss,
@@ -722,4 +726,6 @@ macro_rules! value_enum {
     )* };
 }
 
-value_enum! { DummyWhenName EncryptionName AuthenticationName DfName WorkersName ActionName DirectionName }
+value_enum! {
+    DummyWhenName EncryptionName AuthenticationName DfName FragmentationName WorkersName ActionName DirectionName
+}

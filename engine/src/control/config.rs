@@ -61,6 +61,23 @@ pub struct EngineTable {
     /// Fragments of ESP and AH.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reassembly: Option<ReassemblyTable>,
+    /// ICMP errors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub icmp: Option<IcmpTable>,
+}
+
+/// `[engine.icmp]`
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct IcmpTable {
+    /// Which errors from outside about the gateway's own ESP and AH are believed; default: all four.
+    pub accept: Option<Vec<IcmpErrorName>>,
+    /// A smaller path MTU over IPv4 is not believed, 68 to 65535 bytes; default 576.
+    pub path_mtu_floor_ipv4: Option<u64>,
+    /// The same over IPv6, 1280 to 65535; default 1280.
+    pub path_mtu_floor_ipv6: Option<u64>,
+    /// How long a path MTU holds after it was told, 1 to 86400; default 600.
+    pub path_mtu_seconds: Option<u64>,
 }
 
 /// `[engine.reassembly]`: fragments of ESP and AH to the gateway. A limit that is reached costs the oldest.
@@ -199,6 +216,10 @@ pub struct TunnelTable {
     /// Outer DF bit: "copy" (default), "set" or "clear".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub df: Option<DfName>,
+    /// What may be fragmented and is too large is fragmented "before" it is sealed (default), each piece a packet of its
+    /// own, or "after", when the peer has to put ESP together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fragmentation: Option<FragmentationName>,
     /// Outer TTL or hop limit, 1 to 255; default 64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<u8>,
@@ -360,6 +381,17 @@ names! {
 names! {
     /// The outer DF bit (RFC 4301 section 8.1).
     DfName { Copy "copy", Set "set", Clear "clear", }
+}
+names! {
+    /// A kind of ICMP error.
+    IcmpErrorName {
+        PacketTooBig "packet-too-big", Unreachable "unreachable", TimeExceeded "time-exceeded",
+        ParameterProblem "parameter-problem",
+    }
+}
+names! {
+    /// When what is too large is fragmented.
+    FragmentationName { Before "before", After "after", }
 }
 names! {
     /// Who numbers and transmits an outbound SA's packets.

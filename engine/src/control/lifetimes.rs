@@ -106,6 +106,12 @@ pub fn now() -> Duration {
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
 }
 
+/// The clock of the workers, milliseconds: what a packet leaves behind was there at that time.
+pub(super) fn worker_clock() -> u64 {
+    let time = clock_gettime(ClockId::Monotonic);
+    time.tv_sec.unsigned_abs() * 1_000 + time.tv_nsec as u64 / 1_000_000
+}
+
 impl Control {
     /// Lets time pass for every SA, and tells of those that should be replaced or have ended, once of each. Called
     /// every second or so. True when there is something to [`Control::retire`].

@@ -20,7 +20,7 @@ use super::{keys, value};
 use crate::crypto::key::{KeyError, KeyMaterial, fingerprint};
 use crate::policy::cover::Cover;
 use crate::policy::spd::Fallback;
-use crate::policy::{Action, Policy, Spd, Tunnel};
+use crate::policy::{Action, Path, Policy, Spd, Tunnel};
 use crate::sa::publish::Published;
 use crate::sa::selector::{Direction, Selector, Selectors};
 use crate::sa::{InboundSa, Lease, OutboundSa};
@@ -318,6 +318,8 @@ impl Builder<'_> {
                 clamp_mss: settings.clamp_mss,
                 tfc: settings.tfc.runtime(),
                 through,
+                fragmentation: settings.fragmentation,
+                path: Path::default(),
                 outbound: Published::new(sa.cloned()),
             }),
         };

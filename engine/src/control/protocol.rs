@@ -17,6 +17,7 @@ use super::problem::{Problem, Problems};
 use super::report::{self, Change, PolicyReport, SaReport, Stats, Status, load};
 use super::settings::PolicySettings;
 use super::value;
+use crate::pipeline::IcmpRules;
 use crate::policy::spd::Fallback;
 use crate::sa::selector::Selector;
 use crate::sa::spec::SaSpec;
@@ -517,7 +518,7 @@ fn status(control: &Control) -> Status {
 }
 
 impl LiveTunnel {
-    fn reports(&self, filter: &SaFilter) -> Vec<SaReport> {
+    fn reports(&self, filter: &SaFilter, rules: &IcmpRules) -> Vec<SaReport> {
         if filter.tunnel.as_deref().is_some_and(|name| name != &*self.settings.name) {
             return Vec::new();
         }
@@ -530,6 +531,7 @@ impl LiveTunnel {
                 report.warnings.push("no replay protection".into());
             }
             report.count(&sa.counters);
+            report.authentic(sa.has_authenticated());
             report.live(&sa.lifetime, &sa.spec.sa.limits, live.seconds);
             report.sequence = sa.replay.right_edge();
             report.lease(sa.lease.as_deref(), sa.lease.as_ref().map_or(0, |lease| lease.reached()));
@@ -549,6 +551,7 @@ impl LiveTunnel {
             if let (Some(_), Some((address, port))) = (sa.spec.sa.udp_port, sa.peer.get()) {
                 (report.remote, report.udp_port) = (address.to_string(), Some(port));
             }
+            report.path(&self.tunnel.path, rules, lifetimes::worker_clock());
             report.selectors = texts(filter, &sa.spec.sa.selectors);
             reports.push(report);
         }
@@ -580,6 +583,7 @@ fn report<T>(live: &LiveSa<T>, spec: &SaSpec, direction: &str) -> SaReport {
         replay_window: None,
         sequence: 0,
         ceiling: None,
+        path_mtu: None,
         packets: 0,
         bytes: 0,
         replayed: 0,
@@ -652,9 +656,10 @@ impl Cursor {
             let index = self.next;
             self.next += 1;
             match &self.list {
-                List::Sas(filter) => {
-                    live.tunnels[index].reports(filter).iter().for_each(|sa| push(&mut items, sa))
-                }
+                List::Sas(filter) => live.tunnels[index]
+                    .reports(filter, &control.engine.icmp)
+                    .iter()
+                    .for_each(|sa| push(&mut items, sa)),
                 List::Policies => {
                     let policy = &live.policies[index];
                     push(&mut items, &policy.settings.report(index, load(&policy.policy.packets)));

@@ -218,6 +218,9 @@ pub(super) fn sa_details(sas: &[SaReport]) -> String {
         if let Some(ceiling) = sa.ceiling {
             lines.push(format!("  recorded up to {ceiling}: a start after a crash begins above it"));
         }
+        if let Some(mtu) = sa.path_mtu {
+            lines.push(format!("  path MTU {mtu}, as an ICMP error told"));
+        }
         if let Some(window) = sa.replay_window {
             lines.push(format!("  replay window {window}"));
         }

@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use crate::pipeline::{DropReason, WorkerCounters};
+use crate::pipeline::{DropReason, IcmpRules, WorkerCounters};
+use crate::policy::Path;
 use crate::sa::Lease;
 use crate::sa::inbound::SaCounters;
 use crate::sa::lifetime::{self, Lifetime, Limit, Limits};
@@ -211,6 +212,9 @@ pub struct SaReport {
     /// numbers have no lease.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ceiling: Option<u64>,
+    /// The path's MTU outside, as an ICMP error told lately; outbound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_mtu: Option<u32>,
     /// Packets opened or sealed.
     pub packets: u64,
     /// Bytes of ESP or AH.
@@ -272,6 +276,17 @@ impl SaReport {
             (written(seconds.soft), written(seconds.hard));
     }
 
+    /// A peer that never gets through has something else than we do: most often the 96 bits of SHA-256 that Linux sent
+    /// before 2.6.33, which with a block cipher are not even a length that a packet can have.
+    pub(super) fn authentic(&mut self, was_authentic: bool) {
+        if !was_authentic && self.icv_failed + self.refused > 0 {
+            self.warnings.push(
+                "no packet of it was ever authentic: the peer has another key, algorithm or ICV length"
+                    .into(),
+            );
+        }
+    }
+
     /// How far numbers may go; `wanted` is the highest one used or waited for.
     pub(super) fn lease(&mut self, lease: Option<&Lease>, wanted: u64) {
         if let Some(lease) = lease {
@@ -283,17 +298,25 @@ impl SaReport {
         }
     }
 
+    /// What the path is told to be like, at `now` of the workers' clock.
+    pub(super) fn path(&mut self, path: &Path, rules: &IcmpRules, now: u64) {
+        self.path_mtu = path.mtu(now, rules.path_mtu_ageing);
+        if let Some((trouble, told)) = path.trouble() {
+            let ago = now.saturating_sub(told);
+            // As long as a path MTU would hold.
+            if ago < rules.path_mtu_ageing {
+                let seconds = ago / 1_000;
+                self.warnings.push(format!("an ICMP error said {:?} {seconds} s ago", trouble.name()));
+            }
+        }
+    }
+
     pub(super) fn count(&mut self, counters: &SaCounters) {
         self.packets = load(&counters.packets);
         self.bytes = load(&counters.bytes);
         self.replayed = load(&counters.replayed);
         self.icv_failed = load(&counters.icv_failed);
         self.refused = load(&counters.refused);
-        if self.icv_failed > 0 && (self.packets, self.refused) == (0, 0) {
-            self.warnings.push(
-                "no packet of it was ever authentic: the peer has another key, algorithm or ICV length (96 bits of SHA-256 in old kernels)".into(),
-            );
-        }
     }
 }
 

@@ -9,7 +9,8 @@ use super::config::{ActionName, ProfileTable, XdpMode};
 use super::lifetimes;
 use crate::crypto::Suite;
 use crate::crypto::key::KeyMaterial;
-use crate::pipeline::reassembly;
+use crate::pipeline::{IcmpRules, reassembly};
+use crate::policy::Fragmentation;
 use crate::policy::spd::{Fallback, MOST_NESTED};
 use crate::policy::tfc::{Dummies, DummyStream, Padding, Tfc};
 use crate::route::Side;
@@ -62,6 +63,8 @@ pub struct Engine {
     pub host_path: bool,
     /// Fragments of ESP and AH.
     pub reassembly: reassembly::Limits,
+    /// What to make of ICMP errors.
+    pub icmp: IcmpRules,
 }
 
 /// An interface to steer.
@@ -110,6 +113,8 @@ pub struct TunnelSettings {
     pub workers: Workers,
     /// Lower TCP MSS.
     pub clamp_mss: bool,
+    /// When what is too large is fragmented.
+    pub fragmentation: Fragmentation,
     /// Traffic-flow confidentiality.
     pub tfc: TfcSettings,
     /// The tunnel that its packets go through.

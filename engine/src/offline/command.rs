@@ -18,7 +18,7 @@ use crate::control::config::ActionName;
 use crate::control::settings::{Settings, outermost_first, selectors_of};
 use crate::crypto::IvSource;
 use crate::pipeline::{BURST, DropReason, Received, Tables};
-use crate::policy::{Action, Policy, Spd, Tunnel};
+use crate::policy::{Action, Path, Policy, Spd, Tunnel};
 use crate::route::PortId;
 use crate::sa::inbound::SaCounters;
 use crate::sa::publish::Published;
@@ -187,7 +187,7 @@ fn arrivals(arguments: &Arguments, settings: &Settings) -> Result<Vec<Arrival>, 
 
 /// The tables a daemon would have built from the same configuration.
 fn tables(settings: &Settings, file: &network::NetworkFile) -> Result<(Tables, Vec<Arc<Tunnel>>), String> {
-    let tables = Tables::new(settings.engine.reassembly);
+    let tables = Tables::new(settings.engine.reassembly, settings.engine.icmp);
     let sad = &tables.sad;
     let mut tunnels: Vec<Arc<Tunnel>> = Vec::new();
     let names: Vec<_> = settings
@@ -221,6 +221,8 @@ fn tables(settings: &Settings, file: &network::NetworkFile) -> Result<(Tables, V
             clamp_mss: wanted.clamp_mss,
             tfc: wanted.tfc.runtime(),
             through: tunnels.iter().find(|tunnel| Some(&tunnel.name) == wanted.through.as_ref()).cloned(),
+            fragmentation: wanted.fragmentation,
+            path: Path::default(),
             outbound: Published::new(outbound),
         }));
     }

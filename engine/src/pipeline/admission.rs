@@ -3,7 +3,7 @@
 //! stay what they are.
 
 use super::nesting::is_sealed;
-use super::scratch::{Egress, Route};
+use super::scratch::{Egress, Few, Link, Route};
 use super::{DropReason, Frames, Pass};
 use crate::policy::{Action, FlowKey, Spd, Tunnel};
 use crate::route::{Network, PortId, Side};
@@ -42,25 +42,21 @@ pub(super) struct Admission {
     link: [u8; 12],
 }
 
+/// What an answer depends on: the generations of policies, routes and selectors.
+type Stamps = [u64; 3];
+
 /// What the packets of a group are admitted by.
 pub(super) struct Admittance<'g> {
     selectors: Option<&'g Selectors>,
-    /// What an answer depends on: policies, routes, selectors.
-    stamps: [u64; 3],
-    /// The latest packet's: the next one is mostly the same flow's.
-    last: Option<(FlowKey, Admitted<'g>)>,
+    stamps: Stamps,
+    known: Few<Admitted<'g>>,
 }
 
 impl<'g> Admittance<'g> {
     pub(super) fn new(sa: &'g InboundSa, spd: &Spd, network: &Network, guard: &'g Guard<'g>) -> Self {
         let selectors = sa.selectors.load(guard);
         let version = selectors.map_or(0, |selectors| selectors.version);
-        Self { selectors, stamps: [spd.generation, network.generation, version], last: None }
-    }
-
-    /// Where the latest packet that was admitted went.
-    pub(super) fn last(&self) -> Option<&Admitted<'g>> {
-        self.last.as_ref().map(|(_, admitted)| admitted)
+        Self { selectors, stamps: [spd.generation, network.generation, version], known: Few::default() }
     }
 }
 
@@ -75,29 +71,22 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         admittance: &'a mut Admittance<'g>,
     ) -> Result<&'a Admitted<'g>, DropReason> {
         let key = FlowKey::new(Direction::Inbound, &packet.flow, packet.fragment);
-        let is_last = matches!(&admittance.last, Some((last, _)) if last.differences(&key) == 0);
-        if !is_last {
-            let admitted = match self.recall(&key, admittance) {
-                Some(admitted) => admitted,
-                None => self.ask(sa, packet, key, admittance)?,
-            };
-            admittance.last = Some((key, admitted));
-        }
-        match &admittance.last {
-            Some((_, admitted)) => {
-                self.count_policy(admitted.policy);
-                Ok(admitted)
-            }
-            None => Err(DropReason::PolicyMismatch),
-        }
+        let Admittance { selectors, stamps, known } = admittance;
+        let admitted = known.get_or_try(key, || match self.recall(&key, stamps) {
+            Some(admitted) => Ok(admitted),
+            None => self.ask(sa, packet, key, *selectors, stamps),
+        })?;
+        self.count_policy(admitted.policy);
+        Ok(admitted)
     }
 
     /// What an earlier burst was told.
-    fn recall(&self, key: &FlowKey, admittance: &Admittance<'g>) -> Option<Admitted<'g>> {
-        let &Admission { policy, port, link } = self.own.admissions.get(key, &admittance.stamps)?;
+    #[inline(always)]
+    fn recall(&self, key: &FlowKey, stamps: &Stamps) -> Option<Admitted<'g>> {
+        let &Admission { policy, port, link } = self.own.admissions.get(key, stamps)?;
         let Action::Protect(tunnel) = &self.spd.policies.get(policy as usize)?.action else { return None };
-        let egress =
-            Egress { id: port, port: self.network.ports.get(usize::from(port.0))?, link, unresolved: None };
+        let link = Link { addresses: link, unresolved: None };
+        let egress = Egress { id: port, port: self.network.ports.get(usize::from(port.0))?, link };
         Some(Admitted { policy: policy as usize, tunnel, way: Way::Out(egress) })
     }
 
@@ -107,7 +96,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         sa: &InboundSa,
         packet: &IpPacket,
         key: FlowKey,
-        admittance: &Admittance<'g>,
+        selectors: Option<&Selectors>,
+        stamps: &Stamps,
     ) -> Result<Admitted<'g>, DropReason> {
         let (flow, fragment) = (&packet.flow, packet.fragment);
         if is_sealed(packet) && self.is_our_destination(flow.destination) {
@@ -119,7 +109,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if self.is_our_source(flow.source) {
             return Err(DropReason::InnerSource);
         }
-        let mut selectors = admittance.selectors.into_iter().flat_map(|selectors| &*selectors.list);
+        let mut selectors = selectors.into_iter().flat_map(|selectors| &*selectors.list);
         if !selectors.any(|selector| selector.matches(Direction::Inbound, flow, fragment)) {
             return Err(DropReason::SelectorMismatch);
         }
@@ -142,9 +132,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if !egress.port.up {
             return Err(DropReason::LinkDown);
         }
-        if egress.unresolved.is_none() {
-            let admission = Admission { policy: policy as u32, port: egress.id, link: egress.link };
-            self.own.admissions.put(key, admittance.stamps, admission);
+        if egress.link.unresolved.is_none() {
+            let admission = Admission { policy: policy as u32, port: egress.id, link: egress.link.addresses };
+            self.own.admissions.put(key, *stamps, admission);
         }
         Ok(Admitted { policy, tunnel, way: Way::Out(egress) })
     }

@@ -60,6 +60,9 @@ drop_reasons! {
     PolicyDiscard "policy_discard" Some("XfrmOutPolBlock"), "A DISCARD policy, or no policy at all.";
     NoOutboundSa "no_outbound_sa" Some("XfrmOutNoStates"), "A PROTECT policy whose tunnel has no outbound SA.";
     TransportFragment "transport_fragment" None, "A fragment for a transport mode SA, which takes whole datagrams only.";
+    IcmpNoted "icmp_noted" None, "An ICMP error from outside about a packet that a live SA sent: the path of its tunnel is what it says, as intended.";
+    IcmpForged "icmp_forged" None, "An ICMP error from outside to the gateway that quotes nothing a live SA sent lately.";
+    IcmpRefused "icmp_refused" None, "An ICMP error from outside of a type that is not accepted, or with a path MTU below the floor.";
     SequenceExhausted "sequence_exhausted" Some("XfrmOutStateSeqError"), "The outbound SA has no sequence numbers left.";
     LeaseExhausted "lease_exhausted" Some("XfrmOutStateSeqError"), "The next sequence number is beyond the lease on disk: the state directory has not kept up.";
     HardLifetime "hard_lifetime" Some("XfrmOutStateExpired"), "The SA is past its hard limit in packets, bytes or seconds: it needs a new key.";

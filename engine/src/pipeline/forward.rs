@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::scratch::{Egress, Route};
+use super::scratch::{Egress, Link, Route};
 use super::{DropReason, Frames, Output, Pass, Received};
 use crate::route::{NextHop, PortId};
 use crate::transform::fragment::{fragment_ipv4, write_fragment};
@@ -42,24 +42,26 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
 
     /// Where `destination` goes.
     pub(super) fn route(&mut self, destination: IpAddr) -> Route<'g> {
-        match self.memo.route {
-            Some((known, route)) if known == destination => return route,
-            _ => {}
-        }
-        let route = match self.network.next_hop(destination) {
-            NextHop::Local => Route::Local,
-            NextHop::OtherInterface => Route::OtherInterface,
-            NextHop::Unreachable => Route::Unreachable,
-            NextHop::Port { port: id, neighbour } => match self.network.ports.get(usize::from(id.0)) {
-                Some(port) => {
-                    let mac = self.network.neighbour(id, neighbour);
-                    Route::Port(Egress::new(id, port, neighbour, mac))
+        let (id, link) = match self.own.recent.way {
+            Some((known, id, link)) if known == destination => (id, link),
+            _ => match self.network.next_hop(destination) {
+                NextHop::Local => return Route::Local,
+                NextHop::OtherInterface => return Route::OtherInterface,
+                NextHop::Unreachable => return Route::Unreachable,
+                NextHop::Port { port: id, neighbour } => {
+                    let Some(port) = self.network.ports.get(usize::from(id.0)) else {
+                        return Route::Unreachable;
+                    };
+                    let link = Link::new(port, neighbour, self.network.neighbour(id, neighbour));
+                    self.own.recent.way = Some((destination, id, link));
+                    (id, link)
                 }
-                None => Route::Unreachable,
             },
         };
-        self.memo.route = Some((destination, route));
-        route
+        match self.network.ports.get(usize::from(id.0)) {
+            Some(port) => Route::Port(Egress { id, port, link }),
+            None => Route::Unreachable,
+        }
     }
 
     /// A transmit frame of `port` with room for `length` bytes.
@@ -82,7 +84,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     ) -> Result<(), DropReason> {
         let length = packet.total_length as usize;
         if packet.total_length > egress.port.mtu {
-            return self.send_fragments(egress, packet, &bytes[..length]);
+            return self.send_fragments(egress, egress.port.mtu, packet, &bytes[..length]);
         }
         let mut frame = self.take_frame(egress.id, HEADER_LENGTH + length)?;
         frame[HEADER_LENGTH..HEADER_LENGTH + length].copy_from_slice(&bytes[..length]);
@@ -90,14 +92,15 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         Ok(())
     }
 
-    /// The received packet's place is taken by its first fragment; the others are originated.
-    fn send_fragments(
+    /// The received packet's place is taken by its first fragment, of at most `mtu` bytes; the others are originated.
+    pub(super) fn send_fragments(
         &mut self,
         egress: &Egress<'g>,
+        mtu: u32,
         packet: &IpPacket,
         bytes: &[u8],
     ) -> Result<(), DropReason> {
-        let pieces = fragment_ipv4(bytes, packet, egress.port.mtu).ok_or(DropReason::TooBig)?;
+        let pieces = fragment_ipv4(bytes, packet, mtu).ok_or(DropReason::TooBig)?;
         for (number, piece) in pieces.enumerate() {
             // What is sent already stays sent; the rest of the datagram is one drop.
             if number > 0 {
@@ -127,13 +130,13 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             IpVersion::V4 => ether_type::IPV4,
             IpVersion::V6 => ether_type::IPV6,
         };
-        frame[..12].copy_from_slice(&egress.link);
+        frame[..12].copy_from_slice(&egress.link.addresses);
         frame[12..HEADER_LENGTH].copy_from_slice(&ether_type.to_be_bytes());
         self.results.outputs.push(Output {
             port: egress.id,
             frame,
             length: HEADER_LENGTH + length,
-            unresolved: egress.unresolved,
+            unresolved: egress.link.unresolved,
         });
     }
 }

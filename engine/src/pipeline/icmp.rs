@@ -17,23 +17,31 @@ use crate::wire::ip;
 const BURST_ERRORS: u64 = 64;
 const ERRORS_PER_SECOND: u64 = 1000;
 
-/// A token bucket, in thousandths of an error: at this rate a millisecond brings one error.
+/// A token bucket, in thousandths.
 pub(super) struct Budget {
+    most: u64,
+    per_second: u64,
     thousandths: u64,
     refilled_at: u64,
 }
 
 impl Budget {
-    pub(super) fn new() -> Self {
-        Self { thousandths: BURST_ERRORS * 1000, refilled_at: 0 }
+    /// For so many at once, and so many per second.
+    pub(super) const fn new(most: u64, per_second: u64) -> Self {
+        Self { most, per_second, thousandths: most * 1000, refilled_at: 0 }
     }
 
-    /// Takes one error's worth, if it is there. `now` in milliseconds.
+    /// For ICMP errors.
+    pub(super) const fn errors() -> Self {
+        Self::new(BURST_ERRORS, ERRORS_PER_SECOND)
+    }
+
+    /// Takes one, if it is there. `now` in milliseconds.
     pub(super) fn spend(&mut self, now: u64) -> bool {
         let elapsed = now.saturating_sub(self.refilled_at);
         self.refilled_at = now.max(self.refilled_at);
-        let earned = elapsed.saturating_mul(ERRORS_PER_SECOND);
-        self.thousandths = self.thousandths.saturating_add(earned).min(BURST_ERRORS * 1000);
+        let earned = elapsed.saturating_mul(self.per_second);
+        self.thousandths = self.thousandths.saturating_add(earned).min(self.most * 1000);
         let rich = self.thousandths >= 1000;
         if rich {
             self.thousandths -= 1000;
@@ -122,7 +130,7 @@ mod tests {
 
     #[test]
     fn budget_is_bounded_at_once_and_per_second() {
-        let mut budget = Budget::new();
+        let mut budget = Budget::errors();
         assert_eq!((0..1000).filter(|_| budget.spend(5)).count() as u64, BURST_ERRORS);
         let in_one_second = (0..10_000_u64).filter(|step| budget.spend(5 + step / 10)).count() as u64;
         assert!(in_one_second.abs_diff(ERRORS_PER_SECOND) <= 1, "{in_one_second}");
@@ -130,7 +138,7 @@ mod tests {
 
     #[test]
     fn budget_survives_a_clock_that_stands_or_steps_back() {
-        let mut budget = Budget::new();
+        let mut budget = Budget::errors();
         while budget.spend(1000) {}
         assert!(!budget.spend(0));
         assert!(!budget.spend(1000));

@@ -91,18 +91,68 @@ struct Taken<'p, F> {
     frame: F,
 }
 
-/// What the ICVs of a group say, in its order.
-type Verdicts = ArrayVec<Option<IcvValid>, BURST>;
+/// What becomes of the packets of a group, in its order.
+type Outcomes = ArrayVec<Result<(), DropReason>, BURST>;
+
+/// Whether packets of an SA are authentic, and whether those that are, are new.
+struct Judgement<'s> {
+    sa: &'s InboundSa,
+    /// No number above it is accepted now.
+    ceiling: u64,
+    outcomes: Outcomes,
+    /// The numbers of what is authentic, and their places in the group.
+    authentic: ArrayVec<Authenticated, BURST>,
+    places: ArrayVec<u8, BURST>,
+}
+
+impl<'s> Judgement<'s> {
+    fn of(sa: &'s InboundSa) -> Self {
+        let ceiling = sa.lease.as_ref().map_or(u64::MAX, |lease| lease.ceiling());
+        let (outcomes, authentic, places) = (ArrayVec::new(), ArrayVec::new(), ArrayVec::new());
+        Self { sa, ceiling, outcomes, authentic, places }
+    }
+
+    /// What the ICV of the next packet says.
+    #[inline(always)]
+    fn hear(&mut self, candidate: Candidate, verdict: Option<IcvValid>) {
+        let sequence = candidate.sequence();
+        let outcome = match verdict.and_then(|proof| candidate.authenticate(proof)) {
+            None => Err(DropReason::IcvFailed),
+            // What is not recorded as received yet is not received: a crash now would forget it. Only an
+            // authentic number calls for a higher record, so nobody else can spend the numbers of an SA.
+            Some(_) if sequence > self.ceiling => {
+                self.sa.lease.iter().for_each(|lease| lease.reach(sequence));
+                Err(DropReason::ReplayFloor)
+            }
+            Some(number) => {
+                // A group is a burst at most.
+                self.places.push(self.outcomes.len() as u8);
+                self.authentic.push(number);
+                Ok(())
+            }
+        };
+        self.outcomes.push(outcome);
+    }
+
+    /// Marks the numbers of what is authentic as received. Looks again: copies in one burst, or at two workers, all
+    /// passed the check.
+    fn commit(mut self) -> Outcomes {
+        self.sa.replay.commit_group(&self.authentic, |number, refused| {
+            self.outcomes[usize::from(self.places[number])] = Err(replay_reason(refused));
+        });
+        self.outcomes
+    }
+}
 
 /// How an inner packet goes on.
 #[derive(Clone, Copy)]
-enum Sent {
-    /// In the frame it was decrypted into, by the way its flow was admitted to.
-    InPlace { version: IpVersion, length: u32 },
+enum Sent<'a, 'g> {
+    /// In the frame it was decrypted into.
+    InPlace { egress: &'a Egress<'g>, version: IpVersion, length: u32 },
     /// To the gateway itself, from the frame it was decrypted into.
     Delivered { length: u32 },
     /// To an SA inside this one, likewise.
-    Again { length: u32 },
+    Again { length: u32, outer: usize },
     /// In frames of its egress; the one it was decrypted into is free again.
     Copied,
 }
@@ -206,7 +256,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let mut count = GroupCount::default();
         // Filled and drained in place: these arrays are kilobytes, too much to move about.
         let mut taken = ArrayVec::<Taken<'_, F::Frame>, BURST>::new();
-        let mut verdicts = Verdicts::new();
+        let mut judgement = Judgement::of(sa);
         let tail = tail_length(sa);
         for sealed in group {
             match self.take_inside(sealed.opened().end + tail) {
@@ -218,12 +268,12 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             }
         }
         match &sa.keys {
-            InboundKeys::Esp(opener) => open(burst, opener, &mut taken, &mut verdicts),
+            InboundKeys::Esp(opener) => open(burst, opener, &mut taken, &mut judgement),
             InboundKeys::Ah(verifier) => {
-                self.verify(burst, verifier, &mut taken, &mut verdicts, &mut count);
+                self.verify(burst, verifier, &mut taken, &mut judgement, &mut count);
             }
         }
-        let outcomes = commit(sa, &taken, &mut verdicts);
+        let outcomes = judgement.commit();
         // What most SAs are is decided here, not for every packet.
         let is_plain = matches!(sa.keys, InboundKeys::Esp(_))
             && sa.spec.sa.mode == Mode::Tunnel
@@ -261,35 +311,37 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             let allowed = outcome.and_then(|()| count.spend(&mut allowance, sa, sealed.length));
             let sent = allowed
                 .and_then(|()| self.decapsulate::<PLAIN>(sa, sealed, port, &mut frame, &mut admittance));
-            match sent {
-                Ok(_) => {
-                    count.packets += 1;
-                    count.bytes += u64::from(sealed.length);
-                    if !PLAIN && let (Some(_), Some(admitted)) = (sa.spec.sa.udp_port, admittance.last()) {
-                        self.follow(sa, sealed.candidate.sequence(), sealed.headers(burst), admitted.tunnel);
-                    }
-                }
+            let written = sealed.opened().end + tail;
+            let (tunnel, sent) = match sent {
+                Ok(sent) => sent,
                 Err(reason) => {
                     count.refuse(reason);
                     self.tally.drop(reason);
+                    self.give_back_wiped(port, frame, written);
+                    continue;
                 }
+            };
+            count.packets += 1;
+            count.bytes += u64::from(sealed.length);
+            if !PLAIN && sa.spec.sa.udp_port.is_some() {
+                self.follow(sa, sealed.candidate.sequence(), sealed.headers(burst), tunnel);
             }
-            match (sent, admittance.last()) {
-                (Ok(Sent::InPlace { version, length }), Some(Admitted { way: Way::Out(egress), .. })) => {
-                    self.emit(egress, version, frame, length as usize);
+            match sent {
+                Sent::InPlace { egress, version, length } => {
+                    self.emit(egress, version, frame, length as usize)
                 }
-                (Ok(Sent::Delivered { length }), _) => {
-                    let (length, written) = (length as usize, sealed.opened().end + tail);
+                Sent::Delivered { length } => {
+                    let length = length as usize;
                     // Whoever delivers wipes the packet, and does not know of the padding behind it.
                     frame[(HEADER_LENGTH + length).min(written)..written].zeroize();
                     self.deliver(port, frame, length);
                 }
-                (Ok(Sent::Again { length }), Some(&Admitted { way: Way::Again { outer }, .. })) => {
-                    let (length, written) = (length as usize, sealed.opened().end + tail);
+                Sent::Again { length, outer } => {
+                    let length = length as usize;
                     frame[(HEADER_LENGTH + length).min(written)..written].zeroize();
                     self.results.opened.push((Nested { port, frame, length }, outer));
                 }
-                _ => self.give_back_wiped(port, frame, sealed.opened().end + tail),
+                Sent::Copied => self.give_back_wiped(port, frame, written),
             }
         }
     }
@@ -313,7 +365,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         burst: &[Received<'_>],
         verifier: &Verifier,
         taken: &mut ArrayVec<Taken<'_, F::Frame>, BURST>,
-        verdicts: &mut Verdicts,
+        judgement: &mut Judgement<'_>,
         count: &mut GroupCount,
     ) {
         let mut room = &mut self.own.covered[..];
@@ -339,9 +391,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             verifies.push(Verify { covered, ah, payload: copy, sequence, verdict: None });
         }
         verifier.verify(&mut verifies);
-        for verify in verifies.drain(..) {
-            verdicts.push(verify.verdict);
-        }
+        let verdicts: ArrayVec<_, BURST> = verifies.drain(..).map(|verify| verify.verdict).collect();
         drop(verifies);
         // From the back, so that the places in front of it stay.
         for position in uncovered.into_iter().rev() {
@@ -349,6 +399,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             self.frames.give_back(port, frame);
             count.refuse(DropReason::AhHeaders);
             self.tally.drop(DropReason::AhHeaders);
+        }
+        for (Taken { sealed, .. }, verdict) in taken.iter().zip(verdicts) {
+            judgement.hear(sealed.candidate, verdict);
         }
     }
 
@@ -394,14 +447,14 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     /// What one authentic packet still has to prove, in the order of RFC 4303 section 3.4.4 and RFC 4301 section 5.2, and its way on.
     /// `frame`, a frame of `port`, has it at [`HEADER_LENGTH`], in transport mode with its headers as they came.
     #[inline(always)]
-    fn decapsulate<const PLAIN: bool>(
+    fn decapsulate<'a, const PLAIN: bool>(
         &mut self,
         sa: &'g InboundSa,
         sealed: &Sealed,
         port: PortId,
         frame: &mut [u8],
-        admittance: &mut Admittance<'g>,
-    ) -> Result<Sent, DropReason> {
+        admittance: &'a mut Admittance<'g>,
+    ) -> Result<(&'g Tunnel, Sent<'a, 'g>), DropReason> {
         let (opened, kept, joint) = match PLAIN {
             true => (HEADER_LENGTH..HEADER_LENGTH + usize::from(sealed.opened_length), 0, None),
             false => (sealed.opened(), sealed.kept(), sealed.joint),
@@ -433,7 +486,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let plaintext = &mut frame[HEADER_LENGTH..HEADER_LENGTH + kept + payload_length];
         // The inner length may be shorter than the payload: traffic-flow confidentiality padding (section 2.7).
         let mut packet = IpPacket::EMPTY;
-        ip::read(plaintext, &mut packet).map_err(|_| DropReason::InnerMalformed)?;
+        self.own.inside_reader.read(plaintext, &mut packet).map_err(|_| DropReason::InnerMalformed)?;
         // Transport mode is for whole datagrams (RFC 4303 section 3.3.4).
         if packet.version != version || (joint.is_some() && packet.fragment != Fragment::Whole) {
             return Err(DropReason::InnerMalformed);
@@ -450,13 +503,14 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
 
         let Admitted { tunnel, way, .. } = self.admit(sa, &packet, admittance)?;
         let tunnel = *tunnel;
+        let length = packet.total_length;
         let egress = match way {
             Way::Out(egress) => egress,
             Way::Host => {
                 self.clamp_syn(tunnel, plaintext, &packet);
-                return Ok(Sent::Delivered { length: packet.total_length });
+                return Ok((tunnel, Sent::Delivered { length }));
             }
-            Way::Again { .. } => return Ok(Sent::Again { length: packet.total_length }),
+            Way::Again { outer } => return Ok((tunnel, Sent::Again { length, outer: *outer })),
         };
         if packet.ttl <= 1 {
             self.originate_error_through_tunnel(egress, plaintext, IcmpError::TimeExceeded);
@@ -464,7 +518,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
         ip::decrement_ttl(plaintext, version);
         self.clamp_syn(tunnel, plaintext, &packet);
-        self.send_inside(egress, &packet, port, plaintext)
+        self.send_inside(egress, &packet, port, plaintext).map(|sent| (tunnel, sent))
     }
 
     /// The peer's SYN announces what we will send into the tunnel.
@@ -479,17 +533,17 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     }
 
     /// The inner packet goes from where it was decrypted, if that is a frame of its egress, else from a copy.
-    #[inline]
-    fn send_inside(
+    #[inline(always)]
+    fn send_inside<'a>(
         &mut self,
-        egress: &Egress<'g>,
+        egress: &'a Egress<'g>,
         packet: &IpPacket,
         port: PortId,
         bytes: &[u8],
-    ) -> Result<Sent, DropReason> {
+    ) -> Result<Sent<'a, 'g>, DropReason> {
         self.own.inside = Some(egress.id);
         if port == egress.id && packet.total_length <= egress.port.mtu {
-            return Ok(Sent::InPlace { version: packet.version, length: packet.total_length });
+            return Ok(Sent::InPlace { egress, version: packet.version, length: packet.total_length });
         }
         let sent = self.send_copy(egress, packet, bytes);
         if sent == Err(DropReason::TooBig) {
@@ -575,10 +629,12 @@ fn open<F: std::ops::DerefMut<Target = [u8]>>(
     burst: &[Received<'_>],
     opener: &Opener,
     taken: &mut ArrayVec<Taken<'_, F>, BURST>,
-    verdicts: &mut Verdicts,
+    judgement: &mut Judgement<'_>,
 ) {
     let mut opens = ArrayVec::<Open<'_>, BURST>::new();
+    let mut candidates = ArrayVec::<Candidate, BURST>::new();
     for Taken { sealed, frame, .. } in taken.iter_mut() {
+        candidates.push(sealed.candidate);
         opens.push(Open {
             esp: sealed.bytes(burst),
             plaintext: &mut frame[sealed.opened()],
@@ -587,44 +643,9 @@ fn open<F: std::ops::DerefMut<Target = [u8]>>(
         });
     }
     opener.open(&mut opens);
-    for open in opens.drain(..) {
-        verdicts.push(open.verdict);
+    for (open, candidate) in opens.drain(..).zip(candidates) {
+        judgement.hear(candidate, open.verdict);
     }
-}
-
-/// Marks the numbers of what is authentic as received, and tells of each packet whether it is both that and new.
-fn commit<F>(
-    sa: &InboundSa,
-    taken: &[Taken<'_, F>],
-    verdicts: &mut Verdicts,
-) -> ArrayVec<Result<(), DropReason>, BURST> {
-    let mut outcomes = ArrayVec::new();
-    let mut numbers = ArrayVec::<Authenticated, BURST>::new();
-    let ceiling = sa.lease.as_ref().map_or(u64::MAX, |lease| lease.ceiling());
-    for (verdict, Taken { sealed, .. }) in verdicts.drain(..).zip(taken) {
-        let sequence = sealed.candidate.sequence();
-        outcomes.push(match verdict.and_then(|proof| sealed.candidate.authenticate(proof)) {
-            None => Err(DropReason::IcvFailed),
-            // What is not recorded as received yet is not received: a crash now would forget it. Only an
-            // authentic number calls for a higher record, so nobody else can spend the numbers of an SA.
-            Some(_) if sequence > ceiling => {
-                sa.lease.iter().for_each(|lease| lease.reach(sequence));
-                Err(DropReason::ReplayFloor)
-            }
-            Some(number) => {
-                numbers.push(number);
-                Ok(())
-            }
-        });
-    }
-    // Looks again: copies in one burst, or at two workers, all passed the check.
-    let mut authentic = outcomes.iter_mut().filter(|outcome| outcome.is_ok());
-    sa.replay.commit_group(&numbers, |committed| {
-        if let Some(outcome) = authentic.next() {
-            *outcome = committed.map_err(replay_reason);
-        }
-    });
-    outcomes
 }
 
 /// Bytes of a frame that are written behind what a packet is opened into.

@@ -10,6 +10,7 @@
 //!     open_group    verify and decrypt the group
 //!     decapsulate   replay commit, trailer, packet inside, selectors, policy, route
 //!       for an SA inside this one -> SA by SPI, as above                nesting
+//!   an ICMP error from outside to one of our addresses -> the path of the tunnel that it quotes outside
 //!   from the gateway itself -> policy                                   host
 //!     PROTECT       group by tunnel, as below; else drop
 //!   from a protected port -> policy                                     outbound
@@ -34,6 +35,7 @@ mod icmp;
 mod inbound;
 mod nesting;
 mod outbound;
+mod outside;
 pub mod reassembly;
 mod scratch;
 mod tfc;
@@ -48,9 +50,10 @@ pub use counters::WorkerCounters;
 pub use drop_reason::DropReason;
 pub use fragments::Reassembly;
 pub use host::{Delivery, HostEnd};
+pub use outside::IcmpRules;
 
 use crate::crypto::IvSource;
-use crate::policy::{Action, FlowCache, PolicyCache, Spd};
+use crate::policy::{Action, FlowCache, FlowKey, PolicyCache, Spd};
 use crate::route::{Network, PortId, Side};
 use crate::sa::Sad;
 use crate::sa::publish::{Guard, Published};
@@ -58,14 +61,14 @@ use crate::sa::selector::Direction;
 use crate::transform::natt::{self, Datagram};
 use crate::wire::ethernet::{self, ether_type};
 use crate::wire::ip::{self, Fragment, Hidden, IpPacket, IpVersion, Upper};
-use crate::wire::protocol;
 use crate::wire::udp::NAT_TRAVERSAL_PORT;
+use crate::wire::{protocol, quote};
 use admission::Admission;
 use fragments::Completed;
 use inbound::Inbound;
 use nesting::Nested;
 use outbound::Outbound;
-use scratch::{Memo, Tally};
+use scratch::{Memo, Recent, Tally};
 
 /// Most packets in one burst.
 pub const BURST: usize = 64;
@@ -80,16 +83,19 @@ pub struct Tables {
     pub network: Published<Network>,
     /// Fragments of ESP and AH that wait for the others.
     pub reassembly: Reassembly,
+    /// What to make of ICMP errors.
+    pub icmp: IcmpRules,
 }
 
 impl Tables {
     /// Empty ones: nothing passes.
-    pub fn new(reassembly: reassembly::Limits) -> Self {
+    pub fn new(reassembly: reassembly::Limits, icmp: IcmpRules) -> Self {
         Self {
             sad: Sad::new(),
             spd: Published::new(None),
             network: Published::new(None),
             reassembly: Reassembly::new(reassembly),
+            icmp,
         }
     }
 }
@@ -138,7 +144,8 @@ pub struct Output<F> {
 /// What a burst came to; appended to, so drain both before the next burst. Reused from burst to burst: nothing in
 /// it is allocated per packet.
 pub struct Results<F> {
-    /// Frames to transmit, in order per SA and per flow.
+    /// Frames to transmit, in order per SA and per flow; but what was put together of fragments follows the rest of its
+    /// burst.
     pub outputs: Vec<Output<F>>,
     /// Packets for the gateway itself, likewise in order.
     pub deliveries: Vec<Delivery<F>>,
@@ -177,11 +184,17 @@ pub struct Pipeline {
     policies: PolicyCache,
     /// Where flows out of SAs go on.
     admissions: FlowCache<Admission, 3>,
+    recent: Recent,
     errors: icmp::Budget,
+    /// For tunnels that are searched one by one.
+    searches: icmp::Budget,
     /// Where the last decrypted packet left: the likely egress of the next, which is not known before decryption.
     inside: Option<PortId>,
     /// The packets of a burst, each read once. What could not be read is dropped already, and its place says nothing.
     packets: Box<[IpPacket]>,
+    reader: ip::Reader,
+    /// Reads what comes out of SAs.
+    inside_reader: ip::Reader,
     /// Where packets are fragmented, padded and made up before encryption.
     fragments: Box<[u8]>,
     /// Where the headers that AH covers are put together, for a burst of them.
@@ -214,9 +227,13 @@ impl Pipeline {
             ivs,
             policies: FlowCache::new(FLOWS, seed.map(u64::from_ne_bytes)),
             admissions: FlowCache::new(FLOWS, seed.map(u64::from_ne_bytes)),
-            errors: icmp::Budget::new(),
+            recent: Recent::default(),
+            errors: icmp::Budget::errors(),
+            searches: outside::SEARCH_BUDGET,
             inside: None,
             packets: vec![IpPacket::EMPTY; BURST].into_boxed_slice(),
+            reader: ip::Reader::default(),
+            inside_reader: ip::Reader::default(),
             fragments: vec![0; FRAGMENTS_LENGTH].into_boxed_slice(),
             covered: vec![0; BURST * (COVERED_HEADERS + LONGEST_AH)].into_boxed_slice(),
             completed: Vec::new(),
@@ -283,6 +300,7 @@ impl Pipeline {
                     own: &mut *self,
                     sad,
                     reassembly: &tables.reassembly,
+                    icmp: &tables.icmp,
                     guard,
                     spd,
                     network,
@@ -306,6 +324,7 @@ struct Pass<'a, 'g, F: Frames> {
     own: &'a mut Pipeline,
     sad: &'g Sad,
     reassembly: &'g Reassembly,
+    icmp: &'g IcmpRules,
     guard: &'g Guard<'g>,
     spd: &'g Spd,
     network: &'g Network,
@@ -319,11 +338,12 @@ struct Pass<'a, 'g, F: Frames> {
 impl<'g, F: Frames> Pass<'_, 'g, F> {
     fn run(mut self, burst: &mut [Received<'_>]) {
         // All of them first, so that the frames come into the cache side by side rather than one by one.
+        self.own.recent.look_at(self.network.generation);
         let mut room = std::mem::take(&mut self.own.packets);
         let packets = &mut room[..burst.len()];
         let mut readable = ArrayVec::<Result<(), DropReason>, BURST>::new();
         for (received, packet) in burst.iter().zip(&mut *packets) {
-            readable.push(read_frame(received.frame, packet));
+            readable.push(read_frame(&mut self.own.reader, received.frame, packet));
         }
         let packets = &*packets;
         let mut inbound = Inbound::new();
@@ -387,6 +407,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 Datagram::Ike => {}
             }
         }
+        if to_us && port.side == Side::Unprotected && quote::is_error(packet) {
+            return Err(self.error_from_outside(received, packet));
+        }
         match port.side {
             Side::Protected if to_us => Err(DropReason::NoHostPath),
             Side::Protected => match self.policy(Direction::Outbound, packet) {
@@ -410,7 +433,11 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
 
     /// What the policy says of a packet; counts it for the policy that decides.
     fn policy(&mut self, direction: Direction, packet: &IpPacket) -> Option<&'g Action> {
-        let index = self.own.policies.classify(self.spd, direction, &packet.flow, packet.fragment)?;
+        let key = FlowKey::new(direction, &packet.flow, packet.fragment);
+        let (flow, fragment) = (&packet.flow, packet.fragment);
+        let policies = &mut self.own.policies;
+        let ask = || policies.classify(self.spd, &key, direction, flow, fragment).ok_or(());
+        let index = *self.memo.decisions.get_or_try(key, ask).ok()?;
         self.count_policy(index);
         self.spd.policies.get(index).map(|policy| &policy.action)
     }
@@ -434,11 +461,11 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     }
 
     fn is_our_destination(&mut self, address: IpAddr) -> bool {
-        is_local(self.network, &mut self.memo.destination, address)
+        is_local(self.network, &mut self.own.recent.destination, address)
     }
 
     fn is_our_source(&mut self, address: IpAddr) -> bool {
-        is_local(self.network, &mut self.memo.source, address)
+        is_local(self.network, &mut self.own.recent.source, address)
     }
 }
 
@@ -477,7 +504,7 @@ fn datagram<'f>(frame: &'f [u8], packet: &IpPacket) -> &'f [u8] {
 
 /// Ethernet and IP headers, each validated once; the IP version must be the one the EtherType says.
 #[inline(always)]
-fn read_frame(frame: &[u8], packet: &mut IpPacket) -> Result<(), DropReason> {
+fn read_frame(reader: &mut ip::Reader, frame: &[u8], packet: &mut IpPacket) -> Result<(), DropReason> {
     let ethernet = ethernet::parse(frame).map_err(|_| DropReason::Malformed)?;
     let version = match ethernet.ether_type {
         ether_type::IPV4 => IpVersion::V4,
@@ -485,7 +512,7 @@ fn read_frame(frame: &[u8], packet: &mut IpPacket) -> Result<(), DropReason> {
         ether_type::VLAN | ether_type::QINQ => return Err(DropReason::Vlan),
         _ => return Err(DropReason::NotIp),
     };
-    match ip::read(&frame[ethernet::HEADER_LENGTH..], packet) {
+    match reader.read(&frame[ethernet::HEADER_LENGTH..], packet) {
         Ok(()) if packet.version == version => Ok(()),
         _ => Err(DropReason::Malformed),
     }

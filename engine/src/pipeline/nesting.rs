@@ -35,6 +35,9 @@ pub(super) struct WayOut<'g> {
     pub(super) mtu: u32,
 }
 
+/// Tunnels that carry one another, with their SAs.
+type Layers<'g> = ArrayVec<(&'g Tunnel, &'g OutboundSa), MOST_NESTED>;
+
 /// Whether a packet is what an SA makes.
 pub(super) fn is_sealed(packet: &IpPacket) -> bool {
     matches!(packet.flow.protocol, protocol::ESP | protocol::AH)
@@ -48,7 +51,10 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         outer: &OuterHeader,
     ) -> Result<WayOut<'g>, DropReason> {
         match &tunnel.through {
-            None => self.outer_egress(outer).map(|egress| WayOut { mtu: egress.port.mtu, egress }),
+            None => {
+                let egress = self.outer_egress(outer)?;
+                Ok(WayOut { mtu: self.outside_mtu(tunnel, &egress), egress })
+            }
             Some(through) => self.way_through(through),
         }
     }
@@ -57,24 +63,25 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     #[cold]
     fn way_through(&mut self, tunnel: &'g Tunnel) -> Result<WayOut<'g>, DropReason> {
         let layers = self.layers(tunnel)?;
-        let outermost = layers.last().ok_or(DropReason::NoOutboundSa)?;
-        let egress = self.outer_egress(&outermost.outer_now())?;
-        let inside = |mtu: u32, sa: &&OutboundSa| match sa.spec.sa.mode {
+        let (outermost, sa) = *layers.last().ok_or(DropReason::NoOutboundSa)?;
+        let egress = self.outer_egress(&sa.outer_now())?;
+        let inside = |mtu: u32, (_, sa): &(&Tunnel, &OutboundSa)| match sa.spec.sa.mode {
             Mode::Tunnel => sa.outer.inside_mtu(mtu, &sa.layout),
             Mode::Transport(_) => transport::usual_inside_mtu(mtu, &sa.layout, sa.outer.version()),
         };
-        Ok(WayOut { egress, mtu: layers.iter().rev().fold(egress.port.mtu, inside) })
+        let mtu = layers.iter().rev().fold(self.outside_mtu(outermost, &egress), inside);
+        Ok(WayOut { egress, mtu })
     }
 
-    /// The SAs that packets of `tunnel` go through, the innermost first.
-    fn layers(&self, tunnel: &'g Tunnel) -> Result<ArrayVec<&'g OutboundSa, MOST_NESTED>, DropReason> {
+    /// `tunnel` and those that it goes through, the innermost first, each with its SA.
+    fn layers(&self, tunnel: &'g Tunnel) -> Result<Layers<'g>, DropReason> {
         let mut layers = ArrayVec::new();
         for tunnel in tunnel.layers() {
             let sa = tunnel.outbound.load(self.guard).ok_or(DropReason::NoOutboundSa)?;
             if sa.lifetime.is_over() {
                 return Err(DropReason::HardLifetime);
             }
-            layers.try_push(sa).map_err(|_| DropReason::Nesting)?;
+            layers.try_push((tunnel, sa)).map_err(|_| DropReason::Nesting)?;
         }
         Ok(layers)
     }
@@ -125,7 +132,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
         let outer = sa.outer_now();
         let WayOut { egress, mtu } = self.way_out(tunnel, &outer)?;
-        let shared = Group::new(sa, outer, egress, mtu, tunnel);
+        let shared = Group::new(tunnel, sa, outer, egress, mtu);
         let mut packets = ArrayVec::<IpPacket, BURST>::new();
         let mut burst = ArrayVec::<Received<'_>, BURST>::new();
         for Nested { frame, length, .. } in layer {

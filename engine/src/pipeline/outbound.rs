@@ -7,17 +7,17 @@ use super::nesting::{Nested, WayOut};
 use super::scratch::{Egress, Groups, Route};
 use super::{BURST, COVERED_HEADERS, DropReason, Frames, Pass, Received};
 use crate::crypto::{Seal, Sign};
-use crate::policy::Tunnel;
 use crate::policy::tfc::Padding;
+use crate::policy::{Fragmentation, Tunnel};
 use crate::route::{PortId, Side};
 use crate::sa::OutboundSa;
 use crate::sa::outbound::{Exhausted, Numbers, OutboundKeys};
 use crate::sa::spec::Mode;
 use crate::transform::ah::{self, Role};
-use crate::transform::fragment::{fragment_ipv4, write_fragment};
+use crate::transform::fragment::{fragment_ipv4, fragment_ipv6, write_fragment, write_fragment_ipv6};
 use crate::transform::natt;
 use crate::transform::transport::{self, Split};
-use crate::transform::tunnel::OuterHeader;
+use crate::transform::tunnel::{DontFragment, OuterHeader};
 use crate::transform::{Layout, mss};
 use crate::wire::ah::AhHeader;
 use crate::wire::checksum::Sum;
@@ -58,8 +58,9 @@ pub(super) struct Group<'g> {
     pub(super) sa: &'g OutboundSa,
     pub(super) outer: OuterHeader,
     pub(super) egress: Egress<'g>,
-    /// What leaves in one piece: what the egress carries, or the tunnels that this one goes through.
-    mtu: u32,
+    /// What leaves in one piece: what the egress carries, or less where the path is told to, or what the tunnels carry
+    /// that this one goes through.
+    outside_mtu: u32,
     /// The same, where nothing else is to be done with it.
     leaves_up_to: usize,
     is_nested: bool,
@@ -68,36 +69,40 @@ pub(super) struct Group<'g> {
     /// For traffic-flow confidentiality.
     pub(super) padding: Padding,
     clamp_mss: bool,
+    fragmentation: Fragmentation,
 }
 
 impl<'g> Group<'g> {
     pub(super) fn new(
+        tunnel: &Tunnel,
         sa: &'g OutboundSa,
         outer: OuterHeader,
         egress: Egress<'g>,
         mtu: u32,
-        tunnel: &Tunnel,
     ) -> Self {
         let is_nested = tunnel.through.is_some();
         Self {
             sa,
             outer,
             egress,
-            mtu,
+            outside_mtu: mtu,
             leaves_up_to: if is_nested { 0 } else { mtu as usize },
             is_nested,
             tunnel_mtu: outer.inside_mtu(mtu, &sa.layout),
             padding: tunnel.tfc.padding,
             clamp_mss: tunnel.clamp_mss,
+            fragmentation: tunnel.fragmentation,
         }
     }
 
     /// What leaves as one packet: any packet in a tunnel, one with the headers of `split` in transport mode.
     fn inside_mtu(&self, split: Option<&Split>) -> u32 {
-        let Self { sa, mtu, .. } = self;
+        let Self { sa, outside_mtu, .. } = self;
         match split {
             None => self.tunnel_mtu,
-            Some(split) => transport::inside_mtu(*mtu, &sa.layout, sa.outer.version(), split.at.into()),
+            Some(split) => {
+                transport::inside_mtu(*outside_mtu, &sa.layout, sa.outer.version(), split.at.into())
+            }
         }
     }
 }
@@ -134,7 +139,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             self.pass_on(tunnel, other);
             return self.results.hand_over.extend(group.map(|index| (index, other)));
         }
-        let shared = Group::new(sa, outer, egress, mtu, tunnel);
+        let shared = Group::new(tunnel, sa, outer, egress, mtu);
         self.seal_all(burst, packets, &shared, group);
         if let Some(through) = &tunnel.through {
             self.seal_onwards(through);
@@ -200,6 +205,12 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
     }
 
+    /// The largest packet on the way of `tunnel`: what its egress carries, or less where the path is told to.
+    pub(super) fn outside_mtu(&self, tunnel: &Tunnel, egress: &Egress<'g>) -> u32 {
+        let told = tunnel.path.mtu(self.now, self.icmp.path_mtu_ageing);
+        told.map_or(egress.port.mtu, |told| told.min(egress.port.mtu))
+    }
+
     /// What `tunnel` carries now, or `None` while it carries nothing.
     pub(super) fn inside_mtu(&mut self, tunnel: &'g Tunnel) -> Option<u32> {
         let sa = tunnel.outbound.load(self.guard)?;
@@ -233,20 +244,15 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let inside_mtu = group.inside_mtu(split.as_ref());
         let length = packet.total_length as usize;
         if packet.total_length > inside_mtu {
-            if packet.dont_fragment {
-                let mtu = match packet.version {
-                    IpVersion::V4 => inside_mtu,
-                    IpVersion::V6 => inside_mtu.max(IPV6_MINIMUM_MTU),
+            // Transport mode fragments what it has sealed (RFC 4303 section 3.3.4), like any other packet.
+            self.refuse_too_large(received, packet, inside_mtu, group, split.as_ref())?;
+            if split.is_none() {
+                return match (group.fragmentation, packet.version) {
+                    (Fragmentation::Before, IpVersion::V4) => {
+                        self.prepare_fragments(burst, index, packet, inside_mtu, group, ready)
+                    }
+                    _ => self.seal_too_large(burst, index, packet, group, ready),
                 };
-                self.originate_error(received, IcmpError::PacketTooBig { mtu });
-                return Err(DropReason::TooBig);
-            }
-            // Transport mode fragments what it has sealed (RFC 4303 section 3.3.4), a tunnel what it will seal.
-            let Some(split) = &split else {
-                return self.prepare_fragments(burst, index, packet, inside_mtu, group, ready);
-            };
-            if Lengths::new(group.sa, Some(split), length).sum() > usize::from(u16::MAX) {
-                return Err(DropReason::TooBig);
             }
         }
         let sealed = Lengths::new(group.sa, split.as_ref(), length);
@@ -261,6 +267,57 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
         let (payload, next_header) = (Payload::Received { index }, as_next_header(packet.version));
         ready.push(Ready { payload, packet, next_header, length, sealed, split, frame });
+        Ok(())
+    }
+
+    /// What is too large for one packet outside and must not become several is told so.
+    #[cold]
+    fn refuse_too_large(
+        &mut self,
+        received: &Received<'_>,
+        packet: &IpPacket,
+        inside_mtu: u32,
+        group: &Group<'g>,
+        split: Option<&Split>,
+    ) -> Result<(), DropReason> {
+        // RFC 2473 section 7.1 (b): what every IPv6 link carries, a tunnel carries too, in fragments if need be.
+        let is_least = packet.version == IpVersion::V6 && packet.total_length <= IPV6_MINIMUM_MTU;
+        if packet.dont_fragment && !is_least {
+            let mtu = match packet.version {
+                IpVersion::V4 => inside_mtu,
+                IpVersion::V6 => inside_mtu.max(IPV6_MINIMUM_MTU),
+            };
+            self.originate_error(received, IcmpError::PacketTooBig { mtu });
+            return Err(DropReason::TooBig);
+        }
+        if Lengths::new(group.sa, split, packet.total_length as usize).sum() > usize::from(u16::MAX) {
+            return Err(DropReason::TooBig);
+        }
+        Ok(())
+    }
+
+    /// RFC 4301 section 8.2.1, case 2, the other way: the packet is sealed whole, under a header that lets it be
+    /// fragmented.
+    fn seal_too_large<'p>(
+        &mut self,
+        burst: &mut [Received<'_>],
+        index: usize,
+        packet: &'p IpPacket,
+        group: &Group<'g>,
+        ready: &mut ArrayVec<Ready<'p, F::Frame>, BURST>,
+    ) -> Result<(), DropReason> {
+        // Rare, so plain: what is ready goes first, and this packet alone.
+        self.seal_ready(burst, group, ready);
+        let length = packet.total_length as usize;
+        let sealed = Lengths::new(group.sa, None, length);
+        let frame = self.take_frame(group.egress.id, sealed.of_frame(group.sa))?;
+        if burst[index].port < PortId::OWN {
+            ip::decrement_ttl(&mut burst[index].frame[HEADER_LENGTH..], packet.version);
+        }
+        let outer = OuterHeader { dont_fragment: DontFragment::Clear, ..group.outer };
+        let (payload, next_header) = (Payload::Received { index }, as_next_header(packet.version));
+        ready.push(Ready { payload, packet, next_header, length, sealed, split: None, frame });
+        self.seal_ready(burst, &Group { outer, ..*group }, ready);
         Ok(())
     }
 
@@ -320,11 +377,15 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         group: &Group<'g>,
         ready: &mut ArrayVec<Ready<'_, F::Frame>, BURST>,
     ) {
-        let Group { sa, outer, egress, .. } = group;
+        let Group { sa, outer, .. } = group;
         let fragments = &self.own.fragments;
         let mut allowance = sa.allowance();
+        let is_ample = allowance.is_ample();
         let fits = |Ready { sealed, .. }: &Ready<'_, F::Frame>| allowance.take(sealed.behind as u64);
-        let fitting = ready.iter().map(fits).take_while(|fits| *fits).count();
+        let fitting = match is_ample {
+            true => ready.len(),
+            false => ready.iter().map(fits).take_while(|fits| *fits).count(),
+        };
         if fitting < ready.len() {
             sa.lifetime.end();
         }
@@ -394,7 +455,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 bytes += lengths.behind as u64;
                 self.send_sealed(group, frame, lengths.sum());
             } else {
-                self.frames.give_back(egress.id, frame);
+                self.frames.give_back(group.egress.id, frame);
                 self.tally.drop(refused);
             }
         }
@@ -413,16 +474,26 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         self.send_otherwise(group, frame, length);
     }
 
-    /// In transport mode it may be larger than the egress carries, and is fragmented now.
+    /// Into the next tunnel, or in fragments: it is larger than the way carries.
     #[cold]
-    fn send_otherwise(&mut self, group: &Group<'g>, mut frame: F::Frame, length: usize) {
+    fn send_otherwise(&mut self, group: &Group<'g>, frame: F::Frame, length: usize) {
         let egress = &group.egress;
         if group.is_nested {
             return self.results.made.push(Nested { port: egress.id, frame, length });
         }
+        self.send_sealed_in_fragments(group, frame, length);
+    }
+
+    /// The sealed packet's place is taken by its first fragment; the others are originated.
+    #[cold]
+    fn send_sealed_in_fragments(&mut self, group: &Group<'g>, mut frame: F::Frame, length: usize) {
+        let Group { egress, outside_mtu, .. } = group;
         let bytes = &frame[HEADER_LENGTH..HEADER_LENGTH + length];
         let sent = match ip::parse(bytes) {
-            Ok(packet) => self.send_copy(egress, &packet, bytes),
+            Ok(packet) if packet.version == IpVersion::V4 => {
+                self.send_fragments(egress, *outside_mtu, &packet, bytes)
+            }
+            Ok(packet) => self.send_ipv6_fragments(egress, *outside_mtu, &packet, bytes),
             Err(_) => Err(DropReason::TooBig),
         };
         // AH is in clear: it does not lie about in free frames.
@@ -431,6 +502,32 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if let Err(reason) = sent {
             self.tally.drop(reason);
         }
+    }
+
+    fn send_ipv6_fragments(
+        &mut self,
+        egress: &Egress<'g>,
+        mtu: u32,
+        packet: &IpPacket,
+        bytes: &[u8],
+    ) -> Result<(), DropReason> {
+        let pieces = fragment_ipv6(bytes, packet, mtu).ok_or(DropReason::TooBig)?;
+        // Not to be guessed (RFC 7739), and of all SAs between the same endpoints: by chance.
+        let mut identification = [0; 8];
+        self.own.ivs.fill(&mut identification);
+        let identification = u64::from_ne_bytes(identification) as u32;
+        for (number, piece) in pieces.enumerate() {
+            self.tally.originated += u64::from(number > 0);
+            let mut frame = self.take_frame(egress.id, HEADER_LENGTH + piece.total_length())?;
+            match write_fragment_ipv6(&mut frame[HEADER_LENGTH..], bytes, &piece, identification) {
+                Some(length) => self.emit(egress, IpVersion::V6, frame, length),
+                None => {
+                    self.frames.give_back(egress.id, frame);
+                    return Err(DropReason::TooBig);
+                }
+            }
+        }
+        Ok(())
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arrayvec::ArrayVec;
 
 use super::{BURST, DropReason, WorkerCounters};
+use crate::policy::FlowKey;
 use crate::route::{Port, PortId};
 use crate::sa::InboundSa;
 use crate::wire::Spi;
@@ -80,19 +81,25 @@ impl<'i, T> Iterator for Members<'i, T> {
 pub(super) struct Egress<'g> {
     pub(super) id: PortId,
     pub(super) port: &'g Port,
+    pub(super) link: Link,
+}
+
+/// How a neighbour is reached.
+#[derive(Clone, Copy)]
+pub(super) struct Link {
     /// Destination and source of the Ethernet header, as on the wire; no destination while it is unresolved.
-    pub(super) link: [u8; 12],
+    pub(super) addresses: [u8; 12],
     /// Whom to ask for on that link.
     pub(super) unresolved: Option<IpAddr>,
 }
 
-impl<'g> Egress<'g> {
+impl Link {
     /// By `port`, to `neighbour` with its address if that is known.
-    pub(super) fn new(id: PortId, port: &'g Port, neighbour: IpAddr, mac: Option<MacAddress>) -> Self {
-        let mut link = [0; 12];
-        link[..6].copy_from_slice(&mac.unwrap_or(MacAddress([0; 6])).0);
-        link[6..].copy_from_slice(&port.mac.0);
-        Self { id, port, link, unresolved: mac.is_none().then_some(neighbour) }
+    pub(super) fn new(port: &Port, neighbour: IpAddr, mac: Option<MacAddress>) -> Self {
+        let mut addresses = [0; 12];
+        addresses[..6].copy_from_slice(&mac.unwrap_or(MacAddress([0; 6])).0);
+        addresses[6..].copy_from_slice(&port.mac.0);
+        Self { addresses, unresolved: mac.is_none().then_some(neighbour) }
     }
 }
 
@@ -105,15 +112,64 @@ pub(super) enum Route<'g> {
     Unreachable,
 }
 
-/// The last answer of each table: consecutive packets mostly ask the same.
+/// Flows of a burst whose answers are at hand.
+const PLACES: usize = 8;
+
+/// Answers about a few flows, for as long as a burst lasts: its packets are mostly of those. A flow has one place, where
+/// the latest that asked stays.
+pub(super) struct Few<A> {
+    places: [Option<(FlowKey, A)>; PLACES],
+}
+
+impl<A> Default for Few<A> {
+    fn default() -> Self {
+        Self { places: [const { None }; PLACES] }
+    }
+}
+
+impl<A> Few<A> {
+    /// What is there for `key`, or what `ask` says now.
+    #[inline(always)]
+    pub(super) fn get_or_try<E>(
+        &mut self,
+        key: FlowKey,
+        ask: impl FnOnce() -> Result<A, E>,
+    ) -> Result<&A, E> {
+        let place = &mut self.places[key.place(PLACES)];
+        if !matches!(place, Some((known, _)) if known.differences(&key) == 0) {
+            *place = Some((key, ask()?));
+        }
+        let (_, answer) = place.as_ref().expect("it was there, or was put there");
+        Ok(answer)
+    }
+}
+
+/// The last answers of the tables in this burst: consecutive packets mostly ask the same.
 #[derive(Default)]
 pub(super) struct Memo<'g> {
     pub(super) sa: Option<(Spi, &'g InboundSa)>,
-    pub(super) destination: Option<(IpAddr, bool)>,
-    pub(super) source: Option<(IpAddr, bool)>,
-    pub(super) route: Option<(IpAddr, Route<'g>)>,
+    pub(super) decisions: Few<usize>,
     /// A policy and how many packets it decided since it was last written down.
     pub(super) policy: Option<(usize, u64)>,
+}
+
+/// The last answers of one picture of the network; so do consecutive bursts.
+#[derive(Default)]
+pub(super) struct Recent {
+    generation: u64,
+    pub(super) destination: Option<(IpAddr, bool)>,
+    pub(super) source: Option<(IpAddr, bool)>,
+    /// The last port that something was routed to.
+    pub(super) way: Option<(IpAddr, PortId, Link)>,
+}
+
+impl Recent {
+    /// Forgets what another picture said.
+    pub(super) fn look_at(&mut self, generation: u64) {
+        if self.generation != generation {
+            *self = Self { generation, ..Self::default() };
+        }
+    }
 }
 
 /// What a burst adds to the worker's counters.

@@ -36,10 +36,11 @@ impl Pipeline {
             return again;
         }
         let mut tally = Tally::new();
+        self.recent.look_at(network.generation);
         let (own, sad, memo) = (&mut *self, &tables.sad, Memo::default());
-        let reassembly = &tables.reassembly;
+        let (reassembly, icmp, tally) = (&tables.reassembly, &tables.icmp, &mut tally);
         let mut pass =
-            Pass { own, sad, reassembly, guard, spd, network, now, frames, results, tally: &mut tally, memo };
+            Pass { own, sad, reassembly, icmp, guard, spd, network, now, frames, results, tally, memo };
         for tunnel in &spd.with_dummies {
             if let Some(stream) = &tunnel.tfc.dummies
                 && let Some(shared) = pass.own_group(tunnel)
@@ -159,7 +160,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             self.pass_on(tunnel, other);
             return None;
         }
-        Some(Group::new(sa, outer, egress, mtu, tunnel))
+        Some(Group::new(tunnel, sa, outer, egress, mtu))
     }
 }
 

@@ -7,6 +7,7 @@
 pub mod classifier;
 pub mod cover;
 pub mod flow_cache;
+pub mod path;
 pub mod spd;
 pub mod tfc;
 
@@ -15,7 +16,8 @@ mod tests;
 
 pub use cover::{Cover, Prefix};
 pub use flow_cache::{FlowCache, FlowKey, PolicyCache};
-pub use spd::{Action, Fallback, Policy, Spd, Tunnel};
+pub use path::Path;
+pub use spd::{Action, Fallback, Fragmentation, Policy, Spd, Tunnel};
 
 /// An address as a number of its version's width; versions never mix where these are compared.
 fn address_bits(address: std::net::IpAddr) -> u128 {

@@ -1,10 +1,12 @@
 //! Policies, in order, and the tunnels they protect with.
 
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use super::classifier::Classifier;
+use super::path::Path;
 use super::tfc::Tfc;
 use crate::sa::OutboundSa;
 use crate::sa::publish::Published;
@@ -29,6 +31,10 @@ pub struct Tunnel {
     pub tfc: Tfc,
     /// The tunnel that this one's packets go through: ESP or AH in ESP or AH.
     pub through: Option<Arc<Tunnel>>,
+    /// What may be fragmented and is too large.
+    pub fragmentation: Fragmentation,
+    /// What the way to the peer is told to be like.
+    pub path: Path,
     /// The SA that outbound packets take now.
     pub outbound: Published<OutboundSa>,
 }
@@ -41,6 +47,16 @@ impl Tunnel {
     pub fn layers(&self) -> impl Iterator<Item = &Tunnel> {
         std::iter::successors(Some(self), |tunnel| tunnel.through.as_deref())
     }
+}
+
+/// When a packet that is too large is fragmented, if it may be (RFC 4301 section 8.2.1, case 2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Fragmentation {
+    /// Each fragment is sealed by itself: the peer need not put ESP together.
+    #[default]
+    Before,
+    /// What was sealed is fragmented: the peer puts it together, and its hosts get what ours sent.
+    After,
 }
 
 impl std::fmt::Debug for Tunnel {
@@ -58,6 +74,16 @@ pub enum Action {
     Bypass,
     /// Drop.
     Discard,
+}
+
+impl Action {
+    /// The tunnel of PROTECT.
+    pub fn tunnel(&self) -> Option<&Arc<Tunnel>> {
+        match self {
+            Self::Protect(tunnel) => Some(tunnel),
+            Self::Bypass | Self::Discard => None,
+        }
+    }
 }
 
 /// One policy.
@@ -102,6 +128,9 @@ pub struct Spd {
     pub with_dummies: Vec<Arc<Tunnel>>,
     /// Tunnels that go through others, each once.
     pub nested: Vec<Arc<Tunnel>>,
+    /// The tunnels of its policies, each once, and their places by their peers.
+    tunnels: Vec<Arc<Tunnel>>,
+    by_peer: HashMap<IpAddr, Vec<usize>>,
 }
 
 impl Policy {
@@ -133,24 +162,20 @@ impl Spd {
                 && policy.selectors.iter().any(Selector::asks_of_next_layer)
         };
         let asking = (0..policies.len()).filter(|&index| asks(&policies[index])).collect();
-        let (mut with_dummies, mut nested) = (Vec::new(), Vec::new());
-        for policy in &policies {
-            let Action::Protect(tunnel) = &policy.action else { continue };
-            for tunnel in std::iter::successors(Some(tunnel), |tunnel| tunnel.through.as_ref()) {
-                let note = |list: &mut Vec<Arc<Tunnel>>| {
-                    if !list.iter().any(|known| Arc::ptr_eq(known, tunnel)) {
-                        list.push(tunnel.clone());
-                    }
-                };
-                if tunnel.tfc.dummies.is_some() {
-                    note(&mut with_dummies);
-                }
-                if tunnel.through.is_some() {
-                    note(&mut nested);
-                }
-            }
+        let mut seen = HashSet::new();
+        let named = policies.iter().filter_map(|policy| policy.action.tunnel());
+        let tunnels: Vec<_> = named
+            .flat_map(|tunnel| std::iter::successors(Some(tunnel), |tunnel| tunnel.through.as_ref()))
+            .filter(|tunnel| seen.insert(Arc::as_ptr(tunnel)))
+            .cloned()
+            .collect();
+        let mut by_peer = HashMap::<_, Vec<_>>::new();
+        for (index, tunnel) in tunnels.iter().enumerate() {
+            by_peer.entry(tunnel.remote).or_default().push(index);
         }
-        Self { policies, fallback, generation, classifier, asking, with_dummies, nested }
+        let with_dummies = tunnels.iter().filter(|tunnel| tunnel.tfc.dummies.is_some()).cloned().collect();
+        let nested = tunnels.iter().filter(|tunnel| tunnel.through.is_some()).cloned().collect();
+        Self { policies, fallback, generation, classifier, asking, with_dummies, nested, tunnels, by_peer }
     }
 
     /// The tunnel that the one called `name` goes through.
@@ -167,6 +192,16 @@ impl Spd {
     /// The name of the tunnel at a place of [`Spd::place_of_outer`].
     pub fn outer_name(&self, place: usize) -> Option<&Arc<str>> {
         self.nested.get(place)?.through.as_ref().map(|outer| &outer.name)
+    }
+
+    /// The tunnels that its policies protect with, each once.
+    pub fn tunnels(&self) -> &[Arc<Tunnel>] {
+        &self.tunnels
+    }
+
+    /// Those of them whose peer is set up at `peer`.
+    pub fn tunnels_to(&self, peer: IpAddr) -> impl Iterator<Item = &Arc<Tunnel>> {
+        self.by_peer.get(&peer).into_iter().flatten().map(|&index| &self.tunnels[index])
     }
 
     /// Index of the first policy that means `flow`. `None`, and so no way through, also for a packet that a BYPASS

@@ -102,6 +102,12 @@ impl InboundSa {
         self.verified[0].load(Ordering::Relaxed) > 0
     }
 
+    /// Whether any packet had a right ICV, also one that had to wait for its number's record.
+    pub fn has_authenticated(&self) -> bool {
+        let reached = self.lease.as_ref().map_or(0, |lease| lease.reached());
+        self.has_received() || reached > self.spec.last_sequence
+    }
+
     /// What a group may use of its lifetime.
     pub fn allowance(&self) -> Allowance {
         let [packets, bytes] = &self.verified;

@@ -126,7 +126,7 @@ pub struct Lifetime {
 pub struct Allowance {
     packets: u64,
     bytes: u64,
-    /// More than any group can use, so that nothing is counted per packet until the end is near.
+    /// See [`Allowance::is_ample`].
     is_ample: bool,
 }
 
@@ -135,6 +135,11 @@ const AMPLE_PACKETS: u64 = 1 << 10;
 const AMPLE_BYTES: u64 = AMPLE_PACKETS << 16;
 
 impl Allowance {
+    /// Whether it is more than any group can use, so that taking need not be asked for.
+    pub fn is_ample(&self) -> bool {
+        self.is_ample
+    }
+
     /// Takes a packet of so many bytes; false when it does not fit any more, and then none does.
     #[inline]
     pub fn take(&mut self, bytes: u64) -> bool {

@@ -173,31 +173,34 @@ impl ReplayWindow {
     /// [`Refused`] when another copy came first or the window moved past it.
     pub fn commit(&self, number: Authenticated) -> Result<(), Refused> {
         let mut outcome = Ok(());
-        self.commit_group(&[number], |it| outcome = it);
+        self.commit_group(&[number], |_, reason| outcome = Err(reason));
         outcome
     }
 
-    /// Commits numbers in their order and tells `decided` of each, as [`ReplayWindow::commit`] would. Neighbours in
-    /// one block, as a burst has them that came in order, share one swap and one move of the edge.
-    pub fn commit_group(&self, numbers: &[Authenticated], mut decided: impl FnMut(Result<(), Refused>)) {
+    /// Commits numbers in their order and tells `refused` of the places of those that [`ReplayWindow::commit`] would
+    /// refuse. Neighbours in one block, as a burst has them that came in order, share one swap and one move of the edge.
+    pub fn commit_group(&self, numbers: &[Authenticated], mut refused: impl FnMut(usize, Refused)) {
+        let mut place = 0;
         for run in numbers.chunk_by(|one, next| block_of(one.sequence) == block_of(next.sequence)) {
             let block = block_of(run[0].sequence);
             let wanted = run.iter().fold(0, |bits, number| bits | bit_of(number.sequence));
             let Marked { mut fresh, mut duplicate } = self.mark(block, wanted);
-            for &Authenticated { sequence } in run {
-                let bit = bit_of(sequence);
-                decided(match () {
-                    () if self.size == 0 => Ok(()),
-                    () if fresh & bit != 0 => {
-                        // A second copy in this run is one.
-                        (fresh, duplicate) = (fresh & !bit, duplicate | bit);
-                        Ok(())
+            let all_are_new = fresh == wanted && wanted.count_ones() as usize == run.len();
+            if !all_are_new && self.size != 0 {
+                for (place, &Authenticated { sequence }) in (place..).zip(run) {
+                    let bit = bit_of(sequence);
+                    match () {
+                        () if fresh & bit != 0 => {
+                            // A second copy in this run is one.
+                            (fresh, duplicate) = (fresh & !bit, duplicate | bit);
+                        }
+                        () if duplicate & bit != 0 => refused(place, Refused::Duplicate),
+                        () if sequence == 0 => refused(place, Refused::Impossible),
+                        () => refused(place, Refused::TooOld),
                     }
-                    () if duplicate & bit != 0 => Err(Refused::Duplicate),
-                    () if sequence == 0 => Err(Refused::Impossible),
-                    () => Err(Refused::TooOld),
-                });
+                }
             }
+            place += run.len();
         }
     }
 

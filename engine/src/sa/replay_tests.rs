@@ -243,8 +243,8 @@ proptest! {
                 .flat_map(|(first, length)| first..first + length)
                 .map(|sequence| Authenticated { sequence })
                 .collect();
-            let mut found = Vec::new();
-            window.commit_group(&numbers, |outcome| found.push(outcome));
+            let mut found = vec![Ok(()); numbers.len()];
+            window.commit_group(&numbers, |place, reason| found[place] = Err(reason));
             let expected: Vec<_> = numbers.iter().map(|number| model.commit(number.sequence)).collect();
             prop_assert_eq!(found, expected);
             prop_assert_eq!(window.right_edge(), model.edge);

@@ -1,15 +1,20 @@
-//! IPv4 fragmentation (RFC 791 section 3.2) of inner packets that are larger than the tunnel carries and may
-//! be fragmented, before encryption: arithmetic, and one function that writes.
+//! Fragmentation: in IPv4 (RFC 791 section 3.2) of any packet that may be, in IPv6 (RFC 8200 section 4.5) of our own.
+//! Arithmetic, and a function that writes for each.
 
 use std::ops::Range;
 
 use crate::wire::checksum;
-use crate::wire::header::{FRAGMENT_OFFSET, IPV4_LENGTH, MORE_FRAGMENTS};
-use crate::wire::ip::{IpPacket, IpVersion};
+use crate::wire::fragment::FRAGMENT_HEADER_LENGTH;
+use crate::wire::header::{FRAGMENT_OFFSET, IPV4_LENGTH, IPV6_LENGTH, MORE_FRAGMENTS};
+use crate::wire::ip::{Fragment, IpPacket, IpVersion};
 use crate::wire::options::{END_OF_OPTIONS, Ipv4Options};
+use crate::wire::protocol;
 
 /// The bit of an option's type that has it copied into every fragment (RFC 791 section 3.1).
 const COPIED: u8 = 0x80;
+
+/// Where an IPv6 header names what follows it.
+const IPV6_NEXT_HEADER_AT: usize = 6;
 
 /// One fragment to be.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -18,7 +23,8 @@ pub struct Piece {
     pub offset: u16,
     /// MF.
     pub more: bool,
-    /// Bytes of its IP header: the whole one in the first piece, only with copied options in the rest.
+    /// Bytes of its headers. IPv4: the whole one in the first piece, only with copied options in the rest. IPv6: with the
+    /// Fragment header.
     pub header_length: usize,
     /// Which bytes of the packet it carries, counted from the IP header.
     pub payload: Range<usize>,
@@ -75,6 +81,55 @@ pub fn fragment_ipv4(packet: &[u8], parsed: &IpPacket, inside_mtu: u32) -> Optio
         later_header_length: IPV4_LENGTH + copied.next_multiple_of(4),
         more: flags & MORE_FRAGMENTS != 0,
     })
+}
+
+/// As [`fragment_ipv4`], for an IPv6 packet of our own whose next layer is ESP, AH or UDP: all headers in front of that
+/// go into every fragment (RFC 8200 section 4.5, where only the Routing and Hop-by-Hop headers must). Only the sender of
+/// an IPv6 packet fragments it. `None` if it cannot be: a fragment already, or no room for 8 bytes of payload.
+pub fn fragment_ipv6(packet: &[u8], parsed: &IpPacket, mtu: u32) -> Option<Fragments> {
+    if parsed.version != IpVersion::V6 || usize::from(parsed.payload_offset) > packet.len() {
+        return None;
+    }
+    let header_length = usize::from(parsed.payload_offset) + FRAGMENT_HEADER_LENGTH;
+    let rest = usize::from(parsed.payload_offset)..parsed.total_length as usize;
+    let (mtu, whole) = (mtu as usize, parsed.fragment == Fragment::Whole);
+    (whole && mtu >= header_length + 8 && packet.len() >= rest.end).then_some(Fragments {
+        rest,
+        mtu,
+        offset: 0,
+        header_length,
+        later_header_length: header_length,
+        more: false,
+    })
+}
+
+/// Writes the fragment `piece` of `packet` ([`fragment_ipv6`]) into the first bytes of `out` and returns its length.
+/// `None`, with `out` in any state, if `out` is too short or `piece` is not of this packet.
+pub fn write_fragment_ipv6(
+    out: &mut [u8],
+    packet: &[u8],
+    piece: &Piece,
+    identification: u32,
+) -> Option<usize> {
+    let length = piece.total_length();
+    let payload = packet.get(piece.payload.clone())?;
+    let (header, out_payload) = out.get_mut(..length)?.split_at_mut_checked(piece.header_length)?;
+    out_payload.copy_from_slice(payload);
+    let (front, fragment_header) = header.split_last_chunk_mut::<FRAGMENT_HEADER_LENGTH>()?;
+    front.copy_from_slice(packet.get(..front.len())?);
+    let mut named_at = IPV6_NEXT_HEADER_AT;
+    let mut at = IPV6_LENGTH;
+    while at < front.len() {
+        named_at = at;
+        at += (usize::from(*front.get(at + 1)?) + 1) * 8;
+    }
+    let next_header = std::mem::replace(front.get_mut(named_at)?, protocol::FRAGMENT);
+    let payload_length = u16::try_from(length - IPV6_LENGTH).ok()?;
+    front.get_mut(4..6)?.copy_from_slice(&payload_length.to_be_bytes());
+    let [f0, f1] = (piece.offset << 3 | u16::from(piece.more)).to_be_bytes();
+    let [i0, i1, i2, i3] = identification.to_be_bytes();
+    *fragment_header = [next_header, 0, f0, f1, i0, i1, i2, i3];
+    Some(length)
 }
 
 impl Iterator for Fragments {

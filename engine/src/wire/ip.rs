@@ -233,6 +233,65 @@ fn in_words(header: &[u8; IPV4_LENGTH]) -> (u64, u64, u32) {
     (u64::from_be_bytes(words[0]), u64::from_be_bytes(words[1]), last)
 }
 
+/// Reads packet after packet. Those of a burst mostly have the same headers but for length, identification and checksum;
+/// what is like the one before is not taken apart again.
+pub struct Reader {
+    /// The header of the latest IPv4 packet without options that was no fragment, and what it says.
+    words: Option<(u64, u64, u32)>,
+    packet: IpPacket,
+}
+
+impl Default for Reader {
+    fn default() -> Self {
+        Self { words: None, packet: IpPacket::EMPTY }
+    }
+}
+
+impl Reader {
+    /// As [`read`].
+    ///
+    /// # Errors
+    /// As [`read`].
+    #[inline(always)]
+    pub fn read(&mut self, bytes: &[u8], packet: &mut IpPacket) -> Result<(), Malformed> {
+        const LENGTH_AND_IDENTIFICATION: u64 = 0x0000_ffff_ffff_0000;
+        const CHECKSUM: u64 = 0x0000_ffff_0000_0000;
+        let (Some(fixed), Some((first, middle, last))) = (bytes.first_chunk::<IPV4_LENGTH>(), self.words)
+        else {
+            return self.read_anew(bytes, packet);
+        };
+        let words = in_words(fixed);
+        let differences = (words.0 ^ first) & !LENGTH_AND_IDENTIFICATION
+            | (words.1 ^ middle) & !CHECKSUM
+            | u64::from(words.2 ^ last);
+        if differences != 0 {
+            return self.read_anew(bytes, packet);
+        }
+        let total_length = (words.0 >> 32 & 0xffff) as usize;
+        let payload = bytes.get(IPV4_LENGTH..total_length).ok_or(Malformed::TotalLength)?;
+        if Sum::default().word(words.0).word(words.1).number(words.2).checksum() != 0 {
+            return Err(Malformed::Checksum);
+        }
+        *packet = self.packet;
+        packet.total_length = total_length as u32;
+        read_upper(&mut packet.flow.upper, self.packet.flow.protocol, payload, Fragment::Whole);
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn read_anew(&mut self, bytes: &[u8], packet: &mut IpPacket) -> Result<(), Malformed> {
+        read(bytes, packet)?;
+        let is_plain = packet.version == IpVersion::V4
+            && usize::from(packet.header_length) == IPV4_LENGTH
+            && packet.fragment == Fragment::Whole;
+        if is_plain && let Some(fixed) = bytes.first_chunk() {
+            self.words = Some(in_words(fixed));
+            self.packet = *packet;
+        }
+        Ok(())
+    }
+}
+
 #[inline]
 fn read_v6(bytes: &[u8], out: &mut IpPacket) -> Result<(), Malformed> {
     let fixed = bytes.first_chunk::<IPV6_LENGTH>().ok_or(Malformed::TooShort)?;
@@ -331,7 +390,7 @@ fn extension_headers(packet: &[u8], next_header: u8) -> Result<Chain, Malformed>
 /// Ports or type and code, where they are there to be read. Written where they stay: on the way through a register
 /// they would be packed and unpacked.
 #[inline(always)]
-fn read_upper(out: &mut Upper, protocol: u8, payload: &[u8], fragment: Fragment) {
+pub(super) fn read_upper(out: &mut Upper, protocol: u8, payload: &[u8], fragment: Fragment) {
     *out = Upper::Opaque;
     if fragment == Fragment::Later {
         return;

@@ -10,6 +10,7 @@ pub mod header;
 pub mod icmp;
 pub mod ip;
 pub mod options;
+pub mod quote;
 pub mod udp;
 
 #[cfg(test)]

@@ -21,8 +21,8 @@ fn receive_group<const N: usize>(window: &ReplayWindow, sequences: [u64; N]) -> 
         numbers.push(candidate.authenticate(IcvValid(sequence)).ok_or(Refused::TooOld)?);
         Ok(())
     });
-    let mut checked = outcomes.iter_mut().filter(|outcome| outcome.is_ok());
-    window.commit_group(&numbers, |outcome| *checked.next().unwrap() = outcome);
+    let mut checked: Vec<_> = outcomes.iter_mut().filter(|outcome| outcome.is_ok()).collect();
+    window.commit_group(&numbers, |place, reason| *checked[place] = Err(reason));
     outcomes
 }
 

@@ -13,7 +13,7 @@ use adit_engine::control::report::DatapathReport;
 use adit_engine::control::settings::Settings;
 use adit_engine::control::{Control, Datapath, Problems};
 use adit_engine::crypto::key::fingerprint;
-use adit_engine::pipeline::{Tables, reassembly};
+use adit_engine::pipeline::{IcmpRules, Tables, reassembly};
 use adit_engine::policy::cover::Cover;
 use adit_engine::sa::publish;
 use adit_engine::wire::Spi;
@@ -124,7 +124,7 @@ struct Daemon {
 impl Daemon {
     /// Over new tables, which are made for a million SAs.
     fn new() -> Self {
-        let tables = Tables::new(reassembly::Limits::OFF);
+        let tables = Tables::new(reassembly::Limits::OFF, IcmpRules::default());
         Self::start(Arc::new(tables))
     }
 

@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use adit_engine::crypto::{Authentication, Encryption};
 use adit_engine::offline::{FRAME_LENGTH, HeapFrames};
-use adit_engine::pipeline::{BURST, HostEnd, Received, Tables, reassembly};
+use adit_engine::pipeline::{BURST, HostEnd, IcmpRules, Received, Tables, reassembly};
 use adit_engine::policy::{Action, Policy};
 use adit_engine::route::PortId;
 use adit_engine::sa::publish;
@@ -24,6 +24,7 @@ use adit_engine::wire::ip::{self, Fragment, IpPacket, IpVersion, Upper};
 use adit_engine::wire::protocol;
 use adit_engine::wire::udp::{self, NAT_TRAVERSAL_PORT, UdpHeader};
 
+use super::join::Joiner;
 use super::peer::EspPeer;
 use super::{Input, residue};
 use crate::ah_peer::AhPeer;
@@ -226,7 +227,7 @@ thread_local! {
 
 fn tables() -> Arc<Tables> {
     TABLES.with_borrow_mut(|tables| {
-        let new = || Tables::new(reassembly::Limits::OFF);
+        let new = || Tables::new(reassembly::Limits::OFF, IcmpRules::default());
         Arc::clone(tables.get_or_insert_with(|| Arc::new(new())))
     })
 }
@@ -256,6 +257,7 @@ pub fn inbound(input: &[u8]) {
         burst: Vec::new(),
         handed_over: 0,
         last_received: last_sent,
+        joiner: Joiner::default(),
     };
     while !input.is_empty() && run.frames.len() < PACKETS {
         run.step(&mut input);
@@ -297,6 +299,8 @@ struct Run {
     handed_over: u64,
     /// The last number of ours that the peer saw.
     last_received: u64,
+    /// What left in fragments.
+    joiner: Joiner,
 }
 
 impl Run {
@@ -466,6 +470,15 @@ impl Run {
             }
             assert!(parsed.total_length <= mtu, "{} bytes for {mtu}", parsed.total_length);
             match *port {
+                // Our own pieces follow each other; a later one does not show its ports.
+                OUTSIDE
+                    if parsed.fragment != Fragment::Whole
+                        && (self.joiner.is_waiting() || self.is_sealed(&parsed)) =>
+                {
+                    if let Some(whole) = self.joiner.join(packet) {
+                        self.receive(&whole, clear);
+                    }
+                }
                 OUTSIDE if self.is_sealed(&parsed) => self.receive(packet, clear),
                 _ if self.is_bypassed(&parsed, &[Direction::Outbound, Direction::Inbound]) => {
                     assert!(carried(clear, body(packet, &parsed)), "what came in clear goes on in clear");

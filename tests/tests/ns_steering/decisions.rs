@@ -338,6 +338,61 @@ fn udp_4500_is_ike_by_its_marker_or_esp() {
 }
 
 #[test]
+fn errors_about_our_own_esp_are_the_engines_and_all_others_the_kernels() {
+    let programs = gateway();
+    for (router, own) in both("192.0.2.2", "192.0.2.1") {
+        let v6 = own.contains(':');
+        let (icmp, kinds, others): (u8, &[u8], &[u8]) =
+            if v6 { (ICMPV6, &[1, 2, 3, 4], &[0, 5, 128, 129]) } else { (1, &[3, 11, 12], &[0, 4, 5, 8]) };
+        let error = |kind: u8, about: &Packet, most: usize| {
+            let quote = about.frame()[14..].to_vec();
+            let header = if v6 { 40 } else { 20 + about.options };
+            let quote = &quote[..quote.len().min(header + most)];
+            Packet::new(&router, &own, icmp, [&[kind, 0, 0, 0, 0, 0, 5, 0][..], quote].concat())
+        };
+        let esp_packet = |source: &str| Packet::esp(source, &router, UNKNOWN);
+        let sent = esp_packet(&own);
+        for &kind in kinds {
+            expect(&programs, FromOutside, &error(kind, &sent, 8), EngineIcmp);
+            expect(&programs, FromOutside, &error(kind, &Packet::ah(&own, &router, 7), 8), EngineIcmp);
+        }
+        for &kind in others {
+            expect(&programs, FromOutside, &error(kind, &sent, 8), PassOwn);
+        }
+        let kind = kinds[1];
+        expect(&programs, FromInside, &error(kind, &sent, 8), PassOwn);
+        expect(&programs, FromOutside, &error(kind, &esp_packet(&router), 8), PassOwn);
+        expect(&programs, FromOutside, &error(kind, &sent, 8).fragment(true, 0), PassOwn);
+        expect(&programs, FromOutside, &error(kind, &Packet::tcp(&own, &router), 8), PassOwn);
+        if v6 {
+            expect(&programs, FromOutside, &error(kind, &sent.clone().fragment(true, 0), 16), EngineIcmp);
+            let other = Packet::tcp(&own, &router).fragment(true, 0);
+            expect(&programs, FromOutside, &error(kind, &other, 16), PassOwn);
+        } else {
+            expect(&programs, FromOutside, &error(kind, &sent.clone().options(12), 8), EngineIcmp);
+        }
+        // What it quotes of UDP must tell ESP from IKE.
+        let in_udp = |port: u16, payload: &[u8]| Packet::new(&own, &router, UDP, udp((port, 4500), payload));
+        expect(&programs, FromOutside, &error(kind, &in_udp(4500, &esp(7)), 12), EngineIcmp);
+        expect(&programs, FromOutside, &error(kind, &in_udp(4500, &esp(7)), 8), PassOwn);
+        expect(&programs, FromOutside, &error(kind, &in_udp(4501, &esp(7)), 12), PassOwn);
+        expect(&programs, FromOutside, &error(kind, &in_udp(4500, &[0; 64]), 60), PassOwn);
+        // Cut short anywhere, it is nobody's but the kernel's.
+        let whole = error(kind, &sent, 8);
+        let shortest = if v6 { 48 } else { 28 };
+        for length in 0..whole.payload.len() {
+            let cut = Packet::new(&router, &own, icmp, &whole.payload[..length]);
+            let expected = if length < shortest { PassOwn } else { EngineIcmp };
+            expect(&programs, FromOutside, &cut, expected);
+        }
+    }
+    // An error to a host behind us crosses the boundary, and the policy has the say.
+    let about = Packet::esp("10.1.0.2", "10.2.0.2", UNKNOWN).frame()[14..].to_vec();
+    let error = Packet::new("10.2.0.9", "10.1.0.2", 1, [&[3, 4, 0, 0, 0, 0, 5, 0][..], &about].concat());
+    expect(&programs, FromOutside, &error, EngineInboundClear);
+}
+
+#[test]
 fn clear_text_to_us_that_the_policy_protects_is_dropped() {
     let programs = gateway();
     for (behind, own) in both("10.2.0.2", "10.1.0.1") {

@@ -1,12 +1,16 @@
 //! The engine as a whole, and the interfaces it steers.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-use super::super::config::{EngineTable, FallbackName, InterfaceTable, ReassemblyTable, SideName, XdpMode};
+use super::super::config::{
+    EngineTable, FallbackName, IcmpErrorName, IcmpTable, InterfaceTable, ReassemblyTable, SideName, XdpMode,
+};
 use super::super::problem::Problems;
 use super::super::settings::{Engine, Interface};
 use super::super::{group, value};
 use super::plain_name;
+use crate::pipeline::IcmpRules;
 use crate::pipeline::reassembly::Limits;
 use crate::policy::spd::Fallback;
 use crate::route::Side;
@@ -71,6 +75,7 @@ pub(super) fn engine(table: &EngineTable, problems: &mut Problems) -> Engine {
         clamp_mss: table.clamp_mss.unwrap_or(true),
         host_path,
         reassembly: reassembly(table.reassembly.as_ref(), problems),
+        icmp: icmp(table.icmp.as_ref(), problems),
         instance,
     }
 }
@@ -79,37 +84,73 @@ pub(super) fn engine(table: &EngineTable, problems: &mut Problems) -> Engine {
 fn reassembly(table: Option<&ReassemblyTable>, problems: &mut Problems) -> Limits {
     let default = Limits::default();
     let Some(table) = table else { return default };
-    let mut bounded = |field: &str, value: Option<u64>, default: u64, least: u64, most: u64| match value {
-        None => default,
-        Some(value) if (least..=most).contains(&value) => value,
-        Some(found) => {
-            problems.push(
-                format!("engine.reassembly.{field}"),
-                format!("expected {least} to {most}, found {found}"),
-            );
-            default
-        }
+    let mut bounded = |field: &str, value, default, range| {
+        bounded(&format!("engine.reassembly.{field}"), value, default, range, problems)
     };
     if table.memory_bytes == Some(0) {
         return Limits::OFF;
     }
     Limits {
-        memory: bounded("memory-bytes", table.memory_bytes, default.memory as u64, 1 << 16, 1 << 30) as usize,
+        memory: bounded("memory-bytes", table.memory_bytes, default.memory as u64, 1 << 16..=1 << 30)
+            as usize,
         per_source: bounded(
             "datagrams-per-source",
             table.datagrams_per_source,
             default.per_source as u64,
-            1,
-            1 << 16,
+            1..=1 << 16,
         ) as usize,
         fragments: bounded(
             "fragments-per-datagram",
             table.fragments_per_datagram,
             default.fragments as u64,
-            2,
-            128,
+            2..=128,
         ) as usize,
-        timeout: bounded("timeout-seconds", table.timeout_seconds, default.timeout / 1_000, 1, 60) * 1_000,
+        timeout: bounded("timeout-seconds", table.timeout_seconds, default.timeout / 1_000, 1..=60) * 1_000,
+    }
+}
+
+/// `[engine.icmp]`.
+fn icmp(table: Option<&IcmpTable>, problems: &mut Problems) -> IcmpRules {
+    let default = IcmpRules::default();
+    let Some(table) = table else { return default };
+    let mut bounded = |field: &str, value, default, range| {
+        bounded(&format!("engine.icmp.{field}"), value, default, range, problems)
+    };
+    let (v4, v6) = (default.path_mtu_floor_v4, default.path_mtu_floor_v6);
+    let accepts = |kind| table.accept.as_ref().is_none_or(|list| list.contains(&kind));
+    IcmpRules {
+        accept_too_big: accepts(IcmpErrorName::PacketTooBig),
+        accept_unreachable: accepts(IcmpErrorName::Unreachable),
+        accept_time_exceeded: accepts(IcmpErrorName::TimeExceeded),
+        accept_parameter_problem: accepts(IcmpErrorName::ParameterProblem),
+        path_mtu_floor_v4: bounded("path-mtu-floor-ipv4", table.path_mtu_floor_ipv4, v4.into(), 68..=65_535)
+            as u32,
+        path_mtu_floor_v6: bounded("path-mtu-floor-ipv6", table.path_mtu_floor_ipv6, v6.into(), 1280..=65_535)
+            as u32,
+        path_mtu_ageing: bounded(
+            "path-mtu-seconds",
+            table.path_mtu_seconds,
+            default.path_mtu_ageing / 1_000,
+            1..=86_400,
+        ) * 1_000,
+    }
+}
+
+/// A figure within its bounds, or the default where none is written.
+fn bounded(
+    field: &str,
+    value: Option<u64>,
+    default: u64,
+    range: RangeInclusive<u64>,
+    problems: &mut Problems,
+) -> u64 {
+    match value {
+        None => default,
+        Some(value) if range.contains(&value) => value,
+        Some(found) => {
+            problems.push(field, format!("expected {} to {}, found {found}", range.start(), range.end()));
+            default
+        }
     }
 }
 

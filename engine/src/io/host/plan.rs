@@ -210,7 +210,7 @@ mod tests {
 
     use super::*;
     use crate::policy::spd::Fallback;
-    use crate::policy::{Policy, Tunnel};
+    use crate::policy::{Fragmentation, Path, Policy, Tunnel};
     use crate::route::{NetworkBuilder, Port};
     use crate::sa::publish::Published;
     use crate::sa::selector::UpperSelector;
@@ -233,6 +233,8 @@ mod tests {
             clamp_mss: true,
             tfc: Default::default(),
             through: None,
+            fragmentation: Fragmentation::Before,
+            path: Path::default(),
             outbound: Published::new(None),
         };
         let selector = Selector {
