@@ -96,13 +96,15 @@ fn wrong(path: &str) -> Vec<Value> {
         // By the one or the other: not these words, or not beside ESP in a tunnel.
         ("ah_padding", _) => vec![json!("align4"), json!("linux")],
         ("destination_options", _) => vec![json!("outside"), json!("before")],
+        // Nothing to say without a port of the peer's.
+        ("local_udp_port" | "nat_keepalive_seconds", _) => vec![json!(0), json!(20), json!(-1)],
         ("udp_port", _) => vec![json!(0), json!(65536), json!(-1)],
         ("through", _) => vec![json!(""), json!("nobody"), json!("t")],
         ("tfc_padding", _) => vec![json!("on"), json!("1"), json!(65536)],
         ("dummy_rate", _) => vec![json!(0), json!(10_001), json!(-1)],
         ("dummy_size", _) => vec![json!(0), json!("2-1"), json!("65536"), json!("any")],
         ("dummy_when", _) => vec![json!("never")],
-        ("fragmentation", _) => vec![json!("never")],
+        ("fragmentation", _) => vec![json!("later"), json!("")],
         ("workers", _) => vec![json!("two")],
         ("encryption_key" | "authentication_key", _) => keys(),
         ("last_sequence", _) => vec![json!("7")],

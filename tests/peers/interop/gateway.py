@@ -10,9 +10,6 @@ from interop.network import GATEWAY_A, GATEWAY_B
 
 INSIDE = {4: ("10.1.0.0/24", "10.2.0.0/24"), 6: ("2001:db8:1::/64", "2001:db8:2::/64")}
 
-# Of the tunnels of a case, the innermost first.
-NAMES = ("peer", "outer")
-
 
 class Gateway:
     """A running daemon in the namespace `ga`."""
@@ -74,7 +71,7 @@ side = "unprotected"
         # The keys of a case are its own: nobody used them before its first configuration.
         first = case.number not in self.declared
         self.declared.add(case.number)
-        names = ",".join(NAMES[: len(case.layers)])
+        names = ",".join(map(name, case.layers))
         self.ask("reload", *(["--fresh", names] if first else []))
 
     def hush(self, case):
@@ -100,30 +97,34 @@ side = "unprotected"
         return out
 
 
+def name(case):
+    """The tunnel of a case, or of one of its layers: of its own, or the SAs of the one before would be replaced by its, and go on for a while."""
+    return f"peer-{case.number}"
+
+
 def configuration(case):
     """The tables of a case."""
     near, far = INSIDE[case.inner] if case.mode == "tunnel" else (GATEWAY_A[case.inner], GATEWAY_B[case.inner])
-    names = NAMES[: len(case.layers)]
     lines = []
-    for layer, name, through in zip(case.layers, names, [*names[1:], None]):
-        lines += tunnel(layer, name, [f'through = "{through}"'] if through else [])
+    for layer, outer in zip(case.layers, [*case.layers[1:], None]):
+        lines += tunnel(layer, [f'through = "{name(outer)}"'] if outer else [])
     lines += [
         "[[policy]]",
         'name = "peer"',
         'action = "protect"',
-        f'tunnel = "{names[0]}"',
+        f'tunnel = "{name(case.layers[0])}"',
         f'local = ["{near}"]',
         f'remote = ["{far}"]',
     ]
     return "\n".join(lines) + "\n"
 
 
-def tunnel(case, name, more):
+def tunnel(case, more):
     """The lines of one tunnel."""
     suite = case.suite
     lines = [
         "[[tunnel]]",
-        f'name = "{name}"',
+        f'name = "{name(case)}"',
         f'local = "{GATEWAY_A[case.outer]}"',
         f'remote = "{GATEWAY_B[case.outer]}"',
         f"esn = {str(case.esn).lower()}",
@@ -131,6 +132,8 @@ def tunnel(case, name, more):
     ]
     if case.protocol == "ah":
         lines += ['protocol = "ah"', f'ah-padding = "{case.ah_padding}"']
+    if case.protocol == "espinudp":
+        lines.append("udp-port = 4500")
     if case.mode == "transport":
         lines.append('mode = "transport"')
     if suite.cipher:

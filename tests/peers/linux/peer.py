@@ -137,6 +137,11 @@ class Linux:
         here, there = (OUTSIDE[case.outer][0].split("/")[0], OUTSIDE[case.outer][1])
         near, far = INSIDE[case.inner] if case.mode == "tunnel" else (here, there)
         lines = ["xfrm state flush", "xfrm policy flush"]
+        in_udp = case.protocol == "espinudp"
+        encapsulation = f"encap espinudp 4500 4500 {'::' if case.outer == 6 else '0.0.0.0'} " if in_udp else ""
+        if in_udp:
+            # The policies are asked about UDP before ESP is found in it; in transport mode they would want it protected.
+            lines.append(f"xfrm policy add src {there} dst {here} proto 17 sport 4500 dport 4500 dir in priority 1")
         for direction, path, inside in (
             ("ab", f"src {there} dst {here}", f"src {far} dst {near}"),
             ("ba", f"src {here} dst {there}", f"src {near} dst {far}"),
@@ -153,11 +158,11 @@ class Linux:
                 window = f"replay-window {128 if layer.esn else 32}" + (" flag " + " ".join(flags) if flags else "")
                 # The outer one of two has the inner one's packets in it.
                 selector = "" if templates else f"sel {inside}"
-                lines.append(f"xfrm state add {path} proto {layer.protocol} spi {layer.spi(direction):#x} {tags} "
-                             f"{window} {algorithms(layer, direction)} {selector}")  # fmt: skip
-                templates += f" tmpl {path} proto {layer.protocol} {tags}"
+                lines.append(f"xfrm state add {path} proto {layer.header} spi {layer.spi(direction):#x} {tags} "
+                             f"{window} {encapsulation}{algorithms(layer, direction)} {selector}")  # fmt: skip
+                templates += f" tmpl {path} proto {layer.header} {tags}"
             policy = "in" if direction == "ab" else "out"
-            lines.append(f"xfrm policy add {inside} dir {policy}{templates}")
+            lines.append(f"xfrm policy add {inside} dir {policy} priority 2{templates}")
         self.ip(*lines)
 
     def ping(self, size, target):
