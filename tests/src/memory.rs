@@ -120,6 +120,12 @@ pub struct Options {
     pub protocol: Protocol,
     /// Tunnel, or transport between the hosts of [`Site::host`], whose addresses are the gateways' then.
     pub mode: Mode,
+    /// What the tunnel is called.
+    pub name: &'static str,
+    /// The tunnel that this one goes through.
+    pub through: Option<Box<Options>>,
+    /// Another tunnel goes through this one: in transport mode, too, it is between the gateways.
+    pub is_outer: bool,
     /// ESP in UDP: the peer's port.
     pub udp_port: Option<u16>,
     /// Where a NAT has the peer be, if not where it is.
@@ -181,6 +187,9 @@ impl Options {
         Self {
             protocol: Protocol::Esp,
             mode: Mode::Tunnel,
+            name: TUNNEL,
+            through: None,
+            is_outer: false,
             udp_port: None,
             peer: None,
             local_udp_port: 4500,
@@ -217,6 +226,7 @@ impl Options {
     pub fn endpoint(&self, site: Site) -> IpAddr {
         match self.mode {
             Mode::Tunnel => site.endpoint(self.outer_ipv6),
+            Mode::Transport(_) if self.is_outer => site.endpoint(self.outer_ipv6),
             Mode::Transport(_) => site.host(self.outer_ipv6),
         }
     }
@@ -241,7 +251,7 @@ impl Options {
 
     fn sa(&self, site: Site, spi: Spi) -> SaSpec {
         let spec = SaSpec {
-            tunnel: TUNNEL.into(),
+            tunnel: self.name.into(),
             spi: self.spi.unwrap_or(spi),
             protocol: self.protocol,
             mode: self.mode,
@@ -273,6 +283,24 @@ impl Options {
             last_sequence: self.last_sequence,
         };
         InboundSa::under(self.lease(), spec, &self.key_material()).unwrap()
+    }
+
+    /// The tunnel of `site`, and those that it goes through.
+    pub fn tunnel(&self, site: Site) -> Arc<Tunnel> {
+        let outbound = self.outbound(site);
+        Arc::new(Tunnel {
+            name: self.name.into(),
+            local: self.endpoint(site),
+            remote: self.remote(site),
+            mode: self.mode,
+            udp: outbound.spec.sa.udp,
+            clamp_mss: self.clamp_mss,
+            tfc: self.tfc.runtime(),
+            through: self.through.as_ref().map(|outer| outer.tunnel(site)),
+            fragmentation: self.fragmentation,
+            path: Path::default(),
+            outbound: Published::new(Some(Arc::new(outbound))),
+        })
     }
 
     /// The outbound SA of `site`.
@@ -344,24 +372,14 @@ impl Gateway {
 
     /// As [`Gateway::new`], over tables that may have served another gateway with the same SPI, which is gone.
     pub fn over(tables: Arc<Tables>, site: Site, options: &Options) -> Self {
-        let outbound = options.outbound(site);
-        let tunnel = Arc::new(Tunnel {
-            name: TUNNEL.into(),
-            local: options.endpoint(site),
-            remote: options.remote(site),
-            mode: options.mode,
-            udp: outbound.spec.sa.udp,
-            clamp_mss: options.clamp_mss,
-            tfc: options.tfc.runtime(),
-            fragmentation: options.fragmentation,
-            path: Path::default(),
-            outbound: Published::new(Some(Arc::new(outbound))),
-        });
+        let tunnel = options.tunnel(site);
         let mut policies = options.policies.clone();
         policies.push(policy("site", options.protected(site), Action::Protect(Arc::clone(&tunnel))));
-        let inbound = options.inbound(site);
-        tables.sad.remove(inbound.spec.sa.spi);
-        tables.sad.insert(Arc::new(inbound)).unwrap();
+        for layer in std::iter::successors(Some(options), |options| options.through.as_deref()) {
+            let inbound = layer.inbound(site);
+            tables.sad.remove(inbound.spec.sa.spi);
+            tables.sad.insert(Arc::new(inbound)).unwrap();
+        }
         tables.spd.replace(Some(Arc::new(Spd::new(policies, Fallback::Kernel, 1))));
         tables.network.replace(Some(Arc::new(network(site, options))));
         let engine = Engine::new(tables, 0, IvSource::from_seed([7; 32]));

@@ -1,4 +1,4 @@
-//! ESP made and read by OpenSSL, where the engine's own code must not be.
+//! ESP and AH made and read by OpenSSL, where the engine's own code must not be.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -24,11 +24,36 @@ pub type ToSeal = (u32, u32, u8, Vec<u8>);
 pub fn open(key: &[u8], packets: &[&[u8]]) -> Vec<Opened> {
     let key = hex(key);
     let requests = packets.iter().map(|esp| json!({ "open": hex(esp), "key": key }));
-    let opened = |answer: &Value| Opened {
+    ask(requests).iter().map(opened).collect()
+}
+
+/// Takes AH (HMAC-SHA-256-128) off whole IP packets without options or extension headers.
+///
+/// # Panics
+/// When OpenSSL does not find the ICV right.
+pub fn check_ah(key: &[u8], packets: &[&[u8]]) -> Vec<Opened> {
+    let key = hex(key);
+    let requests = packets.iter().map(|packet| json!({ "check": hex(packet), "key": key }));
+    ask(requests).iter().map(opened).collect()
+}
+
+/// Puts AH between an IP header and what follows it.
+pub fn sign_ah(key: &[u8], header: &[u8], packets: &[ToSeal]) -> Vec<Vec<u8>> {
+    let (key, header) = (hex(key), hex(header));
+    let requests = packets.iter().map(|(spi, sequence, next_header, payload)| {
+        json!({
+            "sign": hex(payload), "spi": spi, "sequence": sequence, "next_header": next_header, "key": key,
+            "header": header
+        })
+    });
+    ask(requests).iter().map(|answer| bytes(answer.as_str().unwrap())).collect()
+}
+
+fn opened(answer: &Value) -> Opened {
+    Opened {
         payload: bytes(answer["payload"].as_str().unwrap()),
         next_header: answer["next_header"].as_u64().unwrap() as u8,
-    };
-    ask(requests).iter().map(opened).collect()
+    }
 }
 
 /// Makes AES-GCM ESP under `key` with its salt.

@@ -62,7 +62,7 @@ fn good() -> Value {
             },
         }, {
             "name": "hosts", "local": "192.0.2.1", "remote": "192.0.2.7", "protocol": "ah", "mode": "transport",
-            "ah-padding": "linux", "destination-options": "before", "authentication": "sha256",
+            "ah-padding": "linux", "destination-options": "before", "authentication": "sha256", "through": "b",
             "inbound": {
                 "spi": 4099,
                 "authentication-key": "hex:77112233445566778899aabbccddeeff00112233445566778899aabbccddeeff",
@@ -192,6 +192,7 @@ fn wrong(path: &str) -> Option<Vec<Value>> {
         "tunnel.df" => vec![json!("keep"), json!("set")],
         "tunnel.fragmentation" => vec![json!("later"), json!("")],
         "tunnel.ttl" => vec![json!(0), json!(256), json!(-1)],
+        "tunnel.through" => vec![json!(""), json!("nobody"), json!("hosts")],
         "tunnel.tfc-padding" => vec![json!("on"), json!(1), json!(65536), json!(-1), json!("")],
         "tunnel.dummy-rate" => vec![json!(0), json!(10_001), json!(-1), json!(0.5)],
         "tunnel.dummy-size" => vec![json!(0), json!("1400-64"), json!(65536), json!("any"), json!("")],
@@ -287,7 +288,10 @@ fn place(path: &str) -> (String, String) {
                     (pointer, name) = ("/interface/2".into(), "interface[2]".into())
                 }
                 // Only right with AH, and in transport mode: in the second tunnel.
-                "tunnel" if ["tunnel.ah-padding", "tunnel.destination-options"].contains(&path) => {
+                "tunnel"
+                    if ["tunnel.ah-padding", "tunnel.destination-options", "tunnel.through"]
+                        .contains(&path) =>
+                {
                     (pointer, name) = ("/tunnel/1".into(), "tunnel[1]".into())
                 }
                 "interface" | "tunnel" | "policy" => {

@@ -371,6 +371,7 @@ const ELSEWHERE: &[(DropReason, &str)] = &[
     (DropReason::AhLength, "pipeline_ah"),
     (DropReason::AhHeaders, "pipeline_ah"),
     (DropReason::TransportFragment, "pipeline_transport"),
+    (DropReason::Nesting, "pipeline_nesting"),
     (DropReason::IcmpNoted, "pipeline_path_mtu"),
     (DropReason::IcmpQuote, "pipeline_icmp"),
     (DropReason::IcmpForged, "pipeline_path_mtu"),

@@ -12,7 +12,7 @@
 //! Up to 3 every step can fail and is taken back. The switch cannot fail. What follows it only takes away, and
 //! a failure there leaves more steered into the engine than needed, never less.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
@@ -296,8 +296,11 @@ impl Control {
         }
         let policies = &desired.policies;
         let named = |name: &str| policies.iter().any(|policy| policy.tunnel.as_deref() == Some(name));
+        let others: HashSet<_> =
+            desired.tunnels.iter().filter_map(|tunnel| tunnel.settings.through.clone()).collect();
         desired.tunnels.retain(|tunnel| {
-            tunnel.inbound.is_some() || tunnel.outbound.is_some() || named(&tunnel.settings.name)
+            let name = &tunnel.settings.name;
+            tunnel.inbound.is_some() || tunnel.outbound.is_some() || named(name) || others.contains(name)
         });
         if !found {
             return Err(Problems::one(

@@ -408,6 +408,7 @@ pub fn tunnel(
             },
             clamp_mss: table.clamp_mss.unwrap_or(rules.clamp_mss),
             tfc,
+            through: table.through.as_deref().map(Arc::from),
         },
         field: path,
         inbound,
@@ -468,6 +469,8 @@ fn udp(table: &TunnelTable, path: &str, problems: &mut Problems) -> (Option<UdpP
     if table.protocol == Some(ProtocolName::Ah) {
         let expected = "nothing here with protocol = \"ah\", which no NAT lets through";
         refuse("udp-port", expected, remote.into());
+    } else if table.through.is_some() {
+        refuse("udp-port", "nothing here with through: only the outermost tunnel meets a NAT", remote.into());
     } else if remote == 0 {
         refuse("udp-port", "a port of the peer's from 1 to 65535", 0);
     }

@@ -243,6 +243,9 @@ struct SaAddArguments {
     /// Lower TCP MSS to what the tunnel carries.
     #[arg(long)]
     clamp_mss: Option<bool>,
+    /// Another tunnel that this one's packets go through.
+    #[arg(long, value_name = "TUNNEL")]
+    through: Option<String>,
     /// Traffic-flow confidentiality: off, mtu, or a number that sizes are rounded up to a multiple of.
     #[arg(long)]
     tfc_padding: Option<String>,
@@ -606,6 +609,7 @@ impl SaAddArguments {
             ttl: self.ttl,
             workers: self.workers,
             clamp_mss: self.clamp_mss,
+            through: self.through.clone(),
             tfc_padding: self.tfc_padding.clone().map(Scalar),
             dummy_rate: self.dummy_rate,
             dummy_size: self.dummy_size.clone().map(Scalar),

@@ -254,6 +254,9 @@ pub struct TunnelTable {
     /// Overrides `engine.clamp-mss`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clamp_mss: Option<bool>,
+    /// Another tunnel that this one's packets go through: AH over ESP, or a tunnel in a tunnel; at most 4 in a row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub through: Option<String>,
     /// Traffic-flow confidentiality of an ESP tunnel: "off" (default), "mtu" (every packet as large as the tunnel
     /// carries), or a number that sizes are rounded up to a multiple of.
     #[serde(default, skip_serializing_if = "Option::is_none")]

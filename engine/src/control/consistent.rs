@@ -10,6 +10,7 @@ use super::problem::Problems;
 use super::settings::{PolicySettings, SaRequest, TunnelRequest};
 use super::value;
 use crate::crypto::key;
+use crate::policy::spd::MOST_NESTED;
 use crate::sa::selector::{AddressRange, Direction};
 use crate::sa::spec::{Mode, UdpPorts};
 use crate::wire::Spi;
@@ -43,6 +44,8 @@ pub struct Outline {
     pub udp: Option<UdpPorts>,
     /// Tunnel or transport.
     pub mode: Mode,
+    /// The tunnel that its packets go through.
+    pub through: Option<Arc<str>>,
     /// Inbound SA.
     pub inbound: Option<SaOutline>,
     /// Outbound SA.
@@ -68,6 +71,7 @@ impl Outline {
             carrier: request.settings.carrier(),
             udp: request.settings.udp,
             mode: request.settings.mode,
+            through: request.settings.through.clone(),
             inbound: sa(&request.inbound),
             outbound: sa(&request.outbound),
         }
@@ -79,10 +83,10 @@ pub fn consistent(tunnels: &[Outline], policies: &[PolicySettings], problems: &m
     let (mut names, mut inbound_spis, mut outbound_spis) = (HashMap::new(), HashMap::new(), HashMap::new());
     let mut keys: HashMap<Fingerprint, &str> = HashMap::new();
     for tunnel in tunnels {
-        if let Some(first) = names.insert(&tunnel.name, &tunnel.field) {
+        if let Some(first) = names.insert(&tunnel.name, tunnel) {
             problems.push(
                 format!("{}.name", tunnel.field),
-                format!("expected a name of its own, found {:?} of {first} again", tunnel.name),
+                format!("expected a name of its own, found {:?} of {} again", tunnel.name, first.field),
             );
         }
         if let Some(sa) = &tunnel.inbound
@@ -124,11 +128,9 @@ pub fn consistent(tunnels: &[Outline], policies: &[PolicySettings], problems: &m
         if let Some(tunnel) = &policy.tunnel
             && !names.contains_key(tunnel)
         {
-            let known: Vec<_> = tunnels.iter().map(|tunnel| &*tunnel.name).collect();
-            let known = if known.is_empty() { "there is none".into() } else { known.join(", ") };
             problems.push(
                 format!("{}.tunnel", policy.field),
-                format!("expected a tunnel ({known}), found {}", value::found(tunnel)),
+                format!("expected a tunnel ({}), found {}", known(tunnels), value::found(tunnel)),
             );
         }
     }
@@ -136,8 +138,55 @@ pub fn consistent(tunnels: &[Outline], policies: &[PolicySettings], problems: &m
         if let Mode::Transport(_) = tunnel.mode {
             between_endpoints(tunnel, policies, problems);
         }
-        loops(tunnel, policies, problems);
+        match &tunnel.through {
+            // Not by a policy: they cannot come back to one.
+            Some(through) => nested(tunnel, through, tunnels, &names, problems),
+            None => loops(tunnel, policies, problems),
+        }
     }
+}
+
+/// A tunnel in a tunnel (RFC 4301 section 4.3): the outer one is there, leads outside, and takes such packets.
+fn nested(
+    tunnel: &Outline,
+    through: &Arc<str>,
+    tunnels: &[Outline],
+    names: &HashMap<&Arc<str>, &Outline>,
+    problems: &mut Problems,
+) {
+    let mut refuse = |message| problems.push(format!("{}.through", tunnel.field), message);
+    let Some(outer) = names.get(through) else {
+        return refuse(format!("expected a tunnel ({}), found {}", known(tunnels), value::found(through)));
+    };
+    let mut layers = vec![&*tunnel.name];
+    let mut next = Some(through);
+    while let Some(name) = next {
+        layers.push(name);
+        if layers.len() > MOST_NESTED || *name == tunnel.name {
+            break;
+        }
+        next = names.get(name).and_then(|outer| outer.through.as_ref());
+    }
+    let chain = layers.join(" through ");
+    if layers[1..].contains(&&*tunnel.name) {
+        refuse(format!("expected a tunnel that does not lead back to this one, found {chain}, a loop"));
+    } else if layers.len() > MOST_NESTED {
+        refuse(format!("expected at most {MOST_NESTED} tunnels in a row, found {chain}"));
+    }
+    if let Mode::Transport(_) = outer.mode
+        && (outer.local, outer.remote) != (tunnel.local, tunnel.remote)
+    {
+        refuse(format!(
+            "expected a tunnel between {} and {}, or one in tunnel mode, found {through:?} between {} and {}",
+            tunnel.local, tunnel.remote, outer.local, outer.remote
+        ));
+    }
+}
+
+/// The names of all tunnels, for messages.
+fn known(tunnels: &[Outline]) -> String {
+    let known: Vec<_> = tunnels.iter().map(|tunnel| &*tunnel.name).collect();
+    if known.is_empty() { "there is none".into() } else { known.join(", ") }
 }
 
 /// Transport mode is for packets between the endpoints themselves (RFC 4301 section 4.1).

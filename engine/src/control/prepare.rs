@@ -13,7 +13,9 @@ use super::leases::{Fingerprint, Grant, Known, Leases, Purpose};
 use super::problem::Problems;
 use super::replace::{self, RetiringSa};
 use super::report::{Change, load};
-use super::settings::{PolicySettings, SaRequest, TunnelRequest, TunnelSettings, selectors_of};
+use super::settings::{
+    PolicySettings, SaRequest, TunnelRequest, TunnelSettings, outermost_first, selectors_of,
+};
 use super::{keys, value};
 use crate::crypto::key::{KeyError, KeyMaterial, fingerprint};
 use crate::policy::cover::Cover;
@@ -141,12 +143,19 @@ impl Prepared {
                 ..Change::default()
             },
         };
-        let tunnels: Vec<_> = desired
-            .tunnels
-            .into_iter()
-            .zip(&outlines)
-            .filter_map(|(tunnel, outline)| builder.tunnel(tunnel, outline))
-            .collect();
+        let names: Vec<_> =
+            outlines.iter().map(|outline| (&*outline.name, outline.through.as_deref())).collect();
+        let mut wanted: Vec<_> = desired.tunnels.into_iter().map(Some).collect();
+        let mut tunnels: Vec<Option<LiveTunnel>> = wanted.iter().map(|_| None).collect();
+        for place in outermost_first(&names) {
+            let outline = &outlines[place];
+            let through = outline.through.as_ref().and_then(|name| {
+                let mut made = tunnels.iter().flatten();
+                made.find(|tunnel| tunnel.settings.name == *name).map(|tunnel| tunnel.tunnel.clone())
+            });
+            tunnels[place] = wanted[place].take().and_then(|tunnel| builder.tunnel(tunnel, outline, through));
+        }
+        let tunnels: Vec<_> = tunnels.into_iter().flatten().collect();
         let Builder { problems, new_inbound, grants, selectors, outbound, events, change, .. } = builder;
         problems.or(())?;
 
@@ -248,6 +257,7 @@ fn outline(tunnel: &DesiredTunnel, old: &Live, leases: &Leases) -> Outline {
         carrier: tunnel.settings.carrier(),
         udp: tunnel.settings.udp,
         mode: tunnel.settings.mode,
+        through: tunnel.settings.through.clone(),
     }
 }
 
@@ -265,7 +275,12 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn tunnel(&mut self, desired: DesiredTunnel, outline: &Outline) -> Option<LiveTunnel> {
+    fn tunnel(
+        &mut self,
+        desired: DesiredTunnel,
+        outline: &Outline,
+        through: Option<Arc<Tunnel>>,
+    ) -> Option<LiveTunnel> {
         let DesiredTunnel { settings, inbound, outbound, dropped, grace, .. } = desired;
         let live = self.old.tunnel(&settings.name);
         let wanted = (inbound.is_some(), outbound.is_some());
@@ -284,7 +299,11 @@ impl Builder<'_> {
         {
             self.events.push(Event::of_sa("sa_replaced", &settings.name, "out", new.spec.sa.spi));
         }
-        let tunnel = match live.filter(|live| live.settings == settings) {
+        let same_way = |live: &&LiveTunnel| match (&live.tunnel.through, &through) {
+            (Some(old), Some(new)) => Arc::ptr_eq(old, new),
+            (old, new) => old.is_none() && new.is_none(),
+        };
+        let tunnel = match live.filter(|live| live.settings == settings).filter(same_way) {
             // Policies and flow caches name the tunnel, and it names its SA.
             Some(LiveTunnel { tunnel, outbound: old, .. }) => {
                 if old.as_ref().map(|old| Arc::as_ptr(&old.sa)) != sa.map(Arc::as_ptr) {
@@ -300,6 +319,7 @@ impl Builder<'_> {
                 udp: settings.udp,
                 clamp_mss: settings.clamp_mss,
                 tfc: settings.tfc.runtime(),
+                through,
                 fragmentation: settings.fragmentation,
                 path: Path::default(),
                 outbound: Published::new(sa.cloned()),

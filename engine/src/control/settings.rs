@@ -1,6 +1,6 @@
 //! What a configuration means once it has been checked: typed, complete, with every default filled in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::crypto::Suite;
 use crate::crypto::key::KeyMaterial;
 use crate::pipeline::{IcmpRules, reassembly};
 use crate::policy::Fragmentation;
-use crate::policy::spd::Fallback;
+use crate::policy::spd::{Fallback, MOST_NESTED};
 use crate::policy::tfc::{Dummies, DummyStream, Padding, Tfc};
 use crate::route::{Side, Vlan};
 use crate::sa::lifetime::{Limit, Limits};
@@ -121,6 +121,8 @@ pub struct TunnelSettings {
     pub fragmentation: Fragmentation,
     /// Traffic-flow confidentiality.
     pub tfc: TfcSettings,
+    /// The tunnel that its packets go through.
+    pub through: Option<Arc<str>>,
 }
 
 /// What a tunnel does against who watches sizes and times.
@@ -263,6 +265,19 @@ impl TunnelSettings {
             last_sequence,
         }
     }
+}
+
+/// The places of tunnels, each with the name of the one that it goes through, so that this one comes first; otherwise
+/// in their own order. What goes round in a circle is [`super::consistent`]'s to refuse.
+pub fn outermost_first(tunnels: &[(&str, Option<&str>)]) -> Vec<usize> {
+    let mut order: Vec<_> = (0..tunnels.len()).collect();
+    if tunnels.iter().any(|(_, through)| through.is_some()) {
+        let through: HashMap<&str, &str> =
+            tunnels.iter().filter_map(|&(name, through)| Some((name, through?))).collect();
+        let layers = |name| std::iter::successors(Some(name), |name| through.get(name).copied());
+        order.sort_by_key(|&place| layers(tunnels[place].0).take(MOST_NESTED + 1).count());
+    }
+    order
 }
 
 /// What inner packets a tunnel's SAs may carry: what its PROTECT policies for that direction mean.

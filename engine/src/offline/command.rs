@@ -16,7 +16,7 @@ use super::captures::{self, Captured, Writer};
 use super::{Engine, network};
 use crate::control::check;
 use crate::control::config::ActionName;
-use crate::control::settings::{Settings, selectors_of};
+use crate::control::settings::{Settings, outermost_first, selectors_of};
 use crate::crypto::IvSource;
 use crate::pipeline::{BURST, DropReason, Received, Tables};
 use crate::policy::{Action, Path, Policy, Spd, Tunnel};
@@ -205,8 +205,14 @@ fn arrivals(arguments: &Arguments, settings: &Settings) -> Result<Vec<Arrival>, 
 fn tables(settings: &Settings, file: &network::NetworkFile) -> Result<(Tables, Vec<Arc<Tunnel>>), String> {
     let tables = Tables::new(settings.engine.reassembly, settings.engine.icmp);
     let sad = &tables.sad;
-    let mut tunnels = Vec::new();
-    for request in &settings.tunnels {
+    let mut tunnels: Vec<Arc<Tunnel>> = Vec::new();
+    let names: Vec<_> = settings
+        .tunnels
+        .iter()
+        .map(|request| &request.settings)
+        .map(|wanted| (&*wanted.name, wanted.through.as_deref()))
+        .collect();
+    for request in outermost_first(&names).into_iter().map(|place| &settings.tunnels[place]) {
         let wanted = &request.settings;
         let selectors = |inbound| selectors_of(&wanted.name, &settings.policies, inbound);
         let refused = |field: &str, error| format!("{field}: {error:?}");
@@ -231,6 +237,7 @@ fn tables(settings: &Settings, file: &network::NetworkFile) -> Result<(Tables, V
             udp: wanted.udp,
             clamp_mss: wanted.clamp_mss,
             tfc: wanted.tfc.runtime(),
+            through: tunnels.iter().find(|tunnel| Some(&tunnel.name) == wanted.through.as_ref()).cloned(),
             fragmentation: wanted.fragmentation,
             path: Path::default(),
             outbound: Published::new(outbound),

@@ -2,6 +2,7 @@
 //! once for a flow; the answer is remembered from packet to packet of a group, and from burst to burst while they
 //! stay what they are.
 
+use super::nesting::is_sealed;
 use super::scratch::{Egress, Few, Link, Route};
 use super::{DropReason, Frames, Pass};
 use crate::policy::{Action, FlowKey, Spd, Tunnel};
@@ -27,7 +28,12 @@ pub(super) enum Way<'g> {
     Host,
     /// By a protected port.
     Out(Egress<'g>),
+    /// To an SA inside this one, whose tunnel this is by its place among the outer ones.
+    Again { outer: usize },
 }
+
+/// The place of the policy where none was asked.
+const NO_POLICY: usize = usize::MAX;
 
 /// An [`Admitted`] by a port to a neighbour that is known, without what may be gone by the next burst.
 #[derive(Clone, Copy, Default)]
@@ -97,6 +103,13 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         stamps: &Stamps,
     ) -> Result<(FlowKey, Admitted<'g>), DropReason> {
         let (flow, fragment) = (&packet.flow, packet.fragment);
+        if is_sealed(packet) && self.is_our_destination(flow.destination) {
+            // Not by policies: a tunnel says that it goes through this one, and the SA inside is to be its own.
+            if let Some((outer, tunnel)) = self.spd.place_of_outer(&sa.spec.sa.tunnel) {
+                let key = FlowKey::new(Direction::Inbound, flow, fragment);
+                return Ok((key, Admitted { policy: NO_POLICY, tunnel, way: Way::Again { outer } }));
+            }
+        }
         if self.is_our_source(flow.source) {
             return Err(DropReason::InnerSource);
         }
@@ -108,6 +121,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let direction = if is_by_quote { Direction::Outbound } else { Direction::Inbound };
         let key = FlowKey::new(direction, flow, fragment);
         let egress = match self.route(flow.destination) {
+            Route::Local if is_sealed(packet) => return Err(DropReason::Nesting),
             Route::Local if self.frames.host().is_some() => {
                 return Ok((key, Admitted { policy, tunnel, way: Way::Host }));
             }

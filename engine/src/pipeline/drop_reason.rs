@@ -54,6 +54,7 @@ drop_reasons! {
     EcnForbidden "ecn_forbidden" None, "Outer CE around inner Not-ECT (RFC 6040), or beside Not-ECT among fragments (RFC 3168).";
     InnerSource "inner_source" None, "An inner packet that claims one of the gateway's own addresses as its source.";
     SelectorMismatch "selector_mismatch" Some("XfrmInTmplMismatch"), "The inner packet is not what its SA was agreed for.";
+    Nesting "nesting" Some("XfrmInTmplMismatch"), "ESP or AH out of an SA that no tunnel goes through, or nested more than four deep.";
     PolicyMismatch "policy_mismatch" Some("XfrmInPolError"), "The policy for the inner packet names another tunnel, or none.";
     ClearText "clear_text" Some("XfrmInNoPols"), "Clear text that the policy protects arrived from outside.";
     PolicyDiscard "policy_discard" Some("XfrmOutPolBlock"), "A DISCARD policy, or no policy at all.";

@@ -7,6 +7,7 @@ use arrayvec::ArrayVec;
 use zeroize::Zeroize;
 
 use super::admission::{Admittance, Admitted, Way};
+use super::nesting::Nested;
 use super::scratch::{Egress, Groups};
 use super::{BURST, COVERED_HEADERS, DropReason, Frames, Pass, Received, datagram};
 use crate::crypto::{IcvValid, Open, Opener, Verifier, Verify};
@@ -150,6 +151,8 @@ enum Sent<'a, 'g> {
     InPlace { egress: &'a Egress<'g>, version: IpVersion, length: u32 },
     /// To the gateway itself, from the frame it was decrypted into.
     Delivered { length: u32 },
+    /// To an SA inside this one, likewise.
+    Again { length: u32, outer: usize },
     /// In frames of its egress; the one it was decrypted into is free again.
     Copied,
 }
@@ -338,6 +341,11 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                     frame[(HEADER_LENGTH + length).min(written)..written].zeroize();
                     self.deliver(port, frame, length);
                 }
+                Sent::Again { length, outer } => {
+                    let length = length as usize;
+                    frame[(HEADER_LENGTH + length).min(written)..written].zeroize();
+                    self.results.opened.push((Nested { port, frame, length }, outer));
+                }
                 Sent::Copied => self.give_back_wiped(port, frame, written),
             }
         }
@@ -503,9 +511,14 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
 
         let Admitted { tunnel, way, .. } = self.admit(sa, &packet, plaintext, admittance)?;
         let tunnel = *tunnel;
-        let Way::Out(egress) = way else {
-            self.clamp_syn(tunnel, plaintext, &packet);
-            return Ok((tunnel, Sent::Delivered { length: packet.total_length }));
+        let length = packet.total_length;
+        let egress = match way {
+            Way::Out(egress) => egress,
+            Way::Host => {
+                self.clamp_syn(tunnel, plaintext, &packet);
+                return Ok((tunnel, Sent::Delivered { length }));
+            }
+            Way::Again { outer } => return Ok((tunnel, Sent::Again { length, outer: *outer })),
         };
         if packet.ttl <= 1 {
             self.originate_error_through_tunnel(egress, plaintext, IcmpError::TimeExceeded);
@@ -548,8 +561,14 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         sent.map(|()| Sent::Copied)
     }
 
+    /// The SA that an ESP or AH packet names.
+    pub(super) fn sa_of(&self, frame: &[u8], packet: &IpPacket) -> Result<&'g InboundSa, DropReason> {
+        let outside = read_outside(packet.flow.protocol, datagram(frame, packet))?;
+        self.sad.lookup(outside.spi, self.guard).ok_or(DropReason::NoState)
+    }
+
     /// Decrypted bytes do not lie about in free frames.
-    fn give_back_wiped(&mut self, port: PortId, mut frame: F::Frame, written: usize) {
+    pub(super) fn give_back_wiped(&mut self, port: PortId, mut frame: F::Frame, written: usize) {
         frame[HEADER_LENGTH..written].zeroize();
         self.frames.give_back(port, frame);
     }

@@ -9,6 +9,7 @@
 //!     a fragment of it waits for the others; the datagram is a packet of the next burst         fragments
 //!     open_group    verify and decrypt the group
 //!     decapsulate   replay commit, trailer, packet inside, selectors, policy, route
+//!       for an SA inside this one -> SA by SPI, as above                nesting
 //!   an ICMP error from outside to one of our addresses -> the path of the tunnel that it quotes outside
 //!   from the gateway itself -> policy                                   host
 //!     PROTECT       group by tunnel, as below; else drop
@@ -16,6 +17,7 @@
 //!     PROTECT       group by tunnel
 //!       prepare     TTL, size (ICMP error or fragments), MSS, transmit frame
 //!       seal_ready  numbers, headers, encrypt and authenticate the group
+//!       through another tunnel -> prepare again, for that               nesting
 //!     BYPASS        forward                                             forward
 //!   decrypted, to one of our addresses -> the gateway's own stack       host
 //!   clear text from outside -> policy reversed: BYPASS -> forward, else drop
@@ -32,6 +34,7 @@ mod host;
 mod icmp;
 mod inbound;
 mod keepalive;
+mod nesting;
 mod outbound;
 mod outside;
 pub mod reassembly;
@@ -65,6 +68,7 @@ use crate::wire::{protocol, quote};
 use admission::Admission;
 use fragments::Completed;
 use inbound::Inbound;
+use nesting::Nested;
 use outbound::Outbound;
 use scratch::{Memo, Recent, Tally};
 
@@ -151,6 +155,10 @@ pub struct Results<F> {
     pub hand_over: Vec<(usize, u32)>,
     /// Frames of the burst that were tagged, whether they are handed over or not.
     pub untagged: Vec<Untagged>,
+    /// What a tunnel has sealed and another is to carry; empty between bursts.
+    made: Vec<Nested<F>>,
+    /// What an SA has opened and another is to open, and the outer tunnel's place; empty between bursts.
+    opened: Vec<(Nested<F>, usize)>,
 }
 
 /// A frame whose VLAN tags were taken out: its addresses lie `length` bytes further on now.
@@ -171,6 +179,8 @@ impl<F> Results<F> {
             outputs: Vec::with_capacity(4 * BURST),
             deliveries: Vec::with_capacity(2 * BURST),
             hand_over: Vec::with_capacity(BURST),
+            made: Vec::new(),
+            opened: Vec::new(),
             untagged: Vec::with_capacity(BURST),
         }
     }
@@ -368,7 +378,17 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             }
         }
         for (sa, group) in inbound.iter() {
+            if !self.spd.nested.is_empty() && self.spd.outer_of(&sa.spec.sa.tunnel).is_some() {
+                // RFC 4301 section 5.2 step 4: it has to come by way of that tunnel.
+                let count = group.count();
+                sa.counters.refused.fetch_add(count as u64, Ordering::Relaxed);
+                self.tally.drop_all(DropReason::PolicyMismatch, count);
+                continue;
+            }
             self.open_group(burst, sa, group);
+        }
+        if !self.results.opened.is_empty() {
+            self.open_onwards();
         }
         for (tunnel, group) in outbound.iter() {
             self.seal_group(burst, packets, tunnel, group.copied());

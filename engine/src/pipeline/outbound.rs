@@ -3,6 +3,7 @@
 
 use arrayvec::ArrayVec;
 
+use super::nesting::{Nested, WayOut};
 use super::scratch::{Egress, Groups, Route};
 use super::{BURST, COVERED_HEADERS, DropReason, Frames, Pass, Received};
 use crate::crypto::{Seal, Sign};
@@ -58,8 +59,12 @@ pub(super) struct Group<'g> {
     pub(super) sa: &'g OutboundSa,
     pub(super) outer: OuterHeader,
     pub(super) egress: Egress<'g>,
-    /// What the egress carries, or less where the path is told to.
+    /// What leaves in one piece: what the egress carries, or less where the path is told to, or what the tunnels carry
+    /// that this one goes through.
     outside_mtu: u32,
+    /// The same, where nothing else is to be done with it.
+    leaves_up_to: usize,
+    is_nested: bool,
     /// What a tunnel carries; in transport mode it depends on the packet's own headers.
     pub(super) tunnel_mtu: u32,
     /// For traffic-flow confidentiality.
@@ -76,11 +81,14 @@ impl<'g> Group<'g> {
         egress: Egress<'g>,
         mtu: u32,
     ) -> Self {
+        let is_nested = tunnel.through.is_some();
         Self {
             sa,
             outer,
             egress,
             outside_mtu: mtu,
+            leaves_up_to: if is_nested { 0 } else { mtu as usize },
+            is_nested,
             tunnel_mtu: outer.inside_mtu(mtu, &sa.layout),
             padding: tunnel.tfc.padding,
             clamp_mss: tunnel.clamp_mss,
@@ -119,35 +127,49 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if sa.lifetime.is_over() {
             return self.tally.drop_all(DropReason::HardLifetime, group.count());
         }
-        let owner = sa.owner(self.own.worker);
+        let owner = self.owner_of(tunnel, sa);
         if owner != self.own.worker {
             // Untouched: the owner does all of it.
             return self.results.hand_over.extend(group.map(|index| (index, owner)));
         }
         let outer = sa.outer_now();
-        let egress = match self.outer_egress(&outer) {
-            Ok(egress) => egress,
+        let WayOut { egress, mtu } = match self.way_out(tunnel, &outer) {
+            Ok(way) => way,
             Err(reason) => return self.tally.drop_all(reason, group.count()),
         };
         if let Some(other) = self.frames.instead(egress.id) {
-            sa.pass_on(self.own.worker, other);
+            self.pass_on(tunnel, other);
             return self.results.hand_over.extend(group.map(|index| (index, other)));
         }
-        let shared = Group::new(tunnel, sa, outer, egress, self.outside_mtu(tunnel, &egress));
-        if shared.padding != Padding::Off {
-            return self.seal_padded(burst, packets, &shared, group);
+        let shared = Group::new(tunnel, sa, outer, egress, mtu);
+        self.seal_all(burst, packets, &shared, group);
+        if let Some(through) = &tunnel.through {
+            self.seal_onwards(through);
         }
+    }
 
+    /// Seals a group; where it goes through another tunnel, it waits for that.
+    #[inline]
+    pub(super) fn seal_all(
+        &mut self,
+        burst: &mut [Received<'_>],
+        packets: &[IpPacket],
+        shared: &Group<'g>,
+        group: impl Iterator<Item = usize>,
+    ) {
+        if shared.padding != Padding::Off {
+            return self.seal_padded(burst, packets, shared, group);
+        }
         let mut ready = ArrayVec::new();
         for index in group {
-            if let Err(reason) = self.prepare(burst, index, &packets[index], &shared, &mut ready) {
+            if let Err(reason) = self.prepare(burst, index, &packets[index], shared, &mut ready) {
                 self.tally.drop(reason);
             }
             if ready.is_full() {
-                self.seal_ready(burst, &shared, &mut ready);
+                self.seal_ready(burst, shared, &mut ready);
             }
         }
-        self.seal_ready(burst, &shared, &mut ready);
+        self.seal_ready(burst, shared, &mut ready);
     }
 
     /// Sends a packet of our own, which lies at the start of the room for fragments; where it cannot go, it is not
@@ -170,6 +192,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         ready.push(Ready { payload, packet, next_header, length, sealed, split, frame });
         self.pad(&shared, ready.last_mut());
         self.seal_ready(&[], &shared, &mut ready);
+        if let Some(through) = &tunnel.through {
+            self.seal_onwards(through);
+        }
     }
 
     /// ESP and AH leave by an unprotected port, or not at all.
@@ -191,8 +216,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     /// What `tunnel` carries now, or `None` while it carries nothing.
     pub(super) fn inside_mtu(&mut self, tunnel: &'g Tunnel) -> Option<u32> {
         let sa = tunnel.outbound.load(self.guard)?;
-        let egress = self.outer_egress(&sa.outer_now()).ok()?;
-        let mtu = self.outside_mtu(tunnel, &egress);
+        let mtu = self.way_out(tunnel, &sa.outer_now()).ok()?.mtu;
         Some(match sa.spec.sa.mode {
             Mode::Tunnel => sa.outer.inside_mtu(mtu, &sa.layout),
             Mode::Transport(_) => {
@@ -212,7 +236,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         ready: &mut ArrayVec<Ready<'p, F::Frame>, BURST>,
     ) -> Result<(), DropReason> {
         let received = &mut burst[index];
-        let is_forwarded = received.port != PortId::HOST;
+        let is_forwarded = received.port < PortId::OWN;
         if is_forwarded && packet.ttl <= 1 {
             self.originate_error(received, IcmpError::TimeExceeded);
             return Err(DropReason::TtlExceeded);
@@ -292,7 +316,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let length = packet.total_length as usize;
         let sealed = Lengths::new(group.sa, None, length);
         let frame = self.take_frame(group.egress.id, sealed.of_frame(group.sa))?;
-        if burst[index].port != PortId::HOST {
+        if burst[index].port < PortId::OWN {
             ip::decrement_ttl(&mut burst[index].frame[HEADER_LENGTH..], packet.version);
         }
         let outer = OuterHeader { dont_fragment: DontFragment::Clear, ..group.outer };
@@ -313,7 +337,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         group: &Group<'g>,
         ready: &mut ArrayVec<Ready<'p, F::Frame>, BURST>,
     ) -> Result<(), DropReason> {
-        if burst[index].port != PortId::HOST {
+        if burst[index].port < PortId::OWN {
             ip::decrement_ttl(&mut burst[index].frame[HEADER_LENGTH..], packet.version);
         }
         let burst = &*burst;
@@ -447,11 +471,21 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
     }
 
-    /// Transmits a sealed packet, in fragments where it is too large.
-    #[inline]
+    /// Transmits a sealed packet, if it does not go through another tunnel first.
+    #[inline(always)]
     fn send_sealed(&mut self, group: &Group<'g>, frame: F::Frame, length: usize) {
-        if length <= group.outside_mtu as usize {
+        if length <= group.leaves_up_to {
             return self.emit(&group.egress, group.sa.outer.version(), frame, length);
+        }
+        self.send_otherwise(group, frame, length);
+    }
+
+    /// Into the next tunnel, or in fragments: it is larger than the way carries.
+    #[cold]
+    fn send_otherwise(&mut self, group: &Group<'g>, frame: F::Frame, length: usize) {
+        let egress = &group.egress;
+        if group.is_nested {
+            return self.results.made.push(Nested { port: egress.id, frame, length });
         }
         self.send_sealed_in_fragments(group, frame, length);
     }

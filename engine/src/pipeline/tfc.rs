@@ -3,6 +3,7 @@
 
 use arrayvec::ArrayVec;
 
+use super::nesting::WayOut;
 use super::outbound::{Group, Lengths, Payload, Ready};
 use super::scratch::{Memo, Tally};
 use super::{BURST, Frames, Pass, Pipeline, Received, Results, Tables};
@@ -45,6 +46,9 @@ impl Pipeline {
                 && let Some(shared) = pass.own_group(tunnel)
             {
                 pass.send_dummies_of(&shared, stream);
+                if let Some(through) = &tunnel.through {
+                    pass.seal_onwards(through);
+                }
                 again = again.min(stream.due_at().max(now + 1));
             }
         }
@@ -147,16 +151,15 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     /// What the packets of `tunnel` share, if it can send now and this worker is the one to number them.
     pub(super) fn own_group(&mut self, tunnel: &'g Tunnel) -> Option<Group<'g>> {
         let sa = tunnel.outbound.load(self.guard)?;
-        if sa.lifetime.is_over() || sa.owner(self.own.worker) != self.own.worker {
+        if sa.lifetime.is_over() || self.owner_of(tunnel, sa) != self.own.worker {
             return None;
         }
         let outer = sa.outer_now();
-        let egress = self.outer_egress(&outer).ok()?;
+        let WayOut { egress, mtu } = self.way_out(tunnel, &outer).ok()?;
         if let Some(other) = self.frames.instead(egress.id) {
-            sa.pass_on(self.own.worker, other);
+            self.pass_on(tunnel, other);
             return None;
         }
-        let mtu = self.outside_mtu(tunnel, &egress);
         Some(Group::new(tunnel, sa, outer, egress, mtu))
     }
 }

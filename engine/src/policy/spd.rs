@@ -32,12 +32,24 @@ pub struct Tunnel {
     pub clamp_mss: bool,
     /// Traffic-flow confidentiality.
     pub tfc: Tfc,
+    /// The tunnel that this one's packets go through: ESP or AH in ESP or AH.
+    pub through: Option<Arc<Tunnel>>,
     /// What may be fragmented and is too large.
     pub fragmentation: Fragmentation,
     /// What the way to the peer is told to be like.
     pub path: Path,
     /// The SA that outbound packets take now.
     pub outbound: Published<OutboundSa>,
+}
+
+/// Most SAs that a packet is in at once, the outermost included.
+pub const MOST_NESTED: usize = 4;
+
+impl Tunnel {
+    /// This tunnel, the one that it goes through, and so on, to the outermost.
+    pub fn layers(&self) -> impl Iterator<Item = &Tunnel> {
+        std::iter::successors(Some(self), |tunnel| tunnel.through.as_deref())
+    }
 }
 
 /// When a packet that is too large is fragmented, if it may be (RFC 4301 section 8.2.1, case 2).
@@ -121,6 +133,8 @@ pub struct Spd {
     nat_ports: Vec<u16>,
     /// Tunnels that send dummy packets, each once.
     pub with_dummies: Vec<Arc<Tunnel>>,
+    /// Tunnels that go through others, each once.
+    pub nested: Vec<Arc<Tunnel>>,
     /// The tunnels of its policies, each once, and their places by their peers.
     tunnels: Vec<Arc<Tunnel>>,
     by_peer: HashMap<IpAddr, Vec<usize>>,
@@ -156,14 +170,18 @@ impl Spd {
         };
         let asking = (0..policies.len()).filter(|&index| asks(&policies[index])).collect();
         let mut seen = HashSet::new();
-        let tunnels: Vec<_> = policies.iter().filter_map(|policy| policy.action.tunnel()).collect();
-        let tunnels: Vec<_> =
-            tunnels.into_iter().filter(|tunnel| seen.insert(Arc::as_ptr(tunnel))).cloned().collect();
+        let named = policies.iter().filter_map(|policy| policy.action.tunnel());
+        let tunnels: Vec<_> = named
+            .flat_map(|tunnel| std::iter::successors(Some(tunnel), |tunnel| tunnel.through.as_ref()))
+            .filter(|tunnel| seen.insert(Arc::as_ptr(tunnel)))
+            .cloned()
+            .collect();
         let mut by_peer = HashMap::<_, Vec<_>>::new();
         for (index, tunnel) in tunnels.iter().enumerate() {
             by_peer.entry(tunnel.remote).or_default().push(index);
         }
         let with_dummies = tunnels.iter().filter(|tunnel| tunnel.tfc.dummies.is_some()).cloned().collect();
+        let nested = tunnels.iter().filter(|tunnel| tunnel.through.is_some()).cloned().collect();
         let in_udp: Vec<_> = tunnels.iter().filter(|tunnel| tunnel.udp.is_some()).cloned().collect();
         let mut nat_ports: Vec<_> = in_udp.iter().filter_map(|tunnel| Some(tunnel.udp?.local())).collect();
         nat_ports.retain(|&port| port != NAT_TRAVERSAL_PORT);
@@ -178,9 +196,26 @@ impl Spd {
             in_udp,
             nat_ports,
             with_dummies,
+            nested,
             tunnels,
             by_peer,
         }
+    }
+
+    /// The tunnel that the one called `name` goes through.
+    pub fn outer_of(&self, name: &str) -> Option<&Tunnel> {
+        self.nested.iter().find(|tunnel| &*tunnel.name == name)?.through.as_deref()
+    }
+
+    /// The tunnel called `name`, if others go through it, and a place that [`Spd::outer_name`] knows it by.
+    pub fn place_of_outer(&self, name: &str) -> Option<(usize, &Tunnel)> {
+        let mut outer = self.nested.iter().map(|tunnel| tunnel.through.as_deref()).enumerate();
+        outer.find_map(|(place, outer)| Some((place, outer.filter(|outer| &*outer.name == name)?)))
+    }
+
+    /// The name of the tunnel at a place of [`Spd::place_of_outer`].
+    pub fn outer_name(&self, place: usize) -> Option<&Arc<str>> {
+        self.nested.get(place)?.through.as_ref().map(|outer| &outer.name)
     }
 
     /// The tunnels that its policies protect with, each once.

@@ -112,6 +112,7 @@ fn tunnel() -> Arc<Tunnel> {
         udp: None,
         clamp_mss: false,
         tfc: Default::default(),
+        through: None,
         fragmentation: spd::Fragmentation::Before,
         path: Path::default(),
         outbound: Published::new(None),

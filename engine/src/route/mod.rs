@@ -26,6 +26,8 @@ pub struct PortId(pub u16);
 impl PortId {
     /// The gateway itself: its own packets come in by this port. No interface has it.
     pub const HOST: Self = Self(u16::MAX);
+    /// What the engine has just made or opened itself, and works on further.
+    pub const OWN: Self = Self(u16::MAX - 1);
 }
 
 /// Inside or outside (RFC 4301 section 3.1).

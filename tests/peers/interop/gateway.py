@@ -71,11 +71,12 @@ side = "unprotected"
         # The keys of a case are its own: nobody used them before its first configuration.
         first = case.number not in self.declared
         self.declared.add(case.number)
-        self.ask("reload", *(["--fresh", name(case)] if first else []))
+        names = ",".join(map(name, case.layers))
+        self.ask("reload", *(["--fresh", names] if first else []))
 
     def hush(self, case):
         """Sends nothing of its own accord any more; the SAs stay."""
-        if case.extra:
+        if case.extra == "tfc":
             self._write("".join(line for line in configuration(case).splitlines(True) if not line.startswith("dummy-")))
             self.ask("reload")
 
@@ -97,13 +98,29 @@ side = "unprotected"
 
 
 def name(case):
-    """The case's tunnel: of its own, or the SAs of the one before would be replaced by its, and go on for a while."""
+    """The tunnel of a case, or of one of its layers: of its own, or the SAs of the one before would be replaced by its, and go on for a while."""
     return f"peer-{case.number}"
 
 
 def configuration(case):
     """The tables of a case."""
     near, far = INSIDE[case.inner] if case.mode == "tunnel" else (GATEWAY_A[case.inner], GATEWAY_B[case.inner])
+    lines = []
+    for layer, outer in zip(case.layers, [*case.layers[1:], None]):
+        lines += tunnel(layer, [f'through = "{name(outer)}"'] if outer else [])
+    lines += [
+        "[[policy]]",
+        'name = "peer"',
+        'action = "protect"',
+        f'tunnel = "{name(case.layers[0])}"',
+        f'local = ["{near}"]',
+        f'remote = ["{far}"]',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def tunnel(case, more):
+    """The lines of one tunnel."""
     suite = case.suite
     lines = [
         "[[tunnel]]",
@@ -111,6 +128,7 @@ def configuration(case):
         f'local = "{GATEWAY_A[case.outer]}"',
         f'remote = "{GATEWAY_B[case.outer]}"',
         f"esn = {str(case.esn).lower()}",
+        *more,
     ]
     if case.protocol == "ah":
         lines += ['protocol = "ah"', f'ah-padding = "{case.ah_padding}"']
@@ -131,12 +149,4 @@ def configuration(case):
         for kind, key in zip(("encryption", "authentication"), case.keys(direction)):
             if key:
                 lines.append(f'{kind}-key = "hex:{key.hex()}"')
-    lines += [
-        "[[policy]]",
-        'name = "peer"',
-        'action = "protect"',
-        f'tunnel = "{name(case)}"',
-        f'local = ["{near}"]',
-        f'remote = ["{far}"]',
-    ]
-    return "\n".join(lines) + "\n"
+    return lines

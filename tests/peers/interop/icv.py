@@ -43,7 +43,7 @@ def verify(trials, capture):
         if tshark:
             for_tshark.append(trial)
         else:
-            wrong = sum(not openssl_agrees(trial.case, direction, packet)
+            wrong = sum(not openssl_agrees(trial.case.layers[-1], direction, packet)
                         for direction, packets in trial.packets.items() for packet in packets)  # fmt: skip
             if wrong:
                 trial.faults.append(f"OpenSSL computes {wrong} ICVs differently")

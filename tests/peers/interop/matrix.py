@@ -4,7 +4,7 @@ The tables here are the whole knowledge of the matrix: a protocol, a mode or an 
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 
@@ -73,6 +73,8 @@ FAMILIES = {"tunnel": ("4in4", "6in4", "4in6", "6in6"), "transport": ("4", "6")}
 EXTRAS = {
     # Every packet padded to the tunnel's MTU, and dummy packets among them.
     "tfc": (("esp", "tunnel", "4in4", False), ("esp", "tunnel", "6in6", True)),
+    # ESP of AES-GCM in tunnel mode, and this case's AH around it in transport mode.
+    "bundle": (("ah", "tunnel", "4in4", False), ("ah", "tunnel", "4in6", True)),
 }
 
 
@@ -117,6 +119,14 @@ class Case:
         return "linux" if self.esn else "rfc4302"
 
     @property
+    def layers(self):
+        """The SAs of this case that carry one another, each as a case of its own, the innermost first."""
+        if self.extra != "bundle":
+            return [self]
+        esp = replace(self, number=self.number + (1 << 16), protocol="esp", suite=GCM, extra="")
+        return [esp, replace(self, mode="transport", extra="")]
+
+    @property
     def inner(self):
         """IP version of the packets inside."""
         return int(self.family[0])
@@ -141,6 +151,9 @@ class Case:
             key("encryption", self.suite.cipher.key if self.suite.cipher else 0),
             key("authentication", self.suite.hash.key if self.suite.hash else 0),
         )
+
+
+GCM = Suite(next(cipher for cipher in CIPHERS if cipher.name == "aes-128-gcm"), None, 16)
 
 
 def suites(protocol):
@@ -172,8 +185,8 @@ def every_case(peer):
         for shape in shapes(protocol)
         for suite in suites(protocol)
     ]
-    gcm = Suite(next(cipher for cipher in CIPHERS if cipher.name == "aes-128-gcm"), None, 16)
-    cells += [(*shape, gcm, extra) for extra, places in EXTRAS.items() for shape in places]
+    suites_of = {"esp": GCM, "ah": Suite(None, next(hash for hash in HASHES if hash.name == "sha256"), 16)}
+    cells += [(*shape, suites_of[shape[0]], extra) for extra, places in EXTRAS.items() for shape in places]
     return [Case(number, peer, *cell) for number, cell in enumerate(cells, 1)]
 
 

@@ -146,11 +146,13 @@ class Trial:
         dummies = self._dummies()
         equal("packets that adit originated", engine["originated"], self.refused + dummies)
         equal("fragments that adit put together, against the wire", engine["absorbed"], self.absorbed)
-        equal("packets that adit sealed, against the wire", engine["sealed"], wire["ab"])
-        equal("packets that adit opened, against the wire", engine["opened"], wire["ba"])
+        layers = len(self.case.layers)
+        equal("packets that adit sealed, against the wire", engine["sealed"], layers * wire["ab"])
+        equal("packets that adit opened, against the wire", engine["opened"], layers * wire["ba"])
         for direction, count in wire.items():
             count -= dummies if direction == "ab" else 0
-            equal(f"packets {direction} that the peer counts, against the wire", self.peer.packets(self.case, direction), count)
+            for layer in self.case.layers:
+                equal(f"packets {direction} that the peer counts, against the wire", self.peer.packets(layer, direction), count)
         equal("errors that the peer counts", errors, self.peer.errors_of_dummies(dummies))
         return faults
 

@@ -136,7 +136,6 @@ class Linux:
         """Takes on this case's SAs and policies, and nothing else."""
         here, there = (OUTSIDE[case.outer][0].split("/")[0], OUTSIDE[case.outer][1])
         near, far = INSIDE[case.inner] if case.mode == "tunnel" else (here, there)
-        tags = f"reqid {case.number} mode {case.mode}"
         lines = ["xfrm state flush", "xfrm policy flush"]
         in_udp = case.protocol == "espinudp"
         encapsulation = f"encap espinudp 4500 4500 {'::' if case.outer == 6 else '0.0.0.0'} " if in_udp else ""
@@ -147,15 +146,23 @@ class Linux:
             ("ab", f"src {there} dst {here}", f"src {far} dst {near}"),
             ("ba", f"src {here} dst {there}", f"src {near} dst {far}"),
         ):
-            # With ESN the window needs the larger structure, which iproute2 makes of any window with this flag.
-            flags = ["esn"] * case.esn
-            # Without this flag Linux pads AH over IPv4 to 8 bytes, where RFC 4302 section 3.3.3.2.1 says 4.
-            flags += ["align4"] * (case.protocol == "ah" and case.ah_padding == "rfc4302")
-            window = f"replay-window {128 if case.esn else 32}" + (" flag " + " ".join(flags) if flags else "")
-            lines.append(f"xfrm state add {path} proto {case.header} spi {case.spi(direction):#x} {tags} "
-                         f"{window} {encapsulation}{algorithms(case, direction)} sel {inside}")  # fmt: skip
+            templates = ""
+            for layer in case.layers:
+                tags = f"reqid {layer.number} mode {layer.mode}"
+                # With ESN the window needs the larger structure, which iproute2 makes of any window with this flag.
+                flags = ["esn"] * layer.esn
+                # Without this flag Linux pads AH over IPv4 to 8 bytes, where RFC 4302 section 3.3.3.2.1 says 4.
+                flags += ["align4"] * (layer.protocol == "ah" and layer.ah_padding == "rfc4302")
+                # Packets of another family than this SA's own are in the one inside it.
+                flags += ["af-unspec"] * bool(templates)
+                window = f"replay-window {128 if layer.esn else 32}" + (" flag " + " ".join(flags) if flags else "")
+                # The outer one of two has the inner one's packets in it.
+                selector = "" if templates else f"sel {inside}"
+                lines.append(f"xfrm state add {path} proto {layer.header} spi {layer.spi(direction):#x} {tags} "
+                             f"{window} {encapsulation}{algorithms(layer, direction)} {selector}")  # fmt: skip
+                templates += f" tmpl {path} proto {layer.header} {tags}"
             policy = "in" if direction == "ab" else "out"
-            lines.append(f"xfrm policy add {inside} dir {policy} priority 2 tmpl {path} proto {case.header} {tags}")
+            lines.append(f"xfrm policy add {inside} dir {policy} priority 2{templates}")
         self.ip(*lines)
 
     def ping(self, size, target):

@@ -234,6 +234,7 @@ mod tests {
             udp: None,
             clamp_mss: true,
             tfc: Default::default(),
+            through: None,
             fragmentation: Fragmentation::Before,
             path: Path::default(),
             outbound: Published::new(None),
