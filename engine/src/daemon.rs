@@ -47,7 +47,7 @@ use crate::policy::Spd;
 use crate::policy::cover::Cover;
 use crate::policy::spd::Fallback;
 use crate::route::mirror::{LinkChange, LinkEvent, Mirror};
-use crate::route::{Network, PortId, Resolver, Side};
+use crate::route::{Network, Port, PortId, Resolver, Side, Vlan};
 use crate::sa::publish;
 use crate::wire::Spi;
 use crate::wire::ethernet::MacAddress;
@@ -137,16 +137,25 @@ impl Hooks {
 }
 
 impl HookState {
+    /// The interface `ifindex` that a port has, or is to have, and its VLANs.
+    fn spec(&self, port: PortId, ifindex: u32) -> PortSpec {
+        let Interface { name, side, .. } = &self.ports[usize::from(port.0)].interface;
+        let vlans = self.ports.iter().filter_map(|hook| match hook.interface.vlan {
+            Some(Vlan { parent, tags }) if parent == port => Some((tags, hook.interface.side)),
+            _ => None,
+        });
+        PortSpec { name: name.clone(), ifindex, side: *side, vlans: vlans.collect() }
+    }
+
     /// Loads programs for the interface that a port has now.
     fn load(&mut self, port: PortId, ifindex: u32) -> Result<(), SteeringError> {
         let hook = &mut self.ports[usize::from(port.0)];
         let gone = std::mem::replace(&mut hook.ifindex, ifindex);
         hook.attached = None;
-        let spec = PortSpec { name: hook.interface.name.clone(), ifindex, side: hook.interface.side };
         if gone != 0 && gone != ifindex {
             self.steering.forget(gone)?;
         }
-        self.steering.load(&spec)
+        self.steering.load(&self.spec(port, ifindex))
     }
 
     fn forget(&mut self, port: PortId) {
@@ -162,8 +171,7 @@ impl HookState {
 
     /// Whether nobody else steers the interface that a port is to have.
     fn check_free(&self, port: PortId, ifindex: u32) -> Result<(), SteeringError> {
-        let Interface { name, side, .. } = &self.ports[usize::from(port.0)].interface;
-        self.steering.check_free(&PortSpec { name: name.clone(), ifindex, side: *side })
+        self.steering.check_free(&self.spec(port, ifindex))
     }
 
     /// Puts a loaded port's programs to work.
@@ -272,8 +280,13 @@ impl Daemon {
         let changed = Arc::new(Notify::new());
         let mirror = {
             let (tables, hooks, changed) = (tables.clone(), hooks.clone(), changed.clone());
-            let names =
-                settings.interfaces.iter().map(|interface| (interface.name.as_str().into(), interface.side));
+            let ports = settings.interfaces.iter().map(|interface| Port {
+                vlan: interface.vlan,
+                ..Port::absent(interface.name.as_str().into(), interface.side)
+            });
+            // A VLAN has neither hooks nor sockets of its own.
+            let is_vlan: Vec<_> =
+                settings.interfaces.iter().map(|interface| interface.vlan.is_some()).collect();
             let publish = move |network: Arc<Network>| {
                 // Before packets meet the new picture, the hooks know which addresses are the gateway's own.
                 hooks.lock().own_addresses(&network);
@@ -281,16 +294,19 @@ impl Daemon {
                 publish::reclaim();
                 changed.notify_one();
             };
-            let on_link = move |event| {
+            let on_link = move |event: LinkEvent| {
+                if is_vlan[usize::from(event.port.0)] {
+                    return;
+                }
                 // Nobody listens only when the daemon ends.
                 let _ = links.send(event);
             };
-            Mirror::start(names.collect(), publish, on_link)
+            Mirror::start(ports.collect(), publish, on_link)
         };
         let mirror = mirror.map_err(|error| format!("the kernel's routes and neighbours: {error}"))?;
 
         let network = tables.network.get().ok_or("the kernel's tables came without interfaces")?;
-        let mut sockets = Vec::new();
+        let (mut sockets, mut vlans) = (Vec::new(), Vec::new());
         for (number, port) in network.ports.iter().enumerate() {
             let id = PortId(number as u16);
             if port.ifindex == 0 {
@@ -299,20 +315,25 @@ impl Daemon {
                     port.name
                 ));
             }
+            if let Some(Vlan { parent, tags }) = port.vlan {
+                vlans.push(packet_io::VlanPort { port: id, parent, tags });
+                continue;
+            }
             hooks.lock().check_free(id, port.ifindex).map_err(|error| error.to_string())?;
             sockets.push(PortInterface { port: id, interface: port.name.to_string() });
         }
 
         // All of them are free: from here on there is something to undo.
-        for (number, port) in network.ports.iter().enumerate() {
-            hooks.lock().load(PortId(number as u16), port.ifindex).map_err(|error| error.to_string())?;
+        for socket in &sockets {
+            let ifindex = network.ports[usize::from(socket.port.0)].ifindex;
+            hooks.lock().load(socket.port, ifindex).map_err(|error| error.to_string())?;
         }
 
         let cores = match &engine.cores {
             Some(cores) => cores.iter().map(|&core| core as usize).collect(),
             None => core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect(),
         };
-        let config = DatapathConfig { ports: sockets, cores, sockets: SocketOptions::default() };
+        let config = DatapathConfig { ports: sockets, vlans, cores, sockets: SocketOptions::default() };
         let neighbours = Arc::new(Neighbours { resolver: mirror.resolver(), tables: tables.clone() });
         // An IV source per worker, before any worker runs: without entropy nothing starts.
         let ivs: Result<Vec<_>, _> =
@@ -354,11 +375,13 @@ impl Daemon {
 
     /// Step 6, and from here on a thread follows the links.
     fn open_hooks(&self) -> Result<(), String> {
-        let ports = self.hooks.lock().ports.len() as u16;
+        let hooked = |hook: &PortHook| hook.interface.vlan.is_none();
+        let ports: Vec<_> = self.hooks.lock().ports.iter().map(hooked).collect();
         // Inside first: what arrives there is held before anything can answer from outside.
         let side =
             |port: &PortId| self.hooks.lock().ports[usize::from(port.0)].interface.side == Side::Unprotected;
-        let mut order: Vec<_> = (0..ports).map(PortId).collect();
+        let ports = (0..).map(PortId).zip(ports);
+        let mut order: Vec<_> = ports.filter_map(|(port, hooked)| hooked.then_some(port)).collect();
         order.sort_by_key(side);
         for port in order {
             self.hooks.lock().switch(port).map_err(|error| error.to_string())?;
@@ -529,6 +552,7 @@ impl control::Datapath for Seam {
         let tables = SteeringTables {
             local: entries(&steering.local, &guard.local),
             remote: entries(&steering.remote, &guard.remote),
+            nat_ports: steering.nat_ports.clone(),
         };
         self.hooks.lock().steering.set_cover(&tables).map_err(|error| error.to_string())
     }
@@ -574,7 +598,12 @@ impl control::Datapath for Seam {
                     Side::Unprotected => "unprotected",
                 }
                 .into(),
-                mode: hook.attached.as_ref().map_or("detached", |attached| attached.mode.name()).into(),
+                mode: match (&hook.attached, hook.interface.vlan) {
+                    (_, Some(_)) => "vlan",
+                    (Some(attached), None) => attached.mode.name(),
+                    (None, None) => "detached",
+                }
+                .into(),
                 up: port.is_some_and(|port| port.up),
                 mtu: port.map_or(0, |port| port.mtu),
                 queues: sockets.len() as u32,

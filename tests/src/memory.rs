@@ -19,7 +19,7 @@ use adit_engine::route::{Network, NetworkBuilder, Port, PortId, RouteTarget, Sid
 use adit_engine::sa::lifetime::Limits;
 use adit_engine::sa::publish::Published;
 use adit_engine::sa::selector::{AddressRange, Selector, UpperSelector};
-use adit_engine::sa::spec::{InboundSpec, Mode, OutboundSpec, Protocol, SaSpec, Workers};
+use adit_engine::sa::spec::{InboundSpec, Mode, OutboundSpec, Protocol, SaSpec, UdpPorts, Workers};
 use adit_engine::sa::{InboundSa, Lease, OutboundSa};
 use adit_engine::transform::esp::Layout;
 use adit_engine::transform::tunnel::{DontFragment, Dscp};
@@ -122,6 +122,10 @@ pub struct Options {
     pub mode: Mode,
     /// ESP in UDP: the peer's port.
     pub udp_port: Option<u16>,
+    /// Where a NAT has the peer be, if not where it is.
+    pub peer: Option<IpAddr>,
+    /// Our port of ESP in UDP.
+    pub local_udp_port: u16,
     /// Algorithms.
     pub suite: Suite,
     /// Keys: encryption with its salt, authentication.
@@ -178,6 +182,8 @@ impl Options {
             protocol: Protocol::Esp,
             mode: Mode::Tunnel,
             udp_port: None,
+            peer: None,
+            local_udp_port: 4500,
             suite,
             keys: (key(suite.encryption_key_length(), 37), key(suite.authentication_key_length(), 91)),
             outer_ipv6: false,
@@ -215,13 +221,18 @@ impl Options {
         }
     }
 
+    /// What `site` knows its peer by.
+    fn remote(&self, site: Site) -> IpAddr {
+        self.peer.unwrap_or_else(|| self.endpoint(site.peer()))
+    }
+
     /// What the policy of `site` protects.
     fn protected(&self, site: Site) -> Vec<Selector> {
         match self.mode {
             Mode::Tunnel => networks(site),
             Mode::Transport(_) => vec![Selector {
                 local: AddressRange::single(self.endpoint(site)),
-                remote: AddressRange::single(self.endpoint(site.peer())),
+                remote: AddressRange::single(self.remote(site)),
                 protocol: None,
                 upper: UpperSelector::Any,
             }],
@@ -234,10 +245,10 @@ impl Options {
             spi: self.spi.unwrap_or(spi),
             protocol: self.protocol,
             mode: self.mode,
-            udp_port: self.udp_port,
+            udp: self.udp_port.and_then(|remote| UdpPorts::new(self.local_udp_port, remote)),
             suite: self.suite,
             local: self.endpoint(site),
-            remote: self.endpoint(site.peer()),
+            remote: self.remote(site),
             esn: self.esn,
             selectors: self.selectors.clone().unwrap_or_else(|| self.protected(site)),
             limits: self.limits,
@@ -272,6 +283,7 @@ impl Options {
             ttl: 64,
             dscp: Dscp::Copy,
             dont_fragment: self.dont_fragment,
+            keepalive_seconds: 20,
             last_sequence: self.last_sequence,
         };
         OutboundSa::under(self.lease(), spec, &self.key_material()).unwrap()
@@ -332,16 +344,18 @@ impl Gateway {
 
     /// As [`Gateway::new`], over tables that may have served another gateway with the same SPI, which is gone.
     pub fn over(tables: Arc<Tables>, site: Site, options: &Options) -> Self {
+        let outbound = options.outbound(site);
         let tunnel = Arc::new(Tunnel {
             name: TUNNEL.into(),
             local: options.endpoint(site),
-            remote: options.endpoint(site.peer()),
+            remote: options.remote(site),
             mode: options.mode,
+            udp: outbound.spec.sa.udp,
             clamp_mss: options.clamp_mss,
             tfc: options.tfc.runtime(),
             fragmentation: options.fragmentation,
             path: Path::default(),
-            outbound: Published::new(Some(Arc::new(options.outbound(site)))),
+            outbound: Published::new(Some(Arc::new(outbound))),
         });
         let mut policies = options.policies.clone();
         policies.push(policy("site", options.protected(site), Action::Protect(Arc::clone(&tunnel))));
@@ -443,6 +457,7 @@ fn ports(site: Site, options: &Options) -> Vec<Port> {
         mtu,
         up: true,
         addresses,
+        vlan: None,
     };
     vec![
         port(

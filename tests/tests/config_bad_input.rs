@@ -1,5 +1,7 @@
 //! Every field of the configuration, as its own schema lists them, wrong in turn: the error names the field
 //! and its line. A field without a case fails the test.
+// One table with every field is a long macro.
+#![recursion_limit = "256"]
 
 use std::collections::BTreeSet;
 
@@ -26,6 +28,8 @@ fn good() -> Value {
         "interface": [
             { "name": "inside", "side": "protected", "mode": "skb" },
             { "name": "outside", "side": "unprotected" },
+            { "name": "inside.100", "side": "protected", "parent": "inside", "vlan": 100 },
+            { "name": "inside.30.20", "side": "protected", "parent": "inside", "vlan": [30, 20] },
         ],
         "profile": { "strong": {
             "encryption": "aes-256-gcm", "authentication": "none", "icv-length": 16, "dh-group": "group20",
@@ -35,7 +39,7 @@ fn good() -> Value {
         } },
         "tunnel": [{
             "name": "b", "local": "192.0.2.1", "remote": "192.0.2.2", "profile": "strong", "protocol": "esp",
-            "mode": "tunnel", "udp-port": 4500,
+            "mode": "tunnel", "udp-port": 4500, "local-udp-port": 4501, "nat-keepalive-seconds": 30,
             "encryption": "aes-128-cbc", "authentication": "sha256", "icv-length": 16, "esn": true,
             "replay-window": 64, "dscp": 46, "df": "copy", "fragmentation": "after", "ttl": 64, "workers": "one",
             "clamp-mss": true,
@@ -132,6 +136,19 @@ fn wrong(path: &str) -> Option<Vec<Value>> {
             vec![json!(""), json!("a name"), json!("sixteen-bytes-xx"), json!("a/b"), json!("outside")]
         }
         "interface.side" => vec![json!("inside")],
+        "interface.parent" => vec![json!(""), json!("nowhere"), json!("inside.100"), json!("inside.30.20")],
+        "interface.vlan" => vec![
+            json!(0),
+            json!(4095),
+            json!(-1),
+            json!("100"),
+            json!(1.5),
+            json!([]),
+            json!([100]),
+            json!([1, 2, 3]),
+            json!([0, 20]),
+            json!([30, 4095]),
+        ],
         "profile.encryption" => vec![json!("AES"), json!("aes-128"), json!("")],
         "tunnel.encryption" => vec![json!("AES"), json!("des"), json!("3des")],
         "profile.authentication" => vec![json!("sha2"), json!("sha256")],
@@ -166,6 +183,8 @@ fn wrong(path: &str) -> Option<Vec<Value>> {
         // What AH and transport mode do not have is set here: each of those fields says so.
         "tunnel.mode" => vec![json!("host"), json!("transport")],
         "tunnel.udp-port" => vec![json!(0), json!(65536), json!(-1)],
+        "tunnel.local-udp-port" => vec![json!(0), json!(500), json!(65536)],
+        "tunnel.nat-keepalive-seconds" => vec![json!(-1), json!(1u64 << 32), json!("often")],
         "tunnel.ah-padding" => vec![json!("align4")],
         "tunnel.destination-options" => vec![json!("outside")],
         "tunnel.profile" => vec![json!(""), json!("weak")],
@@ -262,6 +281,10 @@ fn place(path: &str) -> (String, String) {
                 // icmp is only right in the second policy.
                 "policy" if path == "policy.icmp" => {
                     (pointer, name) = ("/policy/1".into(), "policy[1]".into())
+                }
+                // Only right in a VLAN.
+                "interface" if ["interface.parent", "interface.vlan"].contains(&path) => {
+                    (pointer, name) = ("/interface/2".into(), "interface[2]".into())
                 }
                 // Only right with AH, and in transport mode: in the second tunnel.
                 "tunnel" if ["tunnel.ah-padding", "tunnel.destination-options"].contains(&path) => {
@@ -515,6 +538,14 @@ fn what_is_right_alone_and_wrong_together() {
     // The host path's device is not an interface to steer, and has to be named.
     refused(|file| file["interface"][1]["name"] = json!("a0"), "interface[1].name");
     refused(|file| file["engine"]["instance"] = json!("fifteen-letters"), "engine.instance");
+    // VLANs.
+    refused(|file| file["interface"][3]["vlan"] = json!(100), "interface[3].vlan");
+    refused(|file| file["interface"][2]["mode"] = json!("skb"), "interface[2].mode");
+    refused(|file| drop(file["interface"][2].as_object_mut().unwrap().remove("vlan")), "interface[2].vlan");
+    refused(
+        |file| drop(file["interface"][2].as_object_mut().unwrap().remove("parent")),
+        "interface[2].parent",
+    );
     // One key for both directions.
     refused(
         |file| {
@@ -547,6 +578,8 @@ fn what_is_right_alone_and_wrong_together() {
         assert!(found.iter().any(|problem| problem.field == name), "{name}: {found:?}");
     }
     refused(|file| file["tunnel"][1]["udp-port"] = json!(4500), "tunnel[1].udp-port");
+    refused(|file| file["tunnel"][1]["local-udp-port"] = json!(4500), "tunnel[1].local-udp-port");
+    refused(|file| file["tunnel"][1]["nat-keepalive-seconds"] = json!(20), "tunnel[1].nat-keepalive-seconds");
     // Padding and dummy packets are ESP's, in a tunnel; and without a rate there are no dummies to speak of.
     refused(|file| file["tunnel"][0]["mode"] = json!("transport"), "tunnel[0].tfc-padding");
     refused(|file| file["tunnel"][1]["tfc-padding"] = json!("mtu"), "tunnel[1].tfc-padding");

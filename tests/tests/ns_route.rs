@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use adit_engine::route::mirror::{LinkChange, LinkEvent, Mirror};
-use adit_engine::route::{Network, NextHop, PortId, Side};
+use adit_engine::route::{Network, NextHop, Port, PortId, Side};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 const INSIDE: PortId = PortId(0);
@@ -85,7 +85,10 @@ impl Scene {
         let (publish, record) = (latest.clone(), events.clone());
         let mirror = gateway.inside(|| {
             Mirror::start(
-                vec![("inside".into(), Side::Protected), ("outside".into(), Side::Unprotected)],
+                vec![
+                    Port::absent("inside".into(), Side::Protected),
+                    Port::absent("outside".into(), Side::Unprotected),
+                ],
                 move |network| *publish.lock().unwrap() = Some(network),
                 move |event| record.lock().unwrap().push(event),
             )
@@ -163,8 +166,10 @@ fn the_first_picture_is_complete() {
     gateway.ip("route add 10.0.0.0/8 via 192.168.7.2");
     gateway.ip("neigh add 192.168.7.2 lladdr 02:00:00:00:00:02 dev inside nud permanent");
 
-    let (latest, ports) =
-        (Arc::new(Mutex::new(None)), ["inside", "absent"].map(|name| (name.into(), Side::Protected)));
+    let (latest, ports) = (
+        Arc::new(Mutex::new(None)),
+        ["inside", "absent"].map(|name| Port::absent(name.into(), Side::Protected)),
+    );
     let publish = latest.clone();
     let mirror = gateway.inside(|| {
         Mirror::start(ports.to_vec(), move |network| *publish.lock().unwrap() = Some(network), |_| {})

@@ -185,6 +185,67 @@ fn fragments_of_esp_are_put_together() {
     assert_eq!(packets(&directory.0.join("b/inside.pcap")), expected);
 }
 
+/// The bytes of one tag, as scapy 2.8.0 writes `Dot1Q(vlan=100)` and `Dot1AD(vlan=30)/Dot1Q(vlan=20)`.
+#[test]
+fn tagged_captures_are_of_vlans() {
+    let directory = Directory::new("vlan");
+    let (single, double) = ("81000064", "88a8001e81000014");
+    let tag = |frame: &[u8], tags: &str| {
+        let (addresses, rest) = frame.split_at(12);
+        [addresses, &hex::decode(tags).unwrap(), rest].concat()
+    };
+    // Inside VLAN 100 of one interface, outside a QinQ VLAN of another.
+    let vlans = "[[interface]]\nname = \"lan0\"\nside = \"protected\"\n\
+         [[interface]]\nname = \"wan0\"\nside = \"unprotected\"\n\
+         [[interface]]\nname = \"lan0.100\"\nparent = \"lan0\"\nvlan = 100\nside = \"protected\"\n\
+         [[interface]]\nname = \"wan0.30.20\"\nparent = \"wan0\"\nvlan = [30, 20]\nside = \"unprotected\"\n";
+    let interfaces = "[[interface]]\nname = \"inside\"\nside = \"protected\"\n\
+         [[interface]]\nname = \"outside\"\nside = \"unprotected\"\n";
+    let network = directory.write(
+        "network.toml",
+        "[[route]]\nto = \"10.1.0.0/16\"\nport = \"lan0.100\"\n\
+         [[route]]\nto = \"10.2.0.0/16\"\nport = \"lan0.100\"\n\
+         [[route]]\nto = \"0.0.0.0/0\"\nport = \"wan0.30.20\"\n",
+    );
+    let run = |site: Site, input: &str, out: &str| -> Value {
+        let config = directory.write("vlan.toml", &configuration(site).replace(interfaces, vlans));
+        let out = directory.0.join(out);
+        let (config, out) = (config.to_str().unwrap(), out.to_str().unwrap());
+        let network = network.to_str().unwrap();
+        let arguments = ["--config", config, "--in", input, "--out", out, "--network", network, "--json"];
+        serde_json::from_str(&offline(&arguments).unwrap()).unwrap()
+    };
+    let sent: Vec<_> =
+        [10, 500, 1400].iter().map(|&length| udp(Site::A.host(false), Site::B.host(false), length)).collect();
+    let path = directory.0.join("in.pcap");
+    let mut writer = Writer::create(&path).unwrap();
+    for tags in [single, double, "8100006581000064"] {
+        for packet in &sent {
+            writer.write(Duration::ZERO, &tag(&frame(packet), tags)).unwrap();
+        }
+    }
+    writer.finish().unwrap();
+    let report = run(Site::A, &format!("lan0={}", path.display()), "a");
+    assert_balanced(&report);
+    assert_eq!((&report["sealed"], &report["drops"]), (&3.into(), &serde_json::json!({ "vlan": 6 })));
+    let wire = directory.0.join("a/wan0.pcap");
+    let sealed = captures::read(&wire).unwrap();
+    assert_eq!(sealed.len(), 3);
+    for captured in &sealed {
+        assert_eq!(captured.frame[12..20], hex::decode(double).unwrap());
+        assert_eq!(captured.frame[20..22], [8, 0]);
+    }
+    let report = run(Site::B, &format!("wan0={}", wire.display()), "b");
+    assert_balanced(&report);
+    let opened = captures::read(&directory.0.join("b/lan0.pcap")).unwrap();
+    assert_eq!(opened.len(), 3);
+    for (captured, packet) in opened.iter().zip(&sent) {
+        assert_eq!(captured.frame[12..16], hex::decode(single).unwrap());
+        let untagged = [&captured.frame[..12], &captured.frame[16..]].concat();
+        assert_eq!(unframe(&untagged), one_hop_on(&one_hop_on(packet)));
+    }
+}
+
 #[test]
 fn jumbo_packets_pass_where_the_ports_carry_them() {
     let directory = Directory::new("jumbo");

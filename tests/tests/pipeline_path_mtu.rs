@@ -177,7 +177,7 @@ fn only_who_quotes_what_was_sent_is_believed() {
     let natt = Options { udp_port: Some(PEER_PORT), ..Options::new() };
     let mut a = Gateway::new(Site::A, &natt);
     let elsewhere = "198.51.100.77".parse().unwrap();
-    a.tunnel.outbound.get().unwrap().peer.follow(elsewhere, 1_234);
+    a.tunnel.outbound.get().unwrap().in_udp.as_ref().unwrap().peer.follow(elsewhere, 1_234);
     let sent = send_at(&mut a, 0, &[too_big(1_000)]);
     tell(&mut a, 0, &scapy::errors(&sent, router(false), "too-big", 1_400, 16)[0]);
     assert_eq!(known(&a, 0), Some(1_400));

@@ -34,7 +34,7 @@ fn an_sa_is_at_most_a_kibibyte_and_its_window() {
             spi: Spi(0x1000),
             protocol: Protocol::Esp,
             mode: Mode::Tunnel,
-            udp_port: None,
+            udp: None,
             suite,
             local: Site::A.endpoint(false),
             remote: Site::B.endpoint(false),
@@ -51,7 +51,15 @@ fn an_sa_is_at_most_a_kibibyte_and_its_window() {
         assert!(bytes - beside <= MOST_BYTES, "inbound {suite:?}: {bytes} bytes, {beside} of them beside it");
         let (bytes, _sa) = held_by(|| {
             let (workers, dscp, dont_fragment) = (Workers::One, Dscp::Copy, DontFragment::Copy);
-            let spec = OutboundSpec { sa: spec(), workers, ttl: 64, dscp, dont_fragment, last_sequence: 0 };
+            let spec = OutboundSpec {
+                sa: spec(),
+                workers,
+                ttl: 64,
+                dscp,
+                dont_fragment,
+                keepalive_seconds: 0,
+                last_sequence: 0,
+            };
             Arc::new(OutboundSa::new(spec, &keys).expect("good keys"))
         });
         assert!(bytes - selectors <= MOST_BYTES, "outbound {suite:?}: {bytes} bytes");

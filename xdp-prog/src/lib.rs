@@ -32,6 +32,8 @@ pub mod maps {
     pub const XSKS: &str = "xsks_map";
     /// Frames of one interface by [`Outcome`](super::Outcome), for each CPU.
     pub const COUNTERS: &str = "counters";
+    /// VLANs of one interface that are ports, by [`vlan_key`](super::vlan_key), and their sides.
+    pub const VLANS: &str = "vlans";
     /// IPv4 prefixes on the protected side.
     pub const COVER_LOCAL4: &str = "cover_local4";
     /// IPv6 prefixes on the protected side.
@@ -46,10 +48,20 @@ pub mod maps {
     pub const OWN_ADDRESSES6: &str = "own_addresses6";
     /// SPIs of inbound ESP SAs, in network byte order.
     pub const SPIS: &str = "spis";
+    /// Ports of ours besides 4500 that IKE and ESP in UDP come to, in network byte order.
+    pub const NAT_PORTS: &str = "nat_ports";
 
     /// The maps that all interfaces of an instance share.
-    pub const SHARED: [&str; 7] =
-        [COVER_LOCAL4, COVER_LOCAL6, COVER_REMOTE4, COVER_REMOTE6, OWN_ADDRESSES4, OWN_ADDRESSES6, SPIS];
+    pub const SHARED: [&str; 8] = [
+        COVER_LOCAL4,
+        COVER_LOCAL6,
+        COVER_REMOTE4,
+        COVER_REMOTE6,
+        OWN_ADDRESSES4,
+        OWN_ADDRESSES6,
+        SPIS,
+        NAT_PORTS,
+    ];
 }
 
 /// Flags of a prefix in a cover: the union over every selector whose prefix contains it.
@@ -62,6 +74,11 @@ pub mod cover {
     pub const PROTECT_EVERYWHERE: u32 = 4;
     /// A DISCARD selector that means every address.
     pub const DISCARD_EVERYWHERE: u32 = 8;
+}
+
+/// Key of a VLAN: the identifier of its 802.1ad tag, 0 without one, and that of its 802.1Q tag.
+pub const fn vlan_key(outer: u16, inner: u16) -> u32 {
+    (outer as u32) << 16 | inner as u32
 }
 
 /// Key of an IPv4 prefix map.
@@ -116,14 +133,14 @@ outcomes! {
     PassIke "pass_ike" "IKE to one of the gateway's addresses: the kernel's.";
     PassOwn "pass_own" "The rest to one of the gateway's addresses: the kernel's.";
     PassOutside "pass_outside" "Outside every cover: the kernel's.";
-    EngineEsp "engine_esp" "ESP or AH to one of the gateway's addresses with a known SPI: the engine's.";
+    EngineEsp "engine_esp" "ESP or AH to one of the gateway's addresses with a known SPI, or a NAT keepalive: the engine's.";
     EngineFragment "engine_fragment" "A fragment of what may be that: the engine's.";
     EngineIcmp "engine_icmp" "An ICMP error about ESP or AH that one of the gateway's addresses sent: the engine's.";
     EngineOutbound "engine_outbound" "From inside to an address under the cover: the engine's.";
     EngineInboundClear "engine_inbound_clear" "From outside, in clear, under the reversed cover: the engine's.";
     DropUnknownSpi "drop_unknown_spi" "ESP or AH to one of the gateway's addresses that no SA is for.";
     DropClearText "drop_clear_text" "In clear to one of the gateway's addresses, though the policy protects it.";
-    DropVlan "drop_vlan" "For the engine but VLAN-tagged, or with more than two tags.";
+    DropVlan "drop_vlan" "For the engine but of a VLAN that is no port, or with more than two tags.";
     DropMalformed "drop_malformed" "Too short for, or contradicting, what the decision needs.";
     DropNoSocket "drop_no_socket" "For the engine, and no engine listens on the receive queue.";
     GuardPass "guard_pass" "Leaving: nothing that the policy protects.";

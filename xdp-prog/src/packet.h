@@ -52,8 +52,14 @@ struct packet {
 	__u32 transport;
 	/* Which datagram it is a piece of, if it is one; in network byte order. */
 	__u32 identification;
+	/* VLAN identifiers of the 802.1ad tag and of the 802.1Q tag; 0 where there is none, or a priority tag. */
+	__u16 outer_vlan;
+	__u16 inner_vlan;
+	__u8 tags;
+	__u8 inner_tags;
+	/* The tags are not an 802.1ad tag or an 802.1Q tag, or one of each in that order. */
+	__u8 odd_tags;
 	__u8 version;
-	__u8 tagged;
 	__u8 hop_limit;
 	__u8 fragment;
 	__u8 protocol;
@@ -221,7 +227,20 @@ INLINE enum parsed parse_ipv6(void *data, void *data_end, __u32 offset, struct p
 	return PARSED_IP;
 }
 
-/* `packet` must be zero. */
+/* The next tag from outside. A priority tag (IEEE 802.1Q section 6.9: VID 0) says nothing of a VLAN. */
+INLINE void add_tag(struct packet *packet, __u16 type, __u16 tci)
+{
+	__u16 vlan = ntohs(tci) & 0xfff;
+	packet->tags++;
+	if (type == htons(ETHERTYPE_8021AD) && packet->tags == 1)
+		packet->outer_vlan = vlan;
+	else if (type == htons(ETHERTYPE_8021Q) && ++packet->inner_tags == 1)
+		packet->inner_vlan = vlan;
+	else
+		packet->odd_tags = 1;
+}
+
+/* `packet` must be zero, but for a tag that is not in the frame. */
 INLINE enum parsed parse(void *data, void *data_end, struct packet *packet)
 {
 	struct ethernet *ethernet = HEADER(ethernet, data, data_end, 0);
@@ -234,9 +253,9 @@ INLINE enum parsed parse(void *data, void *data_end, struct packet *packet)
 		struct vlan *vlan = HEADER(vlan, data, data_end, offset);
 		if (!vlan)
 			return PARSED_MALFORMED;
+		add_tag(packet, type, vlan->tci);
 		type = vlan->type;
 		offset += sizeof(*vlan);
-		packet->tagged = 1;
 	}
 	if (is_vlan(type))
 		return PARSED_TOO_MANY_TAGS;

@@ -24,6 +24,15 @@ struct {
 	__type(value, __u32);
 } xsks_map SEC(".maps");
 
+/* The VLANs of this interface that are ports of their own, and their sides. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, ADIT_VLANS_MAX);
+	__type(key, __u32);
+	__type(value, __u32);
+} vlans SEC(".maps");
+
 /* This interface's frames by outcome. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -90,6 +99,15 @@ struct {
 	__type(value, __u8);
 } datagrams SEC(".maps");
 
+/* Ports of ours besides 4500 that IKE and ESP in UDP come to, as on the wire. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, ADIT_NAT_PORTS_MAX);
+	__type(key, __u16);
+	__type(value, __u8);
+} nat_ports SEC(".maps");
+
 INLINE __u32 local_cover(const struct packet *packet, const struct adit_prefix6 *address)
 {
 	__u32 *flags = packet->version == 6 ? bpf_map_lookup_elem(&cover_local6, address)
@@ -108,6 +126,32 @@ INLINE int is_own(const struct packet *packet, const struct adit_prefix6 *addres
 {
 	return packet->version == 6 ? bpf_map_lookup_elem(&own_addresses6, address->address) != 0
 				    : bpf_map_lookup_elem(&own_addresses4, address->address) != 0;
+}
+
+/*
+ * The side a frame is on: of its VLAN, where that is a port of its own, or else of the interface. False for a VLAN that
+ * is no port: the engine does not take its frames. Only priority tags: the interface itself.
+ */
+INLINE int find_side(const struct packet *packet, __u32 *side)
+{
+	*side = port_side;
+	if (!packet->tags)
+		return 1;
+	__u32 key = ADIT_VLAN_KEY(packet->outer_vlan, packet->inner_vlan);
+	if (packet->odd_tags)
+		return 0;
+	if (!key)
+		return 1;
+	__u32 *found = bpf_map_lookup_elem(&vlans, &key);
+	if (!found)
+		return 0;
+	*side = *found;
+	return 1;
+}
+
+INLINE int is_nat_port(__u16 port)
+{
+	return port == htons(PORT_IKE_NAT) || bpf_map_lookup_elem(&nat_ports, &port) != 0;
 }
 
 INLINE void count(__u32 outcome)
@@ -232,13 +276,13 @@ INLINE enum adit_outcome decide_udp(void *data, void *data_end, const struct pac
 		return ADIT_drop_malformed;
 	if (udp->destination == htons(PORT_IKE))
 		return ADIT_pass_ike;
-	if (udp->destination != htons(PORT_IKE_NAT))
+	if (!is_nat_port(udp->destination))
 		return ADIT_pass_own;
 
-	/* RFC 3948 section 2.3: a NAT keepalive is the one octet 0xff. */
+	/* RFC 3948 section 2.3: a NAT keepalive is the one octet 0xff. The engine swallows it: nobody else wants it. */
 	__u8 *octet = (void *)(udp + 1);
 	if (udp->length == htons(sizeof(*udp) + 1))
-		return (void *)(octet + 1) <= data_end && *octet == 0xff ? ADIT_pass_ike : ADIT_drop_malformed;
+		return (void *)(octet + 1) <= data_end && *octet == 0xff ? ADIT_engine_esp : ADIT_drop_malformed;
 	/* Section 2.2: IKE begins with a Non-ESP Marker of four zero octets, where ESP has its SPI. */
 	__u32 *marker = (void *)(udp + 1);
 	if (ntohs(udp->length) < sizeof(*udp) + sizeof(*marker) || (void *)(marker + 1) > data_end)
@@ -249,7 +293,7 @@ INLINE enum adit_outcome decide_udp(void *data, void *data_end, const struct pac
 }
 
 /* To one of the gateway's own addresses. */
-INLINE enum adit_outcome decide_own(void *data, void *data_end, const struct packet *packet)
+INLINE enum adit_outcome decide_own(void *data, void *data_end, const struct packet *packet, __u32 side)
 {
 	if (!packet->protocol_known)
 		return ADIT_drop_malformed;
@@ -278,21 +322,21 @@ INLINE enum adit_outcome decide_own(void *data, void *data_end, const struct pac
 	 * (10.0.0.0/8, everything), and a neighbour there who speaks to the gateway crosses no boundary. Only one
 	 * who claims an address that can be nowhere but behind a peer is refused.
 	 */
-	if (port_side == ADIT_SIDE_UNPROTECTED)
+	if (side == ADIT_SIDE_UNPROTECTED)
 		return ADIT_drop_clear_text;
 	return (source & ADIT_NAMED) && !local_cover(packet, &packet->source) ? ADIT_drop_clear_text : ADIT_pass_own;
 }
 
-INLINE enum adit_outcome decide(void *data, void *data_end, const struct packet *packet)
+INLINE enum adit_outcome decide(void *data, void *data_end, const struct packet *packet, __u32 side)
 {
 	if (is_link_business(packet))
 		return ADIT_pass_link;
 	if (is_own(packet, &packet->destination)) {
 		if (is_neighbour_discovery(data, data_end, packet))
 			return ADIT_pass_link;
-		return decide_own(data, data_end, packet);
+		return decide_own(data, data_end, packet, side);
 	}
-	if (port_side == ADIT_SIDE_PROTECTED)
+	if (side == ADIT_SIDE_PROTECTED)
 		return remote_cover(packet, &packet->destination) ? ADIT_engine_outbound : ADIT_pass_outside;
 	if (remote_cover(packet, &packet->source) && local_cover(packet, &packet->destination))
 		return ADIT_engine_inbound_clear;
@@ -307,6 +351,8 @@ int steer(struct xdp_md *ctx)
 	void *data_end = (void *)(long)ctx->data_end;
 	struct packet packet = {};
 	__u32 outcome = ADIT_drop_malformed;
+	__u32 side;
+	int is_port = 1;
 
 	switch (parse(data, data_end, &packet)) {
 	case PARSED_NOT_IP:
@@ -318,14 +364,15 @@ int steer(struct xdp_md *ctx)
 	case PARSED_MALFORMED:
 		break;
 	case PARSED_IP:
-		outcome = decide(data, data_end, &packet);
+		is_port = find_side(&packet, &side);
+		outcome = decide(data, data_end, &packet, side);
 		break;
 	}
 
 	long verdict = XDP_PASS;
 	if (outcome >= ADIT_FIRST_DROP) {
 		verdict = XDP_DROP;
-	} else if (outcome >= ADIT_FIRST_ENGINE && packet.tagged) {
+	} else if (outcome >= ADIT_FIRST_ENGINE && !is_port) {
 		outcome = ADIT_drop_vlan;
 		verdict = XDP_DROP;
 	} else if (outcome >= ADIT_FIRST_ENGINE) {
@@ -355,7 +402,7 @@ INLINE int is_own_ike(void *data, void *data_end, const struct packet *packet)
 	if (!packet->protocol_known || packet->protocol != PROTOCOL_UDP || packet->fragment == LATER_FRAGMENT)
 		return 0;
 	struct udp *udp = HEADER(udp, transport(data, packet), data_end, 0);
-	if (!udp || (udp->source != htons(PORT_IKE) && udp->source != htons(PORT_IKE_NAT)))
+	if (!udp || (udp->source != htons(PORT_IKE) && !is_nat_port(udp->source)))
 		return 0;
 	return is_own(packet, &packet->source);
 }
@@ -397,12 +444,12 @@ INLINE enum adit_outcome decide_guard_inward(const struct packet *packet, __u32 
 	return ADIT_guard_drop_clear_text;
 }
 
-INLINE enum adit_outcome decide_guard(void *data, void *data_end, const struct packet *packet, __u32 came_by)
+INLINE enum adit_outcome decide_guard(void *data, void *data_end, const struct packet *packet, __u32 side, __u32 came_by)
 {
 	/* What the kernel forwards has lost its hop limit of 255: this is its own discovery. */
 	if (is_link_business(packet) || is_neighbour_discovery(data, data_end, packet))
 		return ADIT_guard_pass;
-	if (port_side == ADIT_SIDE_PROTECTED)
+	if (side == ADIT_SIDE_PROTECTED)
 		return decide_guard_inward(packet, came_by);
 	return decide_guard_outward(data, data_end, packet);
 }
@@ -417,6 +464,11 @@ int guard(struct __sk_buff *skb)
 	void *data_end = (void *)(long)skb->data_end;
 	struct packet packet = {};
 	__u32 outcome = ADIT_guard_drop_malformed;
+	__u32 side;
+
+	/* The tag of a VLAN device mostly lies beside the frame, for the driver to put in. */
+	if (skb->vlan_present)
+		add_tag(&packet, skb->vlan_proto, htons(skb->vlan_tci));
 
 	switch (parse(data, data_end, &packet)) {
 	case PARSED_NOT_IP:
@@ -424,7 +476,8 @@ int guard(struct __sk_buff *skb)
 		break;
 	case PARSED_IP:
 		/* 0: made here. */
-		outcome = decide_guard(data, data_end, &packet, skb->ingress_ifindex);
+		find_side(&packet, &side);
+		outcome = decide_guard(data, data_end, &packet, side, skb->ingress_ifindex);
 		break;
 	case PARSED_TOO_MANY_TAGS:
 	case PARSED_MALFORMED:

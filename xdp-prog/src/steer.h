@@ -17,14 +17,14 @@
 	X(pass_ike)             /* IKE to one of our addresses */                                                      \
 	X(pass_own)             /* the rest to one of our addresses */                                                 \
 	X(pass_outside)         /* outside every cover */                                                              \
-	X(engine_esp)           /* ESP or AH to one of our addresses, with a known SPI */                              \
+	X(engine_esp)           /* ESP or AH to one of our addresses, with a known SPI; NAT keepalives */                              \
 	X(engine_fragment)      /* a fragment of what may be that */                                                   \
 	X(engine_icmp)          /* an ICMP error about ESP or AH that one of our addresses sent */                     \
 	X(engine_outbound)      /* from inside, to an address under the cover */                                       \
 	X(engine_inbound_clear) /* from outside, in clear, under the reversed cover */                                 \
 	X(drop_unknown_spi)     /* ESP or AH to one of our addresses, for no SA */                                     \
 	X(drop_clear_text)      /* to one of our addresses, in clear, though the policy protects it */                 \
-	X(drop_vlan)            /* for the engine, but tagged; or more than two tags */                                \
+	X(drop_vlan)            /* for the engine, but of a VLAN that is no port; or more than two tags */                                \
 	X(drop_malformed)       /* too short for, or contradicting, what decides */                                    \
 	X(drop_no_socket)       /* for the engine, and no engine listens on this queue */                              \
 	X(guard_pass)           /* nothing that the policy protects */                                                 \
@@ -69,7 +69,12 @@ _Static_assert(sizeof(struct adit_prefix6) == 20, "the engine reads 20 bytes");
 #define ADIT_COVER_PREFIXES_MAX 131072
 #define ADIT_OWN_ADDRESSES_MAX 65536
 #define ADIT_SPIS_MAX 1048576
+#define ADIT_NAT_PORTS_MAX 65536
 #define ADIT_QUEUES_MAX 1024
+#define ADIT_VLANS_MAX 4096
+
+/* Key of `vlans`: the VLAN identifier of the 802.1ad tag, 0 without one, and that of the 802.1Q tag. */
+#define ADIT_VLAN_KEY(outer, inner) ((__u32)(outer) << 16 | (inner))
 #define ADIT_DATAGRAMS_MAX 4096
 
 #endif

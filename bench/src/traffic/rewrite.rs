@@ -91,6 +91,7 @@ pub fn rewrite(
             .zip(ends)
             .map(|(port, end)| PortInterface { port: PortId(port), interface: end.interface.clone() })
             .collect(),
+        vlans: Vec::new(),
         cores,
         sockets: SocketOptions::default(),
     };

@@ -24,14 +24,18 @@ use crate::crypto::{Authentication, Encryption, Opener, Suite};
 use crate::policy::Fragmentation;
 use crate::sa::lifetime::{Limit, Limits};
 use crate::sa::selector::{PortRange, Selector, UpperSelector};
-use crate::sa::spec::{Mode, Protocol, Workers};
+use crate::sa::spec::{Mode, Protocol, UdpPorts, Workers};
 use crate::transform::ah::Padding;
 use crate::transform::transport::DestinationOptions;
 use crate::transform::tunnel::{DontFragment, Dscp};
 use crate::wire::protocol;
+use crate::wire::udp::NAT_TRAVERSAL_PORT;
 
 /// The anti-replay window when none is written.
 pub const DEFAULT_REPLAY_WINDOW: u32 = 1024;
+
+/// RFC 3948 section 4.
+const DEFAULT_NAT_KEEPALIVE_SECONDS: u32 = 20;
 
 /// What else decides whether a table stands.
 pub struct Rules<'a> {
@@ -336,7 +340,7 @@ pub fn tunnel(
     });
     let unknown_profile = table.profile.is_some() && profile.is_none();
     let (protocol, mode) = (protocol(table, &path, problems), mode(table, &path, problems));
-    let udp_port = udp_port(table, &path, problems);
+    let (udp, nat_keepalive_seconds) = udp(table, &path, problems);
     let tfc = tfc::tfc(table, &path, problems);
     let written = Written::of_tunnel(table, profile);
     let crypto = match protocol {
@@ -383,7 +387,8 @@ pub fn tunnel(
             remote: remote?,
             protocol,
             mode,
-            udp_port,
+            udp,
+            nat_keepalive_seconds,
             suite,
             esn,
             replay_window,
@@ -442,21 +447,35 @@ fn protocol(table: &TunnelTable, path: &str, problems: &mut Problems) -> Protoco
     Protocol::Esp
 }
 
-/// The peer's port of ESP in UDP.
-fn udp_port(table: &TunnelTable, path: &str, problems: &mut Problems) -> Option<u16> {
-    let port = table.udp_port?;
-    let wrong = match (table.protocol, table.mode) {
-        (Some(ProtocolName::Ah), _) => {
-            Some("expected nothing here with protocol = \"ah\", which no NAT lets through")
-        }
-        (_, Some(ModeName::Transport)) => Some("expected nothing here with mode = \"transport\""),
-        _ if port == 0 => Some("expected a port of the peer's from 1 to 65535"),
-        _ => None,
+/// The ports of ESP in UDP, and after how many seconds of silence a NAT is sent a keepalive.
+fn udp(table: &TunnelTable, path: &str, problems: &mut Problems) -> (Option<UdpPorts>, u32) {
+    let seconds = table.nat_keepalive_seconds.unwrap_or(DEFAULT_NAT_KEEPALIVE_SECONDS);
+    let mut refuse = |field: &str, expected: &str, found: u32| {
+        problems.push(format!("{path}.{field}"), format!("expected {expected}, found {found}"));
     };
-    if let Some(expected) = wrong {
-        problems.push(format!("{path}.udp-port"), format!("{expected}, found {port}"));
+    let Some(remote) = table.udp_port else {
+        for (field, found) in [
+            ("local-udp-port", table.local_udp_port.map(u32::from)),
+            ("nat-keepalive-seconds", table.nat_keepalive_seconds),
+        ] {
+            if let Some(found) = found {
+                refuse(field, "nothing here without udp-port, the peer's", found);
+            }
+        }
+        return (None, seconds);
+    };
+    let local = table.local_udp_port.unwrap_or(NAT_TRAVERSAL_PORT);
+    if table.protocol == Some(ProtocolName::Ah) {
+        let expected = "nothing here with protocol = \"ah\", which no NAT lets through";
+        refuse("udp-port", expected, remote.into());
+    } else if remote == 0 {
+        refuse("udp-port", "a port of the peer's from 1 to 65535", 0);
     }
-    Some(port)
+    // Port 500 is IKE's alone: it has no marker there that would tell it from ESP (RFC 7296 section 2.23).
+    if matches!(local, 0 | 500) {
+        refuse("local-udp-port", "a port of ours from 1 to 65535 but 500, which is IKE's", local.into());
+    }
+    (UdpPorts::new(local, remote), seconds)
 }
 
 /// Tunnel or transport mode; each refuses the fields that mean nothing in it.

@@ -183,6 +183,12 @@ struct SaAddArguments {
     /// ESP in UDP to this port of the peer's.
     #[arg(long)]
     udp_port: Option<u16>,
+    /// Our port of that; 4500 without.
+    #[arg(long)]
+    local_udp_port: Option<u16>,
+    /// Seconds without a packet after which a NAT is sent a keepalive; 20 without, 0 for never.
+    #[arg(long)]
+    nat_keepalive_seconds: Option<u32>,
     /// A profile of the configuration.
     #[arg(long)]
     profile: Option<String>,
@@ -580,6 +586,8 @@ impl SaAddArguments {
             ah_padding: self.ah_padding,
             destination_options: self.destination_options,
             udp_port: self.udp_port,
+            local_udp_port: self.local_udp_port,
+            nat_keepalive_seconds: self.nat_keepalive_seconds,
             profile: self.profile.clone(),
             encryption: self.encryption,
             authentication: self.authentication,

@@ -107,6 +107,23 @@ pub struct InterfaceTable {
     /// Overrides `engine.xdp-mode` here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<XdpMode>,
+    /// A VLAN: the interface that its frames come and go by, tagged. The name is the kernel's VLAN device, which has its
+    /// addresses, routes and neighbours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// Its identifier on `parent`, as 100 (802.1Q), or outer (802.1ad) and inner, as [100, 20].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<VlanTable>,
+}
+
+/// `interface.vlan`
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "expected a VLAN as 100, or outer and inner as [100, 20]")]
+pub enum VlanTable {
+    /// One tag.
+    One(u32),
+    /// Outer and inner tag.
+    Two([u32; 2]),
 }
 
 /// `[profile.NAME]`
@@ -172,10 +189,16 @@ pub struct TunnelTable {
     /// Transport mode over IPv6: destination options "after" ESP or AH (default) or "before" it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destination_options: Option<DestinationOptionsName>,
-    /// ESP in UDP (RFC 3948) between our port 4500 and this port of the peer's, mostly 4500 too; where a NAT gives
-    /// the peer another, or another address, it is followed.
+    /// ESP in UDP (RFC 3948) to this port of the peer's, mostly 4500; where a NAT gives the peer another, or another
+    /// address, it is followed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub udp_port: Option<u16>,
+    /// Our port of that; 4500 without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_udp_port: Option<u16>,
+    /// Seconds without a packet to the peer after which a NAT is sent a keepalive; 20 without, 0 for never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nat_keepalive_seconds: Option<u32>,
     /// A profile; algorithms written here override its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub profile: Option<String>,

@@ -11,10 +11,9 @@ use super::settings::{PolicySettings, SaRequest, TunnelRequest};
 use super::value;
 use crate::crypto::key;
 use crate::sa::selector::{AddressRange, Direction};
-use crate::sa::spec::Mode;
+use crate::sa::spec::{Mode, UdpPorts};
+use crate::wire::Spi;
 use crate::wire::ip::{Flow, Fragment, Upper};
-use crate::wire::udp::NAT_TRAVERSAL_PORT;
-use crate::wire::{Spi, protocol};
 
 /// One direction of a tunnel, as far as other tunnels are concerned.
 pub struct SaOutline {
@@ -40,6 +39,8 @@ pub struct Outline {
     pub remote: IpAddr,
     /// What its own packets are to a router: ESP, AH or UDP.
     pub carrier: u8,
+    /// Where that is UDP.
+    pub udp: Option<UdpPorts>,
     /// Tunnel or transport.
     pub mode: Mode,
     /// Inbound SA.
@@ -65,6 +66,7 @@ impl Outline {
             local: request.settings.local,
             remote: request.settings.remote,
             carrier: request.settings.carrier(),
+            udp: request.settings.udp,
             mode: request.settings.mode,
             inbound: sa(&request.inbound),
             outbound: sa(&request.outbound),
@@ -169,9 +171,9 @@ fn loops(tunnel: &Outline, policies: &[PolicySettings], problems: &mut Problems)
         source: tunnel.local,
         destination: tunnel.remote,
         protocol: tunnel.carrier,
-        upper: match tunnel.carrier {
-            protocol::UDP => Upper::Ports { source: NAT_TRAVERSAL_PORT, destination: NAT_TRAVERSAL_PORT },
-            _ => Upper::Opaque,
+        upper: match tunnel.udp {
+            Some(udp) => Upper::Ports { source: udp.local(), destination: udp.remote() },
+            None => Upper::Opaque,
         },
     };
     let means = |policy: &&PolicySettings| {

@@ -12,7 +12,7 @@ const BACKLOG: usize = 256;
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Event {
     /// "listening" (the first of every stream), "soft_lifetime", "hard_lifetime", "sa_replaced" (by the SA that it
-    /// names), "sa_retired" or "missed".
+    /// names), "sa_retired", "peer_moved" or "missed".
     pub event: String,
     /// The tunnel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -23,6 +23,12 @@ pub struct Event {
     /// SPI, as 0x00001001.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spi: Option<String>,
+    /// Of a peer that moved: where it was, address and port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// And where it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
     /// How many events this listener was too slow for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub missed: Option<u64>,
@@ -41,7 +47,7 @@ impl Event {
             tunnel: Some(tunnel.into()),
             direction: Some(direction.into()),
             spi: Some(spi.to_string()),
-            missed: None,
+            ..Self::default()
         }
     }
 }

@@ -11,6 +11,7 @@ use super::events::Event;
 use super::leases::Fingerprint;
 use super::problem::Problems;
 use crate::crypto::{Encryption, Suite};
+use crate::sa::OutboundSa;
 use crate::sa::lifetime::{Expiry, Lifetime, Limit, Limits, MOST_BYTES_OF_A_64_BIT_CIPHER, NONE};
 use crate::sa::spec::SaSpec;
 use crate::wire::Spi;
@@ -113,8 +114,8 @@ pub(super) fn worker_clock() -> u64 {
 }
 
 impl Control {
-    /// Lets time pass for every SA, and tells of those that should be replaced or have ended, once of each. Called
-    /// every second or so. True when there is something to [`Control::retire`].
+    /// Lets time pass for every SA, and tells of those that should be replaced or have ended, once of each, and of peers
+    /// that moved. Called every second or so. True when there is something to [`Control::retire`].
     pub fn pass_time(&self, now: Duration) -> bool {
         let mut any_due = false;
         for tunnel in &self.live().tunnels {
@@ -123,10 +124,22 @@ impl Control {
             }
             if let Some(live) = &tunnel.outbound {
                 self.tell(live, &live.sa.lifetime, now, &tunnel.settings.name, live.sa.spec.sa.spi, "out");
+                self.tell_where(&live.sa, &tunnel.settings.name);
             }
             any_due |= tunnel.watch_retiring(now);
         }
         any_due
+    }
+
+    /// Tells where the peer of ESP in UDP is, if it is not where it was a second ago: whatever it does in between, that
+    /// is one event.
+    fn tell_where(&self, sa: &OutboundSa, tunnel: &str) {
+        if let Some((from, to)) = sa.in_udp.as_ref().and_then(|in_udp| in_udp.peer.news()) {
+            let spi = sa.spec.sa.spi;
+            tracing::info!(tunnel, %spi, %from, %to, "the peer moved");
+            let (from, to) = (Some(from.to_string()), Some(to.to_string()));
+            self.events.tell(Event { from, to, ..Event::of_sa("peer_moved", tunnel, "out", spi) });
+        }
     }
 
     fn tell<T>(

@@ -246,6 +246,7 @@ fn outline(tunnel: &DesiredTunnel, old: &Live, leases: &Leases) -> Outline {
         local: tunnel.settings.local,
         remote: tunnel.settings.remote,
         carrier: tunnel.settings.carrier(),
+        udp: tunnel.settings.udp,
         mode: tunnel.settings.mode,
     }
 }
@@ -296,6 +297,7 @@ impl Builder<'_> {
                 local: settings.local,
                 remote: settings.remote,
                 mode: settings.mode,
+                udp: settings.udp,
                 clamp_mss: settings.clamp_mss,
                 tfc: settings.tfc.runtime(),
                 fragmentation: settings.fragmentation,
@@ -414,10 +416,13 @@ impl Builder<'_> {
             self.expanded(settings, outline, &request.keys, |keys| OutboundSa::under(lease, spec, keys))?;
         // Behind a NAT the peer is where the SA before this one found it.
         if let Some(before) = live.and_then(|live| live.outbound.as_ref())
-            && live.is_some_and(|live| live.settings.udp_port == settings.udp_port)
-            && let (Some(_), Some((address, port))) = (settings.udp_port, before.sa.peer.get())
+            && live.is_some_and(|live| live.settings.udp == settings.udp)
+            && let (Some(before), Some(in_udp)) = (&before.sa.in_udp, &sa.in_udp)
+            && let Some((address, port)) = before.peer.get()
         {
-            sa.peer.follow(address, port);
+            in_udp.peer.follow(address, port);
+            // Which is no news.
+            let _ = in_udp.peer.news();
         }
         Some(LiveSa::new(sa, outline.fingerprint, settings.seconds))
     }

@@ -20,7 +20,7 @@ use super::value;
 use crate::pipeline::IcmpRules;
 use crate::policy::spd::Fallback;
 use crate::sa::selector::Selector;
-use crate::sa::spec::SaSpec;
+use crate::sa::spec::{SaSpec, UdpPorts};
 use crate::wire::Spi;
 
 /// The interface's name.
@@ -548,7 +548,7 @@ impl LiveTunnel {
             report.live(&sa.lifetime, &sa.spec.sa.limits, live.seconds);
             report.sequence = sa.last_sequence();
             report.lease(sa.lease.as_deref(), sa.last_sequence());
-            if let (Some(_), Some((address, port))) = (sa.spec.sa.udp_port, sa.peer.get()) {
+            if let Some((address, port)) = sa.in_udp.as_ref().and_then(|in_udp| in_udp.peer.get()) {
                 (report.remote, report.udp_port) = (address.to_string(), Some(port));
             }
             report.path(&self.tunnel.path, rules, lifetimes::worker_clock());
@@ -573,7 +573,8 @@ fn report<T>(live: &LiveSa<T>, spec: &SaSpec, direction: &str) -> SaReport {
         spi: spec.spi.to_string(),
         protocol: spec.protocol.name().into(),
         mode: spec.mode.name().into(),
-        udp_port: spec.udp_port,
+        udp_port: spec.udp.map(UdpPorts::remote),
+        local_udp_port: spec.udp.map(UdpPorts::local),
         local: spec.local.to_string(),
         remote: spec.remote.to_string(),
         encryption: check::encryption_name(spec.suite.encryption()).into(),

@@ -212,8 +212,8 @@ pub(super) fn sa_details(sas: &[SaReport]) -> String {
         if sa.retiring {
             lines.push("  retiring: it receives until the peer sends with the newer SA".into());
         }
-        if let Some(port) = sa.udp_port {
-            lines.push(format!("  in UDP, the peer at port {port}"));
+        if let (Some(peers), Some(ours)) = (sa.udp_port, sa.local_udp_port) {
+            lines.push(format!("  in UDP between our port {ours} and the peer's {peers}"));
         }
         if let Some(ceiling) = sa.ceiling {
             lines.push(format!("  recorded up to {ceiling}: a start after a crash begins above it"));
@@ -252,6 +252,8 @@ fn limits(sa: &SaReport) -> String {
 pub(super) fn event(event: &Event) -> String {
     let mut words = vec![event.event.clone()];
     words.extend([&event.tunnel, &event.direction, &event.spi].into_iter().flatten().cloned());
+    words.extend(event.from.as_ref().map(|from| format!("from {from}")));
+    words.extend(event.to.as_ref().map(|to| format!("to {to}")));
     words.extend(event.missed.map(|missed| missed.to_string()));
     words.join(" ")
 }

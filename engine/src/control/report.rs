@@ -40,7 +40,8 @@ pub struct InterfaceReport {
     pub name: String,
     /// "protected" or "unprotected".
     pub side: String,
-    /// How the steering program is attached: "native", "skb", or "detached" while the interface is gone.
+    /// How the steering program is attached: "native", "skb", "vlan" (to the interface it is on), or "detached" while the
+    /// interface is gone.
     pub mode: String,
     /// Up, as the kernel sees it.
     pub up: bool,
@@ -191,6 +192,9 @@ pub struct SaReport {
     /// The peer's port, where ESP is in UDP: outbound as last seen, inbound as set up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub udp_port: Option<u16>,
+    /// Our port of that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_udp_port: Option<u16>,
     /// Our endpoint.
     pub local: String,
     /// The peer's endpoint; where ESP is in UDP, outbound as last seen.

@@ -13,10 +13,10 @@ use crate::pipeline::{IcmpRules, reassembly};
 use crate::policy::Fragmentation;
 use crate::policy::spd::Fallback;
 use crate::policy::tfc::{Dummies, DummyStream, Padding, Tfc};
-use crate::route::Side;
+use crate::route::{Side, Vlan};
 use crate::sa::lifetime::{Limit, Limits};
 use crate::sa::selector::Selector;
-use crate::sa::spec::{InboundSpec, Mode, OutboundSpec, Protocol, SaSpec, Workers};
+use crate::sa::spec::{InboundSpec, Mode, OutboundSpec, Protocol, SaSpec, UdpPorts, Workers};
 use crate::transform::tunnel::{DontFragment, Dscp};
 use crate::wire::{Spi, protocol};
 
@@ -76,6 +76,8 @@ pub struct Interface {
     pub side: Side,
     /// How the steering program attaches here.
     pub mode: XdpMode,
+    /// A VLAN: the place of its interface among them, and its tags there.
+    pub vlan: Option<Vlan>,
 }
 
 /// A tunnel without its keys: equal settings and equal keys mean an unchanged SA.
@@ -91,8 +93,10 @@ pub struct TunnelSettings {
     pub protocol: Protocol,
     /// Tunnel or transport.
     pub mode: Mode,
-    /// The peer's port, where ESP is in UDP.
-    pub udp_port: Option<u16>,
+    /// Where ESP is in UDP.
+    pub udp: Option<UdpPorts>,
+    /// Seconds without a packet after which a keepalive is sent, if ESP is in UDP; 0 for never.
+    pub nat_keepalive_seconds: u32,
     /// Algorithms.
     pub suite: Suite,
     /// Extended sequence numbers.
@@ -199,12 +203,12 @@ impl TunnelSettings {
 
     /// What its own packets are to a router: ESP, AH or UDP.
     pub(super) fn carrier(&self) -> u8 {
-        if self.udp_port.is_some() { protocol::UDP } else { self.protocol.number() }
+        if self.udp.is_some() { protocol::UDP } else { self.protocol.number() }
     }
 
     /// What both SAs depend on.
     fn wire_part(&self) -> impl PartialEq + use<> {
-        (self.local, self.remote, self.protocol, self.mode, self.udp_port, self.suite, self.esn)
+        (self.local, self.remote, self.protocol, self.mode, self.udp, self.suite, self.esn)
     }
 
     /// What an inbound SA depends on.
@@ -214,7 +218,7 @@ impl TunnelSettings {
 
     /// What an outbound SA depends on.
     pub(super) fn outbound_part(&self) -> impl PartialEq + use<> {
-        let header = (self.ttl, self.dscp, self.dont_fragment);
+        let header = (self.ttl, self.dscp, self.dont_fragment, self.nat_keepalive_seconds);
         (self.wire_part(), self.workers, header, self.limits, self.seconds)
     }
 
@@ -229,7 +233,7 @@ impl TunnelSettings {
             spi,
             protocol: self.protocol,
             mode: self.mode,
-            udp_port: self.udp_port,
+            udp: self.udp,
             suite: self.suite,
             local: self.local,
             remote: self.remote,
@@ -255,6 +259,7 @@ impl TunnelSettings {
             ttl: self.ttl,
             dscp: self.dscp,
             dont_fragment: self.dont_fragment,
+            keepalive_seconds: self.nat_keepalive_seconds,
             last_sequence,
         }
     }

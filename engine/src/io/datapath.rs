@@ -22,6 +22,7 @@ use super::worker::{Shared, Vitals, Worker};
 use crate::pipeline::{DropReason, WorkerCounters};
 use crate::route::PortId;
 use crate::wire::ethernet::MacAddress;
+use crate::wire::vlan::Tags;
 
 /// Where sockets are made known to the steering program: an XSKMAP for each port.
 pub trait SocketRegistry: Send + Sync {
@@ -57,11 +58,24 @@ pub struct PortInterface {
     pub interface: String,
 }
 
+/// A port that is a VLAN of another port's interface: it has no sockets of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VlanPort {
+    /// Number.
+    pub port: PortId,
+    /// The interface's own port.
+    pub parent: PortId,
+    /// What its frames carry there.
+    pub tags: Tags,
+}
+
 /// What to start.
 #[derive(Clone, Debug)]
 pub struct DatapathConfig {
     /// All steered interfaces, each port once.
     pub ports: Vec<PortInterface>,
+    /// Their VLANs that are ports too.
+    pub vlans: Vec<VlanPort>,
     /// One worker for each of these CPUs, pinned to it; fewer when an interface has fewer queues.
     pub cores: Vec<usize>,
     /// What all sockets have in common.
@@ -195,6 +209,7 @@ impl Datapath {
         let shared = Arc::new(Shared {
             mailboxes: mailboxes.map_err(StartError::Thread)?,
             neighbours,
+            vlans: config.vlans.clone().into_boxed_slice(),
             stop: AtomicBool::new(false),
             quiet: AtomicU32::new(0),
         });

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use zeroize::Zeroize;
 
-use super::datapath::NeighbourRequests;
+use super::datapath::{NeighbourRequests, VlanPort};
 use super::host::HostQueue;
 use super::transmit::{Gone, Transmitter};
 use super::umem::TxFrame;
@@ -34,9 +34,25 @@ struct Way {
     next_hops: [Option<MacAddress>; NEXT_HOPS],
 }
 
+/// The way of a port that is a VLAN: its parent's, with tags.
+struct VlanWay {
+    vlan: VlanPort,
+    next_hops: [Option<MacAddress>; NEXT_HOPS],
+}
+
+/// Remembers a frame's destination.
+#[inline]
+fn remember(next_hops: &mut [Option<MacAddress>; NEXT_HOPS], frame: &[u8]) {
+    if let [a, b, c, d, e, f, ..] = frame[..] {
+        let slot = usize::from(f ^ e) % NEXT_HOPS;
+        next_hops[slot] = Some(MacAddress([a, b, c, d, e, f]));
+    }
+}
+
 /// One transmitter for each port that is up.
 pub struct Egress {
     ways: Vec<Option<Box<Way>>>,
+    vlans: Box<[VlanWay]>,
     /// Ports that are up and have no queue left for this worker.
     elsewhere: Vec<PortId>,
     /// The gateway's own stack; packets come from there too.
@@ -45,9 +61,10 @@ pub struct Egress {
 }
 
 impl Egress {
-    /// No port yet.
-    pub fn new(counters: Arc<WorkerCounters>) -> Self {
-        Self { ways: Vec::new(), elsewhere: Vec::new(), host: None, counters }
+    /// No port yet; `vlans` are those that will share the way of another.
+    pub fn new(counters: Arc<WorkerCounters>, vlans: &[VlanPort]) -> Self {
+        let vlans = vlans.iter().map(|&vlan| VlanWay { vlan, next_hops: [None; NEXT_HOPS] }).collect();
+        Self { ways: Vec::new(), vlans, elsewhere: Vec::new(), host: None, counters }
     }
 
     /// Adds the transmitter of a port that has none.
@@ -87,17 +104,35 @@ impl Egress {
     pub fn submit(&mut self, port: PortId, frame: TxFrame, length: usize) {
         match self.way(port) {
             Some(way) if way.transmitter.owns(&frame) => {
-                if let [a, b, c, d, e, f, ..] = frame[..] {
-                    let slot = usize::from(f ^ e) % NEXT_HOPS;
-                    way.next_hops[slot] = Some(MacAddress([a, b, c, d, e, f]));
-                }
+                remember(&mut way.next_hops, &frame);
                 way.transmitter.submit(frame, length);
             }
-            _ => {
-                drop_frames(&self.counters, DropReason::LinkDown, 1);
-                self.give_home(frame);
-            }
+            _ => self.submit_tagged(port, frame, length),
         }
+    }
+
+    /// The same for a port that is a VLAN, or is gone.
+    #[cold]
+    fn submit_tagged(&mut self, port: PortId, mut frame: TxFrame, length: usize) {
+        let Self { ways, vlans, .. } = self;
+        if let Some(VlanWay { vlan, next_hops }) = vlans.iter_mut().find(|way| way.vlan.port == port)
+            && let Some(Some(way)) = ways.get_mut(usize::from(vlan.parent.0))
+            && way.transmitter.owns(&frame)
+        {
+            remember(next_hops, &frame);
+            frame.tag(vlan.tags);
+            return way.transmitter.submit(frame, length + vlan.tags.length());
+        }
+        drop_frames(&self.counters, DropReason::LinkDown, 1);
+        self.give_home(frame);
+    }
+
+    /// A frame of a port that is a VLAN.
+    #[cold]
+    fn take_tagged(&mut self, port: PortId, length: usize) -> Option<TxFrame> {
+        let VlanPort { parent, tags, .. } = self.vlans.iter().find(|way| way.vlan.port == port)?.vlan;
+        let frame = self.way(parent)?.transmitter.take(length + tags.length())?;
+        Some(frame.leave_room(tags))
     }
 
     /// Gives a packet to the gateway's own stack, and the frame it lies in, wiped, to its transmitter.
@@ -146,9 +181,12 @@ impl Egress {
 
     /// Tells who was sent to since the last call.
     pub fn report_next_hops(&mut self, neighbours: &dyn NeighbourRequests) {
-        for way in self.ways.iter_mut().flatten() {
-            for next_hop in way.next_hops.iter_mut().filter_map(Option::take) {
-                neighbours.in_use(way.transmitter.port, next_hop);
+        let ways = self.ways.iter_mut().flatten();
+        let ways = ways.map(|way| (way.transmitter.port, &mut way.next_hops));
+        let vlans = self.vlans.iter_mut().map(|way| (way.vlan.port, &mut way.next_hops));
+        for (port, next_hops) in ways.chain(vlans) {
+            for next_hop in next_hops.iter_mut().filter_map(Option::take) {
+                neighbours.in_use(port, next_hop);
             }
         }
     }
@@ -169,7 +207,10 @@ impl Frames for Egress {
 
     #[inline]
     fn take(&mut self, port: PortId, length: usize) -> Option<TxFrame> {
-        self.way(port)?.transmitter.take(length)
+        match self.way(port) {
+            Some(way) => way.transmitter.take(length),
+            None => self.take_tagged(port, length),
+        }
     }
 
     #[inline]
@@ -179,7 +220,11 @@ impl Frames for Egress {
 
     #[inline]
     fn instead(&self, port: PortId) -> Option<u32> {
-        self.elsewhere.contains(&port).then_some(0)
+        if self.elsewhere.is_empty() {
+            return None;
+        }
+        let vlan = self.vlans.iter().find(|way| way.vlan.port == port);
+        self.elsewhere.contains(&vlan.map_or(port, |way| way.vlan.parent)).then_some(0)
     }
 
     #[inline]

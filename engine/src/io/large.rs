@@ -28,20 +28,29 @@ const _: () = assert!(HEADER_LENGTH + LARGEST_MTU as usize + 128 <= LARGE_CAPACI
 /// A received packet in one piece.
 pub struct LargeFrame {
     bytes: Box<[u8]>,
+    /// Where it begins; behind tags that were taken out.
+    start: usize,
     length: usize,
+}
+
+impl LargeFrame {
+    /// Without its first `length` bytes.
+    pub(super) fn skip(&mut self, length: usize) {
+        self.start += length;
+    }
 }
 
 impl Deref for LargeFrame {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.bytes[..self.length]
+        &self.bytes[self.start..self.length]
     }
 }
 
 impl DerefMut for LargeFrame {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes[..self.length]
+        &mut self.bytes[self.start..self.length]
     }
 }
 
@@ -61,7 +70,7 @@ pub(super) struct Gathering {
 
 impl Gathering {
     pub(super) fn new() -> Self {
-        let frame = || LargeFrame { bytes: vec![0; LARGE_CAPACITY].into_boxed_slice(), length: 0 };
+        let frame = || LargeFrame { bytes: vec![0; LARGE_CAPACITY].into_boxed_slice(), start: 0, length: 0 };
         Self { free: (0..LARGE_FRAMES).map(|_| frame()).collect(), partial: Partial::None }
     }
 
@@ -75,7 +84,7 @@ impl Gathering {
     pub(super) fn add(&mut self, piece: &[u8]) {
         if let Partial::None = self.partial {
             self.partial = match self.free.pop() {
-                Some(frame) => Partial::Growing(LargeFrame { length: 0, ..frame }),
+                Some(frame) => Partial::Growing(LargeFrame { start: 0, length: 0, ..frame }),
                 None => Partial::Refused(DropReason::NoLargeFrame),
             };
         }

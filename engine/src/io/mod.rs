@@ -25,5 +25,7 @@ pub mod umem;
 pub mod waiting;
 pub mod worker;
 
-pub use datapath::{Datapath, DatapathConfig, LinkEvent, NeighbourRequests, SocketRegistry, StartError};
+pub use datapath::{
+    Datapath, DatapathConfig, LinkEvent, NeighbourRequests, SocketRegistry, StartError, VlanPort,
+};
 pub use process::{Online, Process};

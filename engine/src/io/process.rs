@@ -20,8 +20,8 @@ pub trait Process {
         results: &mut Results<F::Frame>,
     );
 
-    /// About once a second, whether anything comes in or not.
-    fn housekeeping(&mut self, _now: u64) {}
+    /// About once a second, whether anything comes in or not. What it sends is in `results`, as after a burst.
+    fn housekeeping<F: Frames>(&mut self, _now: u64, _frames: &mut F, _results: &mut Results<F::Frame>) {}
 
     /// What the gateway sends of its own accord, whenever the time that this returns (milliseconds, as `now`) has come.
     fn send_unasked<F: Frames>(
@@ -67,8 +67,10 @@ impl Process for Online {
         self.pipeline.process(&self.tables, &guard, now, burst, frames, results);
     }
 
-    fn housekeeping(&mut self, now: u64) {
+    fn housekeeping<F: Frames>(&mut self, now: u64, frames: &mut F, results: &mut Results<F::Frame>) {
         self.pipeline.expire(&self.tables, now);
+        let guard = self.reader.pin();
+        self.pipeline.send_keepalives(&self.tables, &guard, now, frames, results);
     }
 
     fn send_unasked<F: Frames>(&mut self, now: u64, frames: &mut F, results: &mut Results<F::Frame>) -> u64 {

@@ -1,4 +1,5 @@
-//! How many queues an interface has: every receive queue must be bound, or frames pass the engine by.
+//! What an interface's driver says (ethtool): how many queues it has, since every receive queue must be bound, or frames
+//! pass the engine by; and its flags.
 #![allow(unsafe_code)]
 
 use std::ffi::c_char;
@@ -10,6 +11,8 @@ use rustix::net::{AddressFamily, SocketType, socket};
 /// linux/sockios.h and linux/ethtool.h.
 const SIOCETHTOOL: u32 = 0x8946;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
+const ETHTOOL_GFLAGS: u32 = 0x25;
+const ETHTOOL_SFLAGS: u32 = 0x26;
 
 /// `struct ethtool_channels` of linux/ethtool.h.
 #[repr(C)]
@@ -60,6 +63,41 @@ pub fn queue_counts(interface: &str) -> io::Result<QueueCounts> {
 
 fn channels(interface: &str) -> io::Result<EthtoolChannels> {
     let mut channels = EthtoolChannels { command: ETHTOOL_GCHANNELS, ..Default::default() };
+    ask(interface, &mut channels)?;
+    Ok(channels)
+}
+
+/// `struct ethtool_value`.
+#[repr(C)]
+struct EthtoolValue {
+    command: u32,
+    value: u32,
+}
+
+/// The driver's flags (ETH_FLAG_RXVLAN and others).
+///
+/// # Errors
+/// ENODEV when there is no such interface.
+pub fn flags(interface: &str) -> io::Result<u32> {
+    let mut flags = EthtoolValue { command: ETHTOOL_GFLAGS, value: 0 };
+    ask(interface, &mut flags)?;
+    Ok(flags.value)
+}
+
+/// Changes them.
+///
+/// # Errors
+/// The driver refuses, or no privilege.
+pub fn set_flags(interface: &str, value: u32) -> io::Result<()> {
+    ask(interface, &mut EthtoolValue { command: ETHTOOL_SFLAGS, value })
+}
+
+/// What the kernel may be asked: all of it is numbers, and the first names the command, which says how long it is.
+trait Question {}
+impl Question for EthtoolChannels {}
+impl Question for EthtoolValue {}
+
+fn ask<Q: Question>(interface: &str, question: &mut Q) -> io::Result<()> {
     // SAFETY: an ifreq of zeros is a valid one.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if interface.len() >= request.ifr_name.len() {
@@ -68,11 +106,12 @@ fn channels(interface: &str) -> io::Result<EthtoolChannels> {
     for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
         *to = from as c_char;
     }
-    request.ifr_ifru.ifru_data = (&raw mut channels).cast();
+    request.ifr_ifru.ifru_data = std::ptr::from_mut(question).cast();
     let socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
-    // SAFETY: SIOCETHTOOL reads the name and writes one ethtool_channels through ifru_data; both live here.
+    // SAFETY: SIOCETHTOOL reads the name, and reads and writes what its command says, a `Q`, through ifru_data; both
+    // live here.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL as _, &raw mut request) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(channels) }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn from_sysfs(interface: &str) -> io::Result<QueueCounts> {

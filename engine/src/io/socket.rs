@@ -540,6 +540,22 @@ pub struct RxFrame {
     receiver: u32,
 }
 
+impl RxFrame {
+    /// Without its first `length` bytes: tags that were taken out.
+    ///
+    /// # Panics
+    /// When it is shorter.
+    pub fn skip(&mut self, length: usize) {
+        if let Some(large) = &mut self.large {
+            return large.skip(length);
+        }
+        assert!(length <= self.length);
+        // SAFETY: within the frame.
+        self.start = unsafe { self.start.add(length) };
+        self.length -= length;
+    }
+}
+
 // SAFETY: the frame has one owner at a time; its ledger entry stays Held until it is home, and the mapping outlives
 // it (see `Receiver::drop`).
 unsafe impl Send for RxFrame {}

@@ -26,9 +26,9 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use adit_xdp_prog::{
-    GUARD_PROGRAM, PORT_SIDE, SIDE_PROTECTED, SIDE_UNPROTECTED, STEER_OBJECT, STEER_PROGRAM, maps,
+    GUARD_PROGRAM, PORT_SIDE, SIDE_PROTECTED, SIDE_UNPROTECTED, STEER_OBJECT, STEER_PROGRAM, maps, vlan_key,
 };
-use aya::maps::{MapData, PerCpuArray, XskMap};
+use aya::maps::{HashMap, MapData, PerCpuArray, XskMap};
 use aya::programs::{Program, ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use rustix::fs::FlockOperation;
@@ -41,6 +41,7 @@ use self::bpf::{LinkStatus, Target};
 use self::tables::{Tables, take_map};
 use crate::route::Side;
 use crate::wire::Spi;
+use crate::wire::vlan::Tags;
 
 /// Where the pins are, and how far attaching may go.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -62,6 +63,16 @@ pub struct PortSpec {
     pub ifindex: u32,
     /// Which side of the boundary.
     pub side: Side,
+    /// VLANs of it that are ports of their own, and their sides.
+    pub vlans: Vec<(Tags, Side)>,
+}
+
+/// The kernel programs' word for a side.
+fn side_number(side: Side) -> u32 {
+    match side {
+        Side::Protected => SIDE_PROTECTED,
+        Side::Unprotected => SIDE_UNPROTECTED,
+    }
 }
 
 /// How XDP shall be attached.
@@ -199,15 +210,22 @@ impl Steering {
         if !device.is_ethernet {
             return Err(SteeringError::NotEthernet(port.name.clone()));
         }
-        let side = match port.side {
-            Side::Protected => SIDE_PROTECTED,
-            Side::Unprotected => SIDE_UNPROTECTED,
-        };
-        let mut programs = load_object(&self.directory, side)?;
+        if !port.vlans.is_empty()
+            && let Err(error) = device::keep_tags(&port.name)
+        {
+            return Err(SteeringError::Tags(port.name.clone(), error));
+        }
+        let mut programs = load_object(&self.directory, side_number(port.side))?;
         find_program_mut::<Xdp>(&mut programs, STEER_PROGRAM)?.load().map_err(SteeringError::Program)?;
         find_program_mut::<SchedClassifier>(&mut programs, GUARD_PROGRAM)?
             .load()
             .map_err(SteeringError::Program)?;
+        let mut vlans: HashMap<MapData, u32, u32> = take_map(&mut programs, maps::VLANS)?;
+        for (tags, side) in &port.vlans {
+            vlans
+                .insert(vlan_key(tags.outer, tags.inner), side_number(*side), 0)
+                .map_err(|error| SteeringError::Map(maps::VLANS, error))?;
+        }
         let loaded = LoadedPort {
             name: port.name.clone(),
             sockets: take_map(&mut programs, maps::XSKS)?,

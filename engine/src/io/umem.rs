@@ -16,6 +16,7 @@ use xsk_rs::umem::Umem;
 use xsk_rs::umem::frame::FrameDesc;
 
 use super::large::{LARGE_CAPACITY, LARGE_FRAMES, PIECES, Slab};
+use crate::wire::vlan::Tags;
 
 /// Bytes from one frame to the next. Not 4096: that spacing shares sets of the L1 cache and slows batched CBC.
 pub const FRAME_SIZE: usize = 2048;
@@ -103,6 +104,8 @@ pub struct TxFrame {
     /// Of the frame, or [`LARGE`] and that of the slot.
     index: u32,
     pool: u32,
+    /// Bytes in front of `start` that are kept for VLAN tags.
+    front: u32,
 }
 
 /// Set in the index of a large [`TxFrame`].
@@ -112,6 +115,26 @@ impl TxFrame {
     /// The pool it must return to.
     pub(super) fn pool(&self) -> u32 {
         self.pool
+    }
+
+    /// Keeps room for `tags` in front of what it shows from now on.
+    pub(super) fn leave_room(mut self, tags: Tags) -> Self {
+        let length = tags.length() as u32;
+        assert!(self.front == 0 && length < self.length);
+        // SAFETY: `length` is within the frame.
+        self.start = unsafe { self.start.add(length as usize) };
+        self.length -= length;
+        self.front = length;
+        self
+    }
+
+    /// Writes `tags` into the room that was left for them. It shows all of itself again, the packet `Tags::length` longer.
+    pub(super) fn tag(&mut self, tags: Tags) {
+        assert_eq!(self.front as usize, tags.length(), "no room was left for these tags");
+        // SAFETY: `leave_room` moved it forward by as much.
+        self.start = unsafe { self.start.sub(self.front as usize) };
+        self.length += std::mem::take(&mut self.front);
+        tags.write(self);
     }
 }
 
@@ -234,7 +257,7 @@ impl TxPool {
         assert!(capacity >= FRAME_CAPACITY, "the packet area of a frame is {capacity} bytes");
         cursor.set_pos(capacity);
         let start = NonNull::from(bytes.contents_mut()).cast();
-        Some(TxFrame { start, length: FRAME_CAPACITY as u32, index, pool: self.id })
+        Some(TxFrame { start, length: FRAME_CAPACITY as u32, index, pool: self.id, front: 0 })
     }
 
     /// A large frame, of which `length` bytes may be transmitted: it has the frames that they will need.
@@ -251,7 +274,8 @@ impl TxPool {
         let slot = self.slots.take()?;
         self.reserved[slot as usize].extend((0..pieces).filter_map(|_| self.account.take()));
         let start = self.slab.slot(slot as usize);
-        Some(TxFrame { start, length: LARGE_CAPACITY as u32, index: LARGE | slot, pool: self.id })
+        let (length, index) = (LARGE_CAPACITY as u32, LARGE | slot);
+        Some(TxFrame { start, length, index, pool: self.id, front: 0 })
     }
 
     /// # Panics
@@ -281,6 +305,7 @@ impl TxPool {
     #[inline]
     pub(super) fn submit(&mut self, frame: TxFrame, length: usize, staged: &mut Vec<FrameDesc>) {
         assert_eq!(frame.pool, self.id, "a frame came back to a pool it was not taken from");
+        debug_assert_eq!(frame.front, 0, "tags are still to be written");
         if frame.index & LARGE != 0 {
             return self.scatter(frame, length, staged);
         }

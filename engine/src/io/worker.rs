@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-use super::datapath::NeighbourRequests;
+use super::datapath::{NeighbourRequests, VlanPort};
 use super::egress::{Egress, add, drop_frames};
 use super::hand_over::{Command, DEPTH, HOPS, HandedOver, Lent, Mailbox, Retired};
 use super::host::HostFrame;
@@ -44,6 +44,8 @@ pub struct Shared {
     pub mailboxes: Box<[Mailbox]>,
     /// Who asks the kernel for neighbours.
     pub neighbours: Arc<dyn NeighbourRequests>,
+    /// Ports that are VLANs of others' interfaces.
+    pub vlans: Box<[VlanPort]>,
     /// Set once, to stop all workers.
     pub stop: AtomicBool,
     /// Workers that take nothing from the rings any more, and so hand nothing over.
@@ -118,8 +120,8 @@ impl<P: Process> Worker<P> {
         let counters = vitals.counters.clone();
         Self {
             number,
+            egress: Egress::new(counters.clone(), &shared.vlans),
             shared,
-            egress: Egress::new(counters.clone()),
             counters,
             vitals,
             process,
@@ -179,15 +181,20 @@ impl<P: Process> Worker<P> {
             }
         }
         worked |= self.take_handed_over(now);
+        let is_time = now >= self.housekeeping_at;
+        if is_time {
+            self.process.housekeeping(now, &mut self.egress, &mut self.results);
+            worked |= !self.results.outputs.is_empty();
+            self.send_outputs(now);
+        }
         if receive && now >= self.unasked_at {
             self.unasked_at = self.process.send_unasked(now, &mut self.egress, &mut self.results);
             self.send_outputs(now);
         }
         let gone = &mut self.gone;
         self.egress.flush(now, |port| gone.push(port));
-        if now >= self.housekeeping_at {
+        if is_time {
             self.housekeeping_at = now + HOUSEKEEPING_MS;
-            self.process.housekeeping(now);
             self.receivers.iter().for_each(Receiver::refresh_statistics);
             let lost = self.receivers.iter().filter(|receiver| receiver.lost_interface());
             self.gone.extend(lost.map(|receiver| receiver.port));
@@ -241,8 +248,13 @@ impl<P: Process> Worker<P> {
                 continue;
             }
             lent += 1;
-            let port = self.receivers[i].port;
-            let frame = Lent::Ring(self.receivers[i].lend(index));
+            let mut port = self.receivers[i].port;
+            let mut frame = self.receivers[i].lend(index);
+            if let Some(untagged) = self.results.untagged.iter().find(|untagged| untagged.index == index) {
+                port = untagged.port;
+                frame.skip(untagged.length);
+            }
+            let frame = Lent::Ring(frame);
             self.hand_over(target, HandedOver { port, origin: self.number, hops: 1, frame });
         }
         self.results.hand_over = hand_over;
@@ -455,11 +467,14 @@ impl<P: Process> Worker<P> {
 
     /// Gives up a port's sockets, those with lent frames when these have come home.
     fn close(&mut self, port: PortId, reason: DropReason, closer: Option<Sender<Retired>>) {
-        let Self { waiting, egress, counters, .. } = self;
-        waiting.take_port(port, |frame| {
-            drop_frames(counters, reason, 1);
-            egress.give_back(port, frame);
-        });
+        let Self { waiting, egress, counters, shared, .. } = self;
+        let vlans = shared.vlans.iter().filter(|vlan| vlan.parent == port).map(|vlan| vlan.port);
+        for port in vlans.chain([port]) {
+            waiting.take_port(port, |frame| {
+                drop_frames(counters, reason, 1);
+                egress.give_back(port, frame);
+            });
+        }
         if let Some(transmitter) = egress.close(port, reason) {
             retire(Retired::Transmitter(Box::new(transmitter)), closer.as_ref());
         }

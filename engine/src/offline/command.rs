@@ -1,5 +1,6 @@
 //! `adit offline`: captures in, captures and a report out.
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,10 +20,11 @@ use crate::control::settings::{Settings, selectors_of};
 use crate::crypto::IvSource;
 use crate::pipeline::{BURST, DropReason, Received, Tables};
 use crate::policy::{Action, Path, Policy, Spd, Tunnel};
-use crate::route::PortId;
+use crate::route::{PortId, Vlan};
 use crate::sa::inbound::SaCounters;
 use crate::sa::publish::Published;
 use crate::sa::{InboundSa, OutboundSa};
+use crate::wire::vlan::Tags;
 
 /// Runs captures through the engine, without a daemon, sockets or root.
 ///
@@ -124,8 +126,10 @@ fn execute(arguments: &Arguments) -> Result<String, String> {
         .map_err(|error| format!("{}: {error}", arguments.out.display()))?;
     let mut writers = Vec::new();
     for interface in &settings.interfaces {
-        writers.push((0_u64, Writer::create(&arguments.out.join(format!("{}.pcap", interface.name)))?));
+        let path = arguments.out.join(format!("{}.pcap", interface.name));
+        writers.push(if interface.vlan.is_none() { Some(Writer::create(&path)?) } else { None });
     }
+    let mut sent = vec![0; writers.len()];
 
     let began = arrivals.first().map_or(Duration::ZERO, |first| first.captured.time);
     let mut handed_over = 0;
@@ -141,10 +145,17 @@ fn execute(arguments: &Arguments) -> Result<String, String> {
             if let Some(neighbour) = output.unresolved {
                 output.frame[..6].copy_from_slice(&network::made_up_neighbour(neighbour).0);
             }
-            let (count, writer) = &mut writers[usize::from(output.port.0)];
-            *count += 1;
-            if written.is_ok() {
-                written = writer.write(time, &output.frame[..output.length]);
+            let frame = &output.frame[..output.length];
+            sent[usize::from(output.port.0)] += 1;
+            let (wire, frame) = match settings.interfaces[usize::from(output.port.0)].vlan {
+                None => (output.port, Cow::Borrowed(frame)),
+                // On the wire of its interface.
+                Some(Vlan { parent, tags }) => (parent, Cow::Owned(tagged(frame, tags))),
+            };
+            if written.is_ok()
+                && let Some(writer) = &mut writers[usize::from(wire.0)]
+            {
+                written = writer.write(time, &frame);
             }
         });
         written?;
@@ -153,13 +164,18 @@ fn execute(arguments: &Arguments) -> Result<String, String> {
     debug_assert_eq!(handed_over, 0, "there is one worker");
     // The captures are over: no fragment waits any longer.
     engine.expire(u64::MAX);
-    let mut sent = Vec::new();
-    for (count, writer) in writers {
+    for writer in writers.into_iter().flatten() {
         writer.finish()?;
-        sent.push(count);
     }
     let report = report(&engine, &settings, &tunnels, &arrivals, &sent);
     Ok(if arguments.json { format!("{report:#}\n") } else { text(&report, &settings) })
+}
+
+fn tagged(frame: &[u8], tags: Tags) -> Vec<u8> {
+    let mut tagged = vec![0; tags.length()];
+    tagged.extend_from_slice(frame);
+    tags.write(&mut tagged);
+    tagged
 }
 
 fn seed(number: u64) -> [u8; 32] {
@@ -212,6 +228,7 @@ fn tables(settings: &Settings, file: &network::NetworkFile) -> Result<(Tables, V
             local: wanted.local,
             remote: wanted.remote,
             mode: wanted.mode,
+            udp: wanted.udp,
             clamp_mss: wanted.clamp_mss,
             tfc: wanted.tfc.runtime(),
             fragmentation: wanted.fragmentation,

@@ -124,6 +124,12 @@ impl Engine {
         self.pipeline.expire(&self.tables, now);
     }
 
+    /// Lets the second pass in which keepalives are sent; what comes of it waits for [`Engine::transmit`].
+    pub fn send_keepalives(&mut self, now: u64) {
+        let guard = self.reader.pin();
+        self.pipeline.send_keepalives(&self.tables, &guard, now, &mut self.frames, &mut self.results);
+    }
+
     /// Makes the dummy packets that are due at `now`; returns when to ask again.
     pub fn send_dummies(&mut self, now: u64) -> u64 {
         let guard = self.reader.pin();

@@ -87,6 +87,7 @@ pub fn build(file: &NetworkFile, settings: &Settings, spd: &Spd) -> Result<Netwo
             mtu,
             up: true,
             addresses: table.map(|table| table.addresses.clone()).unwrap_or_default(),
+            vlan: interface.vlan,
         });
         ids.insert(interface.name.as_str(), id);
     }

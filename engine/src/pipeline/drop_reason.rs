@@ -27,7 +27,7 @@ macro_rules! drop_reasons {
 drop_reasons! {
     Malformed "malformed" Some("XfrmInHdrError"), "The outer packet's headers contradict themselves or its length.";
     NotIp "not_ip" None, "A frame that is neither IPv4 nor IPv6 reached the engine.";
-    Vlan "vlan" None, "A VLAN-tagged frame under the cover.";
+    Vlan "vlan" None, "A frame of a VLAN that no port has, under the cover.";
     NoState "no_state" Some("XfrmInNoStates"), "ESP or AH with an SPI or endpoint that no inbound SA has.";
     NatKeepalive "nat_keepalive" None, "A NAT keepalive (RFC 3948 section 2.3): swallowed as intended.";
     EspFragment "esp_fragment" None, "A fragment of an ESP or AH packet, while reassembly is switched off.";

@@ -16,7 +16,7 @@ use crate::sa::InboundSa;
 use crate::sa::inbound::InboundKeys;
 use crate::sa::lifetime::Allowance;
 use crate::sa::replay::{Authenticated, Candidate, Refused};
-use crate::sa::spec::Mode;
+use crate::sa::spec::{Mode, UdpPorts};
 use crate::transform::ah::{self, Role};
 use crate::transform::esp::{self, BadTrailer};
 use crate::transform::natt::{self, Datagram};
@@ -24,7 +24,7 @@ use crate::transform::transport::{self, Split};
 use crate::transform::{Layout, ecn, mss};
 use crate::wire::ethernet::HEADER_LENGTH;
 use crate::wire::icmp::IcmpError;
-use crate::wire::ip::{self, Fragment, IpPacket, IpVersion};
+use crate::wire::ip::{self, Fragment, IpPacket, IpVersion, Upper};
 use crate::wire::{self, Spi, protocol, udp};
 
 /// ESP and AH packets of a burst by SA.
@@ -192,11 +192,16 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             }
         };
         let spec = &sa.spec.sa;
+        let to_port = match packet.flow.upper {
+            Upper::Ports { destination, .. } if outside.in_udp => Some(destination),
+            _ => None,
+        };
         if packet.flow.destination != spec.local
-            // Behind a NAT the peer may be anywhere; the ICV says whether it is the peer.
-            || (packet.flow.source != spec.remote && !outside.in_udp)
+            // Behind a NAT the peer may be anywhere; the ICV says whether it is the peer. Transport mode is with an
+            // address: there only the port may be another.
+            || (packet.flow.source != spec.remote && (!outside.in_udp || spec.mode != Mode::Tunnel))
             || outside.ah.is_some() != (spec.protocol.number() == protocol::AH)
-            || outside.in_udp != spec.udp_port.is_some()
+            || to_port != spec.udp.map(UdpPorts::local)
         {
             return Err(DropReason::NoState);
         }
@@ -274,7 +279,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         // What most SAs are is decided here, not for every packet.
         let is_plain = matches!(sa.keys, InboundKeys::Esp(_))
             && sa.spec.sa.mode == Mode::Tunnel
-            && sa.spec.sa.udp_port.is_none();
+            && sa.spec.sa.udp.is_none();
         match is_plain {
             true => self.send_group::<true>(burst, sa, &mut taken, &outcomes, &mut count),
             false => self.send_group::<false>(burst, sa, &mut taken, &outcomes, &mut count),
@@ -320,7 +325,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             };
             count.packets += 1;
             count.bytes += u64::from(sealed.length);
-            if !PLAIN && sa.spec.sa.udp_port.is_some() {
+            if !PLAIN && sa.spec.sa.udp.is_some() {
                 self.follow(sa, sealed.candidate.sequence(), sealed.headers(burst), tunnel);
             }
             match sent {
@@ -344,9 +349,10 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if sa.spec.replay_window != 0
             && sa.replay.right_edge() == sequence
             && let Some(outbound) = tunnel.outbound.load(self.guard)
+            && let Some(in_udp) = &outbound.in_udp
             && let Some((address, port)) = natt::origin(headers)
         {
-            outbound.peer.follow(address, port);
+            in_udp.peer.follow(address, port);
         }
     }
 
@@ -491,6 +497,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 packet.traffic_class = packet.traffic_class & !ECN | ecn;
                 ip::set_traffic_class(plaintext, version, packet.traffic_class);
             }
+        } else if sa.spec.sa.udp.is_some() {
+            natt::renew_checksum(plaintext, &packet);
         }
 
         let Admitted { tunnel, way, .. } = self.admit(sa, &packet, plaintext, admittance)?;

@@ -22,9 +22,22 @@ impl Pipeline {
         results: &mut Results<F::Frame>,
     ) {
         let (Some(spd), Some(network)) = (tables.spd.load(guard), tables.network.load(guard)) else { return };
-        let (mut tally, sad, memo) = (Tally::new(), &tables.sad, Memo::default());
-        let own = &mut *self;
-        let mut pass = Pass { own, sad, guard, spd, network, now, frames, results, tally: &mut tally, memo };
+        let mut tally = Tally::new();
+        self.recent.look_at(network.generation);
+        let mut pass = Pass {
+            own: &mut *self,
+            sad: &tables.sad,
+            reassembly: &tables.reassembly,
+            icmp: &tables.icmp,
+            guard,
+            spd,
+            network,
+            now,
+            frames,
+            results,
+            tally: &mut tally,
+            memo: Memo::default(),
+        };
         for tunnel in spd.in_udp() {
             pass.send_keepalive(tunnel);
         }
@@ -35,17 +48,16 @@ impl Pipeline {
 impl<'g, F: Frames> Pass<'_, 'g, F> {
     fn send_keepalive(&mut self, tunnel: &'g Tunnel) {
         let Some(sa) = tunnel.outbound.load(self.guard) else { return };
-        let Some(silence) = sa.keepalive.silence(sa.counters.packets.load(Ordering::Relaxed), self.now)
-        else {
-            return;
-        };
+        let Some(keepalive) = sa.in_udp.as_ref().map(|in_udp| &in_udp.keepalive) else { return };
+        let sent = sa.counters.packets.load(Ordering::Relaxed);
+        let Some(silence) = keepalive.silence(sent, self.now) else { return };
         let outer = sa.outer_now();
         let Ok(egress) = self.outer_egress(&outer) else { return };
         if sa.lifetime.is_over() || self.frames.instead(egress.id).is_some() {
             return;
         }
-        let Some(mut frame) = self.frames.take(egress.id) else { return };
-        if !sa.keepalive.claim(silence, self.now) {
+        let Ok(mut frame) = self.take_frame(egress.id, HEADER_LENGTH + outer.length() + 1) else { return };
+        if !keepalive.claim(silence, self.now) {
             return self.frames.give_back(egress.id, frame);
         }
         let length = natt::write_keepalive(&mut frame[HEADER_LENGTH..], &outer);

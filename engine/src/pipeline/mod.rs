@@ -31,6 +31,7 @@ mod fragments;
 mod host;
 mod icmp;
 mod inbound;
+mod keepalive;
 mod outbound;
 mod outside;
 pub mod reassembly;
@@ -59,7 +60,7 @@ use crate::transform::natt::{self, Datagram};
 use crate::wire::ethernet::{self, ether_type};
 use crate::wire::icmp::IcmpError;
 use crate::wire::ip::{self, Fragment, Hidden, IpPacket, IpVersion, Upper};
-use crate::wire::udp::NAT_TRAVERSAL_PORT;
+use crate::wire::vlan::{self, Tags};
 use crate::wire::{protocol, quote};
 use admission::Admission;
 use fragments::Completed;
@@ -98,7 +99,7 @@ impl Tables {
 }
 
 /// One received Ethernet frame. It stays where it is; it belongs to the pipeline until `process` returns, which
-/// may lower its TTL and MSS before it is sealed. A frame that is handed over has not been touched.
+/// may lower its TTL and MSS before it is sealed. A frame that is handed over has not been touched, but for its VLAN tags.
 pub struct Received<'a> {
     /// Where it came in.
     pub port: PortId,
@@ -148,6 +149,19 @@ pub struct Results<F> {
     pub deliveries: Vec<Delivery<F>>,
     /// Indexes into the burst of packets whose outbound SA another worker owns, and that worker.
     pub hand_over: Vec<(usize, u32)>,
+    /// Frames of the burst that were tagged, whether they are handed over or not.
+    pub untagged: Vec<Untagged>,
+}
+
+/// A frame whose VLAN tags were taken out: its addresses lie `length` bytes further on now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Untagged {
+    /// Its place in the burst.
+    pub index: usize,
+    /// The port of its VLAN.
+    pub port: PortId,
+    /// Bytes of its tags.
+    pub length: usize,
 }
 
 impl<F> Results<F> {
@@ -157,6 +171,7 @@ impl<F> Results<F> {
             outputs: Vec::with_capacity(4 * BURST),
             deliveries: Vec::with_capacity(2 * BURST),
             hand_over: Vec::with_capacity(BURST),
+            untagged: Vec::with_capacity(BURST),
         }
     }
 }
@@ -249,6 +264,7 @@ impl Pipeline {
         results: &mut Results<F::Frame>,
     ) {
         assert!(burst.len() <= BURST, "a burst of {} packets", burst.len());
+        results.untagged.clear();
         self.process_burst(tables, guard, now, burst, frames, results);
         if !self.completed.is_empty() {
             self.process_completed(tables, guard, now, frames, results);
@@ -333,8 +349,11 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let mut room = std::mem::take(&mut self.own.packets);
         let packets = &mut room[..burst.len()];
         let mut readable = ArrayVec::<Result<(), DropReason>, BURST>::new();
-        for (received, packet) in burst.iter().zip(&mut *packets) {
-            readable.push(read_frame(&mut self.own.reader, received.frame, packet));
+        for (index, (received, packet)) in burst.iter_mut().zip(&mut *packets).enumerate() {
+            readable.push(match read_frame(&mut self.own.reader, received.frame, packet) {
+                Err(DropReason::Vlan) => self.read_tagged(index, received, packet),
+                read => read,
+            });
         }
         let packets = &*packets;
         let mut inbound = Inbound::new();
@@ -358,6 +377,22 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         self.own.packets = room;
     }
 
+    /// Takes the tags out of a frame and reads it as one of its VLAN's port.
+    #[cold]
+    fn read_tagged(
+        &mut self,
+        index: usize,
+        received: &mut Received<'_>,
+        packet: &mut IpPacket,
+    ) -> Result<(), DropReason> {
+        let (tags, length) = Tags::read(received.frame).ok_or(DropReason::Vlan)?;
+        let port = self.network.port_of_tags(received.port, tags).ok_or(DropReason::Vlan)?;
+        received.port = port;
+        received.frame = vlan::strip(std::mem::take(&mut received.frame), length);
+        self.results.untagged.push(Untagged { index, port, length });
+        read_frame(&mut self.own.reader, received.frame, packet)
+    }
+
     /// Puts one packet where it belongs: into a group, or forward in clear, or away.
     fn sort(
         &mut self,
@@ -374,13 +409,13 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let port = self.network.ports.get(usize::from(received.port.0)).ok_or(DropReason::PolicyDiscard)?;
         let to_us = self.is_our_destination(packet.flow.destination);
         // RFC 4301 section 5.2 step 2: only what is addressed to us is for us to decrypt.
-        if to_us && packet.fragment != Fragment::Whole && may_be_sealed(packet) {
+        if to_us && packet.fragment != Fragment::Whole && self.may_be_sealed(packet) {
             return self.reassemble(received, packet);
         }
         if to_us && matches!(packet.flow.protocol, protocol::ESP | protocol::AH) {
             return self.sort_sealed(index, received.frame, packet, inbound);
         }
-        if to_us && is_nat_traversal(packet) {
+        if to_us && self.is_nat_traversal(packet) {
             match natt::read(datagram(received.frame, packet)).map_err(|_| DropReason::Malformed)? {
                 Datagram::Esp(..) => return self.sort_sealed(index, received.frame, packet, inbound),
                 Datagram::Keepalive => return Err(DropReason::NatKeepalive),
@@ -466,6 +501,22 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
     }
 
+    /// Whether a fragment may be one of ESP or AH. A later one of UDP does not show its ports, and one of IPv6 not what
+    /// stands behind the first header of the datagram.
+    fn may_be_sealed(&self, packet: &IpPacket) -> bool {
+        match packet.flow.protocol {
+            protocol::ESP | protocol::AH => true,
+            protocol::UDP => packet.fragment == Fragment::Later || self.is_nat_traversal(packet),
+            _ => packet.flow.hides(packet.fragment) == Hidden::Protocol,
+        }
+    }
+
+    /// Whether a packet is for a port of RFC 3948.
+    fn is_nat_traversal(&self, packet: &IpPacket) -> bool {
+        packet.flow.protocol == protocol::UDP
+            && matches!(packet.flow.upper, Upper::Ports { destination, .. } if self.spd.is_nat_port(destination))
+    }
+
     fn is_our_destination(&mut self, address: IpAddr) -> bool {
         is_local(self.network, &mut self.own.recent.destination, address)
     }
@@ -484,22 +535,6 @@ fn is_local(network: &Network, last: &mut Option<(IpAddr, bool)>, address: IpAdd
             answer
         }
     }
-}
-
-/// Whether a fragment may be one of ESP or AH. A later one of UDP does not show its ports, and one of IPv6 not what
-/// stands behind the first header of the datagram.
-fn may_be_sealed(packet: &IpPacket) -> bool {
-    match packet.flow.protocol {
-        protocol::ESP | protocol::AH => true,
-        protocol::UDP => packet.fragment == Fragment::Later || is_nat_traversal(packet),
-        _ => packet.flow.hides(packet.fragment) == Hidden::Protocol,
-    }
-}
-
-/// Whether a packet is for the port of RFC 3948.
-fn is_nat_traversal(packet: &IpPacket) -> bool {
-    packet.flow.protocol == protocol::UDP
-        && matches!(packet.flow.upper, Upper::Ports { destination: NAT_TRAVERSAL_PORT, .. })
 }
 
 /// What follows the IP headers of a packet, to its end.

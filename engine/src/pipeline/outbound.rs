@@ -24,6 +24,7 @@ use crate::wire::ethernet::HEADER_LENGTH;
 use crate::wire::icmp::IcmpError;
 use crate::wire::ip::{self, Fragment, IpPacket, IpVersion};
 use crate::wire::protocol;
+use crate::wire::udp::{self, UdpHeader};
 
 /// Packets of a burst (by their places in it) under PROTECT, by the tunnel that protects them.
 pub(super) type Outbound<'g> = Groups<'g, Tunnel, usize>;
@@ -93,7 +94,8 @@ impl<'g> Group<'g> {
         match split {
             None => self.tunnel_mtu,
             Some(split) => {
-                transport::inside_mtu(*outside_mtu, &sa.layout, sa.outer.version(), split.at.into())
+                let mtu = outside_mtu.saturating_sub(in_udp(sa) as u32);
+                transport::inside_mtu(mtu, &sa.layout, sa.outer.version(), split.at.into())
             }
         }
     }
@@ -193,7 +195,10 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let mtu = self.outside_mtu(tunnel, &egress);
         Some(match sa.spec.sa.mode {
             Mode::Tunnel => sa.outer.inside_mtu(mtu, &sa.layout),
-            Mode::Transport(_) => transport::usual_inside_mtu(mtu, &sa.layout, sa.outer.version()),
+            Mode::Transport(_) => {
+                let mtu = mtu.saturating_sub(in_udp(sa) as u32);
+                transport::usual_inside_mtu(mtu, &sa.layout, sa.outer.version())
+            }
         })
     }
 
@@ -426,7 +431,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         for (position, Ready { sealed: lengths, mut frame, .. }) in ready.drain(..).enumerate() {
             if position < sealed {
                 if is_udp_ipv6 {
-                    natt::checksum_ipv6(&mut frame[HEADER_LENGTH..HEADER_LENGTH + lengths.sum()]);
+                    let packet = &mut frame[HEADER_LENGTH..HEADER_LENGTH + lengths.sum()];
+                    natt::checksum_ipv6(packet, lengths.headers - udp::HEADER_LENGTH);
                 }
                 bytes += lengths.behind as u64;
                 self.send_sealed(group, frame, lengths.sum());
@@ -553,13 +559,31 @@ fn write_headers<'f, 'b>(
             (bytes, next_header)
         }
         Some(split) => {
-            let (own, payload) = bytes.split_at(headers_length);
-            headers.copy_from_slice(own);
-            transport::rewrite(headers, packet.version, split.named_at, outer.protocol, behind_length);
+            let (own, payload) = bytes.split_at(split.at.into());
+            let (ip, udp) = headers.split_at_mut(own.len());
+            ip.copy_from_slice(own);
+            let carried = udp.len() + behind_length;
+            let protocol = match outer.udp_ports {
+                None => outer.protocol,
+                Some((source, destination)) => {
+                    // `prepare` bounds the packet.
+                    udp.copy_from_slice(
+                        &UdpHeader { source, destination, length: carried as u16 }.to_bytes(),
+                    );
+                    protocol::UDP
+                }
+            };
+            transport::rewrite(ip, packet.version, split.named_at, protocol, carried);
             (payload, split.next_header)
         }
     };
     Placed { headers, behind, payload, next_header }
+}
+
+/// Bytes of a UDP header in front of ESP.
+#[inline(always)]
+fn in_udp(sa: &OutboundSa) -> usize {
+    if sa.outer.udp_ports.is_some() { udp::HEADER_LENGTH } else { 0 }
 }
 
 /// How ESP and AH call a whole packet.
@@ -586,8 +610,8 @@ impl Lengths {
         match split {
             None => Self { headers: sa.outer.length(), behind: sa.layout.length(length) },
             Some(split) => {
-                let headers = usize::from(split.at);
-                Self { headers, behind: sa.layout.length(length - headers) }
+                let own = usize::from(split.at);
+                Self { headers: own + in_udp(sa), behind: sa.layout.length(length - own) }
             }
         }
     }

@@ -3,14 +3,13 @@
 
 use super::icmp::Budget;
 use super::{DropReason, Frames, Pass, Received};
-use crate::policy::Tunnel;
 use crate::policy::path::Trouble;
+use crate::policy::{Spd, Tunnel};
 use crate::sa::OutboundSa;
 use crate::wire::ethernet::HEADER_LENGTH;
 use crate::wire::ip::{Fragment, IpPacket, Upper};
 use crate::wire::quote::{self, ErrorKind, Quote};
-use crate::wire::udp::{self, NAT_TRAVERSAL_PORT};
-use crate::wire::{Spi, protocol};
+use crate::wire::{Spi, protocol, udp};
 
 /// What to make of ICMP errors.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -96,7 +95,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
 
     /// The tunnel whose outbound SA sent the quoted packet, not long ago.
     fn tunnel_that_sent(&mut self, quote: &Quote<'_>) -> Option<&'g Tunnel> {
-        let said = Said::read(quote)?;
+        let said = Said::read(quote, self.spd)?;
         let (spd, guard) = (self.spd, self.guard);
         let sent = |tunnel: &&Tunnel| tunnel.outbound.load(guard).is_some_and(|sa| said.is_of(sa, quote));
         let mut there = spd.tunnels_to(quote.flow.destination).map(|tunnel| &**tunnel);
@@ -121,7 +120,7 @@ struct Said {
 
 impl Said {
     /// `None` where it says nothing: no ESP or AH, or too little of it.
-    fn read(quote: &Quote<'_>) -> Option<Self> {
+    fn read(quote: &Quote<'_>, spd: &Spd) -> Option<Self> {
         if quote.fragment == Fragment::Later {
             return None;
         }
@@ -129,8 +128,8 @@ impl Said {
             (protocol::ESP, _) => (0, None),
             // RFC 4302 section 2: next header, length and reserved come first.
             (protocol::AH, _) => (4, None),
-            (protocol::UDP, Upper::Ports { source: NAT_TRAVERSAL_PORT, destination }) => {
-                (udp::HEADER_LENGTH, Some((NAT_TRAVERSAL_PORT, destination)))
+            (protocol::UDP, Upper::Ports { source, destination }) if spd.is_nat_port(source) => {
+                (udp::HEADER_LENGTH, Some((source, destination)))
             }
             _ => return None,
         };

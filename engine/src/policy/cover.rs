@@ -74,6 +74,8 @@ pub struct Cover {
     pub local: Vec<Prefix>,
     /// Peer-side addresses of the selectors.
     pub remote: Vec<Prefix>,
+    /// Not addresses: ports of ours besides 4500 that IKE and ESP in UDP come to, whatever the cover.
+    pub nat_ports: Vec<u16>,
 }
 
 impl Cover {
@@ -81,7 +83,11 @@ impl Cover {
     pub fn of(spd: &Spd) -> Self {
         if spd.fallback == Fallback::Discard {
             let everything = vec![Prefix::ALL_V4, Prefix::ALL_V6];
-            return Self { local: everything.clone(), remote: everything };
+            return Self {
+                local: everything.clone(),
+                remote: everything,
+                nat_ports: spd.nat_ports().to_vec(),
+            };
         }
         Self::of_policies(spd, |policy| !matches!(policy.action, Action::Bypass))
     }
@@ -96,6 +102,7 @@ impl Cover {
         Self {
             local: prefixes(selectors().map(|selector| selector.local)),
             remote: prefixes(selectors().map(|selector| selector.remote)),
+            nat_ports: spd.nat_ports().to_vec(),
         }
     }
 

@@ -11,8 +11,9 @@ use super::tfc::Tfc;
 use crate::sa::OutboundSa;
 use crate::sa::publish::Published;
 use crate::sa::selector::{Direction, Selector};
-use crate::sa::spec::Mode;
+use crate::sa::spec::{Mode, UdpPorts};
 use crate::wire::ip::{Flow, Fragment, Hidden};
+use crate::wire::udp::NAT_TRAVERSAL_PORT;
 
 /// Where a PROTECT policy sends: a slot that names its current outbound SA, so that rekeying leaves policies
 /// and flow caches alone.
@@ -25,6 +26,8 @@ pub struct Tunnel {
     pub remote: IpAddr,
     /// Whether it carries packets in packets, or between the endpoints themselves.
     pub mode: Mode,
+    /// Where its ESP is in UDP.
+    pub udp: Option<UdpPorts>,
     /// Lower TCP MSS to what the tunnel carries.
     pub clamp_mss: bool,
     /// Traffic-flow confidentiality.
@@ -112,6 +115,10 @@ pub struct Spd {
     pub(super) classifier: Classifier,
     /// Policies but BYPASS, by their places, that ask for more than addresses.
     asking: Vec<usize>,
+    /// Tunnels whose ESP is in UDP, each once.
+    in_udp: Vec<Arc<Tunnel>>,
+    /// Ports of ours that they use, besides 4500.
+    nat_ports: Vec<u16>,
     /// Tunnels that send dummy packets, each once.
     pub with_dummies: Vec<Arc<Tunnel>>,
     /// The tunnels of its policies, each once, and their places by their peers.
@@ -157,7 +164,23 @@ impl Spd {
             by_peer.entry(tunnel.remote).or_default().push(index);
         }
         let with_dummies = tunnels.iter().filter(|tunnel| tunnel.tfc.dummies.is_some()).cloned().collect();
-        Self { policies, fallback, generation, classifier, asking, with_dummies, tunnels, by_peer }
+        let in_udp: Vec<_> = tunnels.iter().filter(|tunnel| tunnel.udp.is_some()).cloned().collect();
+        let mut nat_ports: Vec<_> = in_udp.iter().filter_map(|tunnel| Some(tunnel.udp?.local())).collect();
+        nat_ports.retain(|&port| port != NAT_TRAVERSAL_PORT);
+        nat_ports.sort_unstable();
+        nat_ports.dedup();
+        Self {
+            policies,
+            fallback,
+            generation,
+            classifier,
+            asking,
+            in_udp,
+            nat_ports,
+            with_dummies,
+            tunnels,
+            by_peer,
+        }
     }
 
     /// The tunnels that its policies protect with, each once.
@@ -168,6 +191,22 @@ impl Spd {
     /// Those of them whose peer is set up at `peer`.
     pub fn tunnels_to(&self, peer: IpAddr) -> impl Iterator<Item = &Arc<Tunnel>> {
         self.by_peer.get(&peer).into_iter().flatten().map(|&index| &self.tunnels[index])
+    }
+
+    /// The tunnels whose ESP is in UDP, each once.
+    pub fn in_udp(&self) -> &[Arc<Tunnel>] {
+        &self.in_udp
+    }
+
+    /// Ports of ours that IKE and ESP in UDP come to, besides 4500: sorted, and few.
+    pub fn nat_ports(&self) -> &[u16] {
+        &self.nat_ports
+    }
+
+    /// Whether IKE and ESP in UDP come to this port of ours.
+    #[inline]
+    pub fn is_nat_port(&self, port: u16) -> bool {
+        port == NAT_TRAVERSAL_PORT || self.nat_ports.contains(&port)
     }
 
     /// Index of the first policy that means `flow`. `None`, and so no way through, also for a packet that a BYPASS

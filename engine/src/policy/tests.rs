@@ -109,6 +109,7 @@ fn tunnel() -> Arc<Tunnel> {
         local: [192, 0, 2, 1].into(),
         remote: [192, 0, 2, 2].into(),
         mode: Mode::Tunnel,
+        udp: None,
         clamp_mss: false,
         tfc: Default::default(),
         fragmentation: spd::Fragmentation::Before,

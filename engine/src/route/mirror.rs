@@ -29,7 +29,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::builder::RoutesBuilder;
 use super::kernel::{self, Answer};
 use super::resolver::{Key, Request, Schedule};
-use super::{LARGEST_MTU, Neighbours, Network, Port, PortId, Resolver, Routes, Side};
+use super::{LARGEST_MTU, Neighbours, Network, Port, PortId, Resolver, Routes};
 
 /// Events are gathered for this long before they are acted on.
 const COALESCE: Duration = Duration::from_millis(10);
@@ -75,14 +75,14 @@ pub struct Mirror {
 impl Mirror {
     /// Starts the mirror in the network namespace of the calling thread and waits for the first picture.
     ///
-    /// `ports` are names and sides of the interfaces adit steers, in the order of their [`PortId`]s. They are
+    /// `ports` are the interfaces adit steers, absent ones, in the order of their [`PortId`]s. They are
     /// followed by name: an interface may be missing, and may be deleted and made anew. `publish` takes every
     /// picture, at most one each 10 ms; `on_link` takes the changes since the first picture.
     ///
     /// # Errors
     /// When no thread or netlink socket can be had, or the first dump fails.
     pub fn start(
-        ports: Vec<(Arc<str>, Side)>,
+        ports: Vec<Port>,
         publish: impl FnMut(Arc<Network>) + Send + 'static,
         on_link: impl FnMut(LinkEvent) + Send + 'static,
     ) -> io::Result<Self> {
@@ -244,7 +244,7 @@ struct Tables {
 
 impl Tables {
     fn new(
-        ports: Vec<(Arc<str>, Side)>,
+        ports: Vec<Port>,
         publish: Box<dyn FnMut(Arc<Network>) + Send>,
         on_link: Box<dyn FnMut(LinkEvent) + Send>,
     ) -> Self {
@@ -252,7 +252,7 @@ impl Tables {
             publish,
             on_link,
             generation: 0,
-            ports: ports.into_iter().map(|(name, side)| Port::absent(name, side)).collect(),
+            ports,
             routes: Arc::default(),
             neighbours: BTreeMap::new(),
             published_neighbours: Arc::default(),
@@ -402,7 +402,8 @@ fn port_of(ports: &[Port], ifindex: u32) -> Option<PortId> {
 
 /// The ports of `known`, as the kernel has them now.
 async fn dump_ports(handle: &Handle, known: &[Port]) -> Result<Vec<Port>, rtnetlink::Error> {
-    let mut ports: Vec<Port> = known.iter().map(|port| Port::absent(port.name.clone(), port.side)).collect();
+    let absent = |port: &Port| Port { vlan: port.vlan, ..Port::absent(port.name.clone(), port.side) };
+    let mut ports: Vec<Port> = known.iter().map(absent).collect();
     let links = handle.link().get().set_filter_mask(AddressFamily::Unspec, vec![LinkExtentMask::SkipStats]);
     let mut links = std::pin::pin!(links.execute());
     while let Some(message) = links.try_next().await? {

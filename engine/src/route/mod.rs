@@ -17,6 +17,7 @@ pub use resolver::Resolver;
 pub use table::Routes;
 
 use crate::wire::ethernet::MacAddress;
+use crate::wire::vlan::Tags;
 
 /// adit's own small number for an interface it steers; index into [`Network::ports`].
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -56,12 +57,24 @@ pub struct Port {
     pub up: bool,
     /// The gateway's own addresses on it.
     pub addresses: Vec<IpAddr>,
+    /// Where its frames come and go, if it is a VLAN of another port's interface.
+    pub vlan: Option<Vlan>,
+}
+
+/// A VLAN of an interface.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Vlan {
+    /// The port of the interface itself.
+    pub parent: PortId,
+    /// What its frames carry there.
+    pub tags: Tags,
 }
 
 impl Port {
     /// A port whose interface does not exist (yet).
     pub fn absent(name: Arc<str>, side: Side) -> Self {
-        Self { name, side, ifindex: 0, mac: MacAddress::default(), mtu: 0, up: false, addresses: Vec::new() }
+        let (mac, addresses) = (MacAddress::default(), Vec::new());
+        Self { name, side, ifindex: 0, mac, mtu: 0, up: false, addresses, vlan: None }
     }
 }
 
@@ -151,6 +164,15 @@ impl Network {
     /// Where `destination` goes.
     pub fn next_hop(&self, destination: IpAddr) -> NextHop {
         self.routes.next_hop(destination)
+    }
+
+    /// The port whose frames carry `tags` on the interface of `parent`; without any, that is `parent`.
+    pub fn port_of_tags(&self, parent: PortId, tags: Tags) -> Option<PortId> {
+        if tags == Tags::default() {
+            return Some(parent);
+        }
+        let index = self.ports.iter().position(|port| port.vlan == Some(Vlan { parent, tags }))?;
+        Some(PortId(index as u16))
     }
 
     /// The neighbour's link-layer address, if it is known and usable.

@@ -6,14 +6,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::inbound::SaCounters;
 use super::lease::Lease;
 use super::lifetime::{Allowance, Lifetime};
-use super::peer::PeerEndpoint;
+use super::peer::{Keepalive, PeerEndpoint};
 use super::spec::{OutboundSpec, Protocol, Workers};
 use crate::crypto::key::{KeyError, KeyMaterial};
 use crate::crypto::sequence::{FreshRange, SequenceCounter};
 use crate::crypto::{Sealer, Signer};
 use crate::transform::Layout;
 use crate::transform::tunnel::OuterHeader;
-use crate::wire::udp::NAT_TRAVERSAL_PORT;
 
 /// The owner of an SA that no worker has used yet.
 const NO_OWNER: u32 = u32::MAX;
@@ -36,8 +35,8 @@ pub struct OutboundSa {
     pub keys: OutboundKeys,
     /// Outer header template; transport mode only has its addresses, and in UDP the peer may be elsewhere by now.
     pub outer: OuterHeader,
-    /// Where the peer is, if ESP is in UDP.
-    pub peer: PeerEndpoint,
+    /// Where the peer is and when it is to be sent a keepalive, if ESP is in UDP.
+    pub in_udp: Option<Box<InUdp>>,
     /// Counters.
     pub counters: SaCounters,
     /// What is left of its life.
@@ -46,6 +45,14 @@ pub struct OutboundSa {
     pub lease: Option<Arc<Lease>>,
     sequence: SequenceCounter,
     owner: AtomicU32,
+}
+
+/// What ESP in UDP needs to get through a NAT.
+pub struct InUdp {
+    /// Where the peer is.
+    pub peer: PeerEndpoint,
+    /// When it is to be sent a keepalive.
+    pub keepalive: Keepalive,
 }
 
 /// Numbers for a group of packets.
@@ -96,7 +103,7 @@ impl OutboundSa {
                 source: spec.sa.local,
                 destination: spec.sa.remote,
                 protocol: spec.sa.protocol.number(),
-                udp_ports: spec.sa.udp_port.map(|port| (NAT_TRAVERSAL_PORT, port)),
+                udp_ports: spec.sa.udp.map(|udp| (udp.local(), udp.remote())),
                 ttl: spec.ttl,
                 dscp: spec.dscp,
                 dont_fragment: spec.dont_fragment,
@@ -105,7 +112,10 @@ impl OutboundSa {
             lifetime: Lifetime::default(),
             sequence: SequenceCounter::starting_after(spec.last_sequence),
             owner: AtomicU32::new(NO_OWNER),
-            peer: PeerEndpoint::new(spec.sa.remote, spec.sa.udp_port.unwrap_or(0)),
+            in_udp: spec.sa.udp.map(|udp| {
+                let peer = PeerEndpoint::new(spec.sa.remote, udp.remote());
+                Box::new(InUdp { peer, keepalive: Keepalive::new(spec.keepalive_seconds) })
+            }),
             spec,
         })
     }
@@ -144,7 +154,7 @@ impl OutboundSa {
 
     /// The outer header's template, and in UDP the place where the peer is now.
     pub fn outer_now(&self) -> OuterHeader {
-        match (self.outer.udp_ports, self.peer.get()) {
+        match (self.outer.udp_ports, self.in_udp.as_ref().and_then(|in_udp| in_udp.peer.get())) {
             (Some((own, _)), Some((destination, port))) => {
                 OuterHeader { destination, udp_ports: Some((own, port)), ..self.outer }
             }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
+use std::num::NonZeroU16;
 
 use super::lifetime::Limits;
 use super::selector::{AddressRange, PortRange, Selector, UpperSelector};
@@ -71,6 +72,31 @@ impl Mode {
     }
 }
 
+/// The ports of ESP in UDP (RFC 3948).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct UdpPorts {
+    local: NonZeroU16,
+    remote: NonZeroU16,
+}
+
+impl UdpPorts {
+    /// Ours and the peer's; there is no port 0.
+    pub fn new(local: u16, remote: u16) -> Option<Self> {
+        Some(Self { local: NonZeroU16::new(local)?, remote: NonZeroU16::new(remote)? })
+    }
+
+    /// Ours, mostly 4500.
+    #[inline]
+    pub fn local(self) -> u16 {
+        self.local.get()
+    }
+
+    /// The peer's, to begin with.
+    pub fn remote(self) -> u16 {
+        self.remote.get()
+    }
+}
+
 /// What both directions share.
 #[derive(Clone, Debug)]
 pub struct SaSpec {
@@ -82,8 +108,8 @@ pub struct SaSpec {
     pub protocol: Protocol,
     /// Tunnel or transport.
     pub mode: Mode,
-    /// The peer's port, where ESP is in UDP between it and our port 4500 (RFC 3948).
-    pub udp_port: Option<u16>,
+    /// Where ESP is in UDP.
+    pub udp: Option<UdpPorts>,
     /// Algorithms; for AH the encryption is null.
     pub suite: Suite,
     /// Our endpoint.
@@ -123,6 +149,8 @@ pub struct OutboundSpec {
     pub dscp: Dscp,
     /// Outer DF.
     pub dont_fragment: DontFragment,
+    /// In UDP: how long nothing may be sent before a keepalive is (RFC 3948 section 4), in seconds; 0 for never.
+    pub keepalive_seconds: u32,
     /// Last sequence number that an earlier life of the key may have used, or as an offline run wants: 0 for a new
     /// key.
     pub last_sequence: u64,
@@ -193,11 +221,8 @@ impl SaSpec {
         expect(self.protocol == Protocol::Esp || encryption == Encryption::Null, "encryption", || {
             format!("null beside AH, which does not encrypt, not {encryption}")
         })?;
-        if let Some(port) = self.udp_port {
-            expect(port != 0, "udp_port", || "1 to 65535, not 0".into())?;
-            let is_esp_tunnel = (self.protocol, self.mode) == (Protocol::Esp, Mode::Tunnel);
-            expect(is_esp_tunnel, "udp_port", || "none beside AH, or in transport mode".into())?;
-        }
+        let carries_udp = self.udp.is_none() || self.protocol == Protocol::Esp;
+        expect(carries_udp, "udp_port", || "none beside AH".into())?;
         expect(!self.selectors.is_empty(), "selectors", || "at least one".into())?;
         if let Mode::Transport(_) = self.mode {
             for Selector { local, remote, .. } in &self.selectors {

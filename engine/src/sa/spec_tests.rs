@@ -9,7 +9,7 @@ fn sa() -> SaSpec {
         spi: Spi(256),
         protocol: Protocol::Esp,
         mode: Mode::Tunnel,
-        udp_port: None,
+        udp: None,
         suite: Suite::new(crate::crypto::Encryption::Aes128Gcm, crate::crypto::Authentication::None, None)
             .unwrap(),
         local: "192.0.2.1".parse().unwrap(),
@@ -40,6 +40,7 @@ fn outbound() -> OutboundSpec {
         ttl: 64,
         dscp: Dscp::Copy,
         dont_fragment: DontFragment::Copy,
+        keepalive_seconds: 20,
         last_sequence: 0,
     }
 }
@@ -66,11 +67,12 @@ fn names_the_wrong_field_of_an_sa() {
     assert_eq!(refused(|sa| sa.remote = "2001:db8::1".parse().unwrap(), "version"), "remote");
     assert_eq!(refused(|sa| sa.remote = sa.local, "another address"), "remote");
     assert_eq!(refused(|sa| sa.selectors.clear(), "at least one"), "selectors");
-    assert_eq!(refused(|sa| sa.udp_port = Some(0), "1 to 65535"), "udp_port");
+    assert!(UdpPorts::new(0, 4500).is_none() && UdpPorts::new(4500, 0).is_none());
     let mut in_udp = sa();
-    in_udp.udp_port = Some(1024);
+    in_udp.udp = UdpPorts::new(4500, 1024);
     in_udp.validate().unwrap();
-    in_udp.mode = Mode::Transport(DestinationOptions::After);
+    in_udp.suite = Suite::new(Encryption::Null, crate::crypto::Authentication::Sha256, None).unwrap();
+    in_udp.protocol = Protocol::Ah(ah::Padding::Rfc4302);
     assert_eq!(in_udp.validate().unwrap_err().field, "udp_port");
     // What AH would not do, and packets that are not between the endpoints.
     assert_eq!(refused(|sa| sa.protocol = Protocol::Ah(ah::Padding::Rfc4302), "null"), "encryption");

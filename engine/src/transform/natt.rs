@@ -8,8 +8,11 @@
 
 use std::net::IpAddr;
 
+use super::tunnel::{DontFragment, OuterHeader};
 use crate::wire::Malformed;
 use crate::wire::checksum::Sum;
+use crate::wire::header::IPV6_LENGTH;
+use crate::wire::ip::{IpPacket, IpVersion};
 use crate::wire::protocol;
 use crate::wire::udp::{self, HEADER_LENGTH};
 
@@ -49,14 +52,59 @@ pub fn origin(headers: &[u8]) -> Option<(IpAddr, u16)> {
     Some((address, u16::from_be_bytes([s0, s1])))
 }
 
-/// Writes the UDP checksum of an IPv6 packet without extension headers: a zero one is for hosts that were told so (RFC
-/// 6935 section 5). Over IPv4 it stays zero (RFC 3948 section 2.1).
+/// Writes a keepalive behind the outer header of an SA, in UDP; how many bytes that is (RFC 3948 section 2.3).
+///
+/// # Panics
+/// When `out` has not these few bytes: the caller's own.
+pub fn write_keepalive(out: &mut [u8], outer: &OuterHeader) -> usize {
+    // Too small for anybody to fragment, so it needs no identification.
+    let outer = OuterHeader { dont_fragment: DontFragment::Set, ..*outer };
+    let length = outer.length() + 1;
+    outer.write(out, &IpPacket::EMPTY, 1, 0);
+    out[length - 1] = 0xff;
+    if outer.version() == IpVersion::V6 {
+        checksum_ipv6(&mut out[..length], IPV6_LENGTH);
+    }
+    length
+}
+
+/// Makes the checksum of a packet's next layer right again, where it covers addresses: a NAT may have changed those of
+/// a packet in transport mode since it was computed (RFC 3948 section 3.1.2 b; what was changed on the way was not the
+/// payload, which its ICV covers). UDP that goes without over IPv4 stays without.
+pub fn renew_checksum(bytes: &mut [u8], packet: &IpPacket) {
+    let field = match (packet.flow.protocol, packet.version) {
+        (protocol::TCP, _) => 16,
+        (protocol::UDP, _) => 6,
+        (protocol::ICMPV6, IpVersion::V6) => 2,
+        _ => return,
+    };
+    let (headers, segment) = bytes[..packet.total_length as usize].split_at_mut(packet.payload_offset.into());
+    let addresses = match packet.version {
+        IpVersion::V4 => &headers[12..20],
+        IpVersion::V6 => &headers[8..40],
+    };
+    let Some(&mut [high, low]) = segment.get_mut(field..field + 2) else { return };
+    if packet.flow.protocol == protocol::UDP && packet.version == IpVersion::V4 && [high, low] == [0, 0] {
+        return;
+    }
+    segment[field..field + 2].fill(0);
+    let sum = Sum::default().pseudo_header(addresses, segment.len() as u32, packet.flow.protocol);
+    let checksum = match sum.bytes(segment).checksum() {
+        // RFC 768: a computed zero is sent as all ones.
+        0 if packet.flow.protocol == protocol::UDP => u16::MAX,
+        checksum => checksum,
+    };
+    segment[field..field + 2].copy_from_slice(&checksum.to_be_bytes());
+}
+
+/// Writes the UDP checksum of an IPv6 packet, UDP `at` its start and no Routing header with addresses left in front: a
+/// zero one is for hosts that were told so (RFC 6935 section 5). Over IPv4 it stays zero (RFC 3948 section 2.1).
 ///
 /// # Panics
 /// When `packet` is shorter than its headers: the caller's own.
-pub fn checksum_ipv6(packet: &mut [u8]) {
-    let (header, datagram) = packet.split_at_mut(crate::wire::header::IPV6_LENGTH);
-    let sum = Sum::default().pseudo_header(&header[8..], datagram.len() as u32, protocol::UDP);
+pub fn checksum_ipv6(packet: &mut [u8], at: usize) {
+    let (header, datagram) = packet.split_at_mut(at);
+    let sum = Sum::default().pseudo_header(&header[8..IPV6_LENGTH], datagram.len() as u32, protocol::UDP);
     // RFC 768: a computed zero is sent as all ones.
     let checksum = match sum.bytes(datagram).checksum() {
         0 => u16::MAX,

@@ -12,6 +12,7 @@ pub mod ip;
 pub mod options;
 pub mod quote;
 pub mod udp;
+pub mod vlan;
 
 #[cfg(test)]
 pub(crate) mod frames;

@@ -71,7 +71,7 @@ side = "unprotected"
         # The keys of a case are its own: nobody used them before its first configuration.
         first = case.number not in self.declared
         self.declared.add(case.number)
-        self.ask("reload", *(["--fresh", "peer"] if first else []))
+        self.ask("reload", *(["--fresh", name(case)] if first else []))
 
     def hush(self, case):
         """Sends nothing of its own accord any more; the SAs stay."""
@@ -96,19 +96,26 @@ side = "unprotected"
         return out
 
 
+def name(case):
+    """The case's tunnel: of its own, or the SAs of the one before would be replaced by its, and go on for a while."""
+    return f"peer-{case.number}"
+
+
 def configuration(case):
     """The tables of a case."""
     near, far = INSIDE[case.inner] if case.mode == "tunnel" else (GATEWAY_A[case.inner], GATEWAY_B[case.inner])
     suite = case.suite
     lines = [
         "[[tunnel]]",
-        'name = "peer"',
+        f'name = "{name(case)}"',
         f'local = "{GATEWAY_A[case.outer]}"',
         f'remote = "{GATEWAY_B[case.outer]}"',
         f"esn = {str(case.esn).lower()}",
     ]
     if case.protocol == "ah":
         lines += ['protocol = "ah"', f'ah-padding = "{case.ah_padding}"']
+    if case.protocol == "espinudp":
+        lines.append("udp-port = 4500")
     if case.mode == "transport":
         lines.append('mode = "transport"')
     if suite.cipher:
@@ -128,7 +135,7 @@ def configuration(case):
         "[[policy]]",
         'name = "peer"',
         'action = "protect"',
-        'tunnel = "peer"',
+        f'tunnel = "{name(case)}"',
         f'local = ["{near}"]',
         f'remote = ["{far}"]',
     ]

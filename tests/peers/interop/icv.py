@@ -159,7 +159,7 @@ def ask_tshark(cases, capture):
         table.write_text("\n".join(lines) + "\n")
         command = ["tshark", "-n", "-r", capture, "-o", "esp.enable_encryption_decode:TRUE",
                    "-o", "esp.enable_authentication_check:TRUE", "-Y", "esp", "-T", "fields",
-                   *(word for field in ("esp.spi", "esp.icv_good", "esp.icv_bad", "icmp.type", "icmpv6.type", "tcp.port",
+                   *(word for field in ("esp.spi", "esp.icv_good", "esp.icv_bad", "ip.proto", "icmp.type", "icmpv6.type", "tcp.port",
                                         "ipv6.fraghdr.nxt")
                      for word in ("-e", field))]  # fmt: skip
         environment = {"WIRESHARK_CONFIG_DIR": home, "HOME": home, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
@@ -168,8 +168,8 @@ def ask_tshark(cases, capture):
         raise RuntimeError(f"tshark: {done.stderr}")
     out = {}
     for line in done.stdout.splitlines():
-        spi, good, bad, *inside = line.split("\t")
+        spi, good, bad, protocols, *inside = line.split("\t")
         old = out.get(int(spi, 0), (0, 0, 0))
-        seen = (good in ("1", "True"), bad in ("1", "True"), any(inside))
+        seen = (good in ("1", "True"), bad in ("1", "True"), any(inside) or "1" in protocols.split(","))
         out[int(spi, 0)] = tuple(a + b for a, b in zip(old, seen))
     return out

@@ -59,8 +59,11 @@ HASHES = (
     Hash("aes-cmac", 16, 12),
 )
 
+# Algorithms for ESP in UDP.
+IN_UDP = ("null + sha384", "aes-256-cbc + sha256", "aes-128-gcm ICV 16", "chacha20-poly1305 ICV 16")
+
 # Protocol -> the modes that adit offers for it.
-PROTOCOLS = {"esp": ("tunnel", "transport"), "ah": ("tunnel", "transport")}
+PROTOCOLS = {protocol: ("tunnel", "transport") for protocol in ("esp", "espinudp", "ah")}
 
 # Mode -> families, as inner in outer; a transport-mode packet has one family.
 FAMILIES = {"tunnel": ("4in4", "6in4", "4in6", "6in6"), "transport": ("4", "6")}
@@ -101,7 +104,12 @@ class Case:
 
     def __str__(self):
         esn = "ESN" if self.esn else "-"
-        return f"{self.protocol} {self.mode:<9} {self.family:<4} {esn:<3} {self.suite} {self.extra}".rstrip()
+        return f"{self.protocol:<8} {self.mode:<9} {self.family:<4} {esn:<3} {self.suite} {self.extra}".rstrip()
+
+    @property
+    def header(self):
+        """The protocol of its packets, in UDP or not."""
+        return "ah" if self.protocol == "ah" else "esp"
 
     @property
     def ah_padding(self):
@@ -140,6 +148,9 @@ def suites(protocol):
     if protocol == "ah":
         gmacs = [Suite(cipher, None, icv) for cipher in CIPHERS for icv in cipher.icvs if "gmac" in cipher.name]
         return gmacs + [Suite(None, hash, hash.icv) for hash in HASHES]
+    if protocol == "espinudp":
+        # What is in UDP is ESP like any other: some that differ in shape will do.
+        return [suite for suite in suites("esp") if str(suite) in IN_UDP]
     out = []
     for cipher in CIPHERS:
         out += [Suite(cipher, None, icv) for icv in cipher.icvs]

@@ -11,7 +11,9 @@ from interop.wire import Packet, judge
 SIZES = (100, 1390)
 NO_NEXT_HEADER = 59
 # Of the larger ones, Linux fragments after encryption what is then too large: an IPv4 packet that may be fragmented,
-# and every packet in transport mode (RFC 4303 section 3.3.4).
+# and every packet in transport mode (RFC 4303 section 3.3.4). There adit's own kernel would make fragments first, over
+# IPv6 also below 1390 bytes, and adit does not put those together.
+SMALLER = (100, 1300)
 
 
 def control(case, net, gateway, peer, listener):
@@ -86,7 +88,7 @@ class Trial:
 
     def _pings(self):
         namespace, near, far = self._ends
-        for size in SIZES:
+        for size in SMALLER if self.case.family == "6" else SIZES:
             answered, too_big = self.net.ping(namespace, size, far)
             if too_big:
                 # The path's MTU is known from now on: the host makes fragments.

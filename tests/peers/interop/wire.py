@@ -116,6 +116,27 @@ def judge(frame):
     header, payload = packet[:start], packet[start:end]
     if protocol == 50 and len(payload) >= 8:
         return Packet("esp", *struct.unpack_from(">II", payload), outer, header, payload)
+    if protocol == 17 and payload[:4] == b"\x11\x94\x11\x94":
+        return judge_udp(outer, header, payload)
     if protocol == 51 and len(payload) >= 12:
         return Packet("ah", *struct.unpack_from(">II", payload, 4), outer, header, payload)
     return f"IPv{outer}, protocol {protocol}, {len(payload)} bytes"
+
+
+def judge_udp(outer, header, datagram):
+    """The same of what is between both ports 4500 (RFC 3948): ESP in UDP; None for a keepalive."""
+    length, checksum = struct.unpack_from(">HH", datagram, 4)
+    content = datagram[8:]
+    if length != len(datagram):
+        return f"UDP of {length} bytes in {len(datagram)}"
+    # Zero means none, which only IPv4 has.
+    if checksum or outer == 6:
+        addresses = header[12:20] if outer == 4 else header[8:40]
+        covered = addresses + struct.pack(">II", length, 17) + datagram + bytes(length % 2)
+        if sum(struct.unpack(f">{len(covered) // 2}H", covered)) % 0xFFFF or not checksum:
+            return f"UDP with the checksum {checksum:#06x}"
+    if content == b"\xff":
+        return None
+    if len(content) < 8 or content[:4] == bytes(4):
+        return f"no ESP in UDP: {content[:8].hex()}"
+    return Packet("espinudp", *struct.unpack_from(">II", content), outer, header, content)

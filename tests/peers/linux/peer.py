@@ -138,6 +138,11 @@ class Linux:
         near, far = INSIDE[case.inner] if case.mode == "tunnel" else (here, there)
         tags = f"reqid {case.number} mode {case.mode}"
         lines = ["xfrm state flush", "xfrm policy flush"]
+        in_udp = case.protocol == "espinudp"
+        encapsulation = f"encap espinudp 4500 4500 {'::' if case.outer == 6 else '0.0.0.0'} " if in_udp else ""
+        if in_udp:
+            # The policies are asked about UDP before ESP is found in it; in transport mode they would want it protected.
+            lines.append(f"xfrm policy add src {there} dst {here} proto 17 sport 4500 dport 4500 dir in priority 1")
         for direction, path, inside in (
             ("ab", f"src {there} dst {here}", f"src {far} dst {near}"),
             ("ba", f"src {here} dst {there}", f"src {near} dst {far}"),
@@ -147,10 +152,10 @@ class Linux:
             # Without this flag Linux pads AH over IPv4 to 8 bytes, where RFC 4302 section 3.3.3.2.1 says 4.
             flags += ["align4"] * (case.protocol == "ah" and case.ah_padding == "rfc4302")
             window = f"replay-window {128 if case.esn else 32}" + (" flag " + " ".join(flags) if flags else "")
-            lines.append(f"xfrm state add {path} proto {case.protocol} spi {case.spi(direction):#x} {tags} "
-                         f"{window} {algorithms(case, direction)} sel {inside}")  # fmt: skip
+            lines.append(f"xfrm state add {path} proto {case.header} spi {case.spi(direction):#x} {tags} "
+                         f"{window} {encapsulation}{algorithms(case, direction)} sel {inside}")  # fmt: skip
             policy = "in" if direction == "ab" else "out"
-            lines.append(f"xfrm policy add {inside} dir {policy} tmpl {path} proto {case.protocol} {tags}")
+            lines.append(f"xfrm policy add {inside} dir {policy} priority 2 tmpl {path} proto {case.header} {tags}")
         self.ip(*lines)
 
     def ping(self, size, target):

@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let parts: Vec<&str> = port.split(':').collect();
         let [name, ifindex, side] = parts[..] else { return Err(format!("no port {port}").into()) };
         let side = if side == "protected" { Side::Protected } else { Side::Unprotected };
-        specs.push(PortSpec { name: name.into(), ifindex: ifindex.parse()?, side });
+        specs.push(PortSpec { name: name.into(), ifindex: ifindex.parse()?, side, vlans: Vec::new() });
     }
 
     let mut steering =
@@ -38,7 +38,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let prefix = Prefix { network: network.into(), length: 16 };
         vec![CoverPrefix { prefix, protect: true, discard: false }]
     };
-    steering.set_cover(&SteeringTables { local: cover([10, 1, 0, 0]), remote: cover([10, 2, 0, 0]) })?;
+    let (local, remote) = (cover([10, 1, 0, 0]), cover([10, 2, 0, 0]));
+    steering.set_cover(&SteeringTables { local, remote, ..Default::default() })?;
     steering.set_own_addresses(&["10.1.0.1".parse()?, "192.0.2.1".parse()?])?;
     for spec in &specs {
         let attached = steering.switch(spec.ifindex, mode)?;

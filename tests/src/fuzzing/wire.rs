@@ -12,6 +12,7 @@ use adit_engine::transform::tunnel::{DontFragment, Dscp, OuterHeader};
 use adit_engine::transform::{self, ecn, mss};
 use adit_engine::wire::icmp::{IcmpError, write_error};
 use adit_engine::wire::ip::{self, Fragment, IpPacket, IpVersion, Upper};
+use adit_engine::wire::vlan::{self, Tags};
 use adit_engine::wire::{ah, esp, ethernet, protocol};
 
 use super::{Input, residue};
@@ -71,7 +72,19 @@ fn mended(packet: &mut [u8], mend: u8) {
     }
 }
 
+/// Tags that are taken out and put in again are those that were there, but for priorities.
+fn vlan_tags(bytes: &[u8]) {
+    let Some((tags, length)) = Tags::read(bytes) else { return };
+    let mut frame = bytes.to_vec();
+    let stripped = vlan::strip(&mut frame, length);
+    assert_eq!((&stripped[..12], &stripped[12..]), (&bytes[..12], &bytes[12 + length..]));
+    let mut again = [&vec![0; tags.length()][..], stripped].concat();
+    tags.write(&mut again);
+    assert_eq!(Tags::read(&again), Some((tags, tags.length())));
+}
+
 fn ethernet_header(bytes: &[u8]) {
+    vlan_tags(bytes);
     match ethernet::parse(bytes) {
         Ok(header) => {
             let mut out = [0; ethernet::HEADER_LENGTH];

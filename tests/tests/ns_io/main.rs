@@ -182,6 +182,7 @@ struct Bench {
 fn config(ports: &[(PortId, &str)], workers: usize) -> DatapathConfig {
     DatapathConfig {
         ports: ports.iter().map(|&(port, name)| PortInterface { port, interface: name.into() }).collect(),
+        vlans: Vec::new(),
         // All on one CPU: the tests are about order and ownership, not speed.
         cores: vec![0; workers],
         sockets: SocketOptions::default(),

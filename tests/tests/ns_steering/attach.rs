@@ -133,12 +133,16 @@ fn cover(remote: &[([u8; 4], u8)]) -> SteeringTables {
         let prefix = Prefix { network: (*network).into(), length: *length };
         CoverPrefix { prefix, protect: true, discard: false }
     };
-    SteeringTables { local: vec![entry(&([10, 1, 0, 0], 16))], remote: remote.iter().map(entry).collect() }
+    SteeringTables {
+        local: vec![entry(&([10, 1, 0, 0], 16))],
+        remote: remote.iter().map(entry).collect(),
+        ..Default::default()
+    }
 }
 
 fn port(sandbox: &Sandbox, name: &str) -> PortSpec {
     let side = if name == "in0" { Side::Protected } else { Side::Unprotected };
-    PortSpec { name: name.into(), ifindex: sandbox.ifindex("g", name), side }
+    PortSpec { name: name.into(), ifindex: sandbox.ifindex("g", name), side, vlans: Vec::new() }
 }
 
 /// Opens, loads and fills; attaches nothing.

@@ -9,7 +9,7 @@ use super::sandbox::{Place, Programs};
 use Outcome::*;
 use Place::*;
 
-const KNOWN: u32 = 0xad17_0001;
+pub const KNOWN: u32 = 0xad17_0001;
 const UNKNOWN: u32 = 0xad17_0002;
 const VLAN: u16 = 0x8100;
 const QINQ: u16 = 0x88a8;
@@ -26,12 +26,16 @@ pub fn prefix(text: &str, (protect, discard): (bool, bool)) -> CoverPrefix {
 fn tables(local: &[(&str, (bool, bool))], remote: &[(&str, (bool, bool))]) -> SteeringTables {
     let side =
         |list: &[(&str, (bool, bool))]| list.iter().map(|(text, actions)| prefix(text, *actions)).collect();
-    SteeringTables { local: side(local), remote: side(remote) }
+    SteeringTables { local: side(local), remote: side(remote), nat_ports: vec![4501] }
 }
 
 /// Two sites, a forbidden network, and a gateway with an address on each side.
 fn gateway() -> Programs {
-    let mut programs = Programs::new();
+    configured(Programs::new())
+}
+
+/// The same with programs of the caller's.
+pub fn configured(mut programs: Programs) -> Programs {
     let local = [("10.1.0.0/16", PROTECT), ("2001:db8:1::/48", PROTECT)];
     let remote = [
         ("10.2.0.0/16", PROTECT),
@@ -47,7 +51,7 @@ fn gateway() -> Programs {
     programs
 }
 
-fn verdict_of(outcome: Outcome) -> Verdict {
+pub fn verdict_of(outcome: Outcome) -> Verdict {
     match outcome.name().split('_').next() {
         Some("pass") => Verdict::Pass,
         Some("engine") => Verdict::Redirect,
@@ -67,7 +71,7 @@ fn expect(programs: &Programs, place: Place, packet: &Packet, outcome: Outcome) 
 }
 
 /// The same addresses in both versions.
-fn both(source: &str, destination: &str) -> [(String, String); 2] {
+pub fn both(source: &str, destination: &str) -> [(String, String); 2] {
     let v6 = |address: &str| match address {
         "192.0.2.1" => "2001:db8:f::1".to_string(),
         "192.0.2.2" => "2001:db8:f::2".to_string(),
@@ -306,12 +310,16 @@ fn udp_4500_is_ike_by_its_marker_or_esp() {
         expect(&programs, FromOutside, &packet(udp((500, 500), b"ike")), PassIke);
         expect(&programs, FromOutside, &packet(udp((61000, 500), b"ike")), PassIke);
         expect(&programs, FromOutside, &packet(udp((4500, 4500), &ike)), PassIke);
-        expect(&programs, FromOutside, &packet(udp((61000, 4500), &[0xff])), PassIke);
+        expect(&programs, FromOutside, &packet(udp((61000, 4500), &[0xff])), EngineEsp);
         expect(&programs, FromOutside, &packet(udp((4500, 4500), &[0xfe])), DropMalformed);
         expect(&programs, FromOutside, &packet(udp((4500, 4500), &[0, 0, 0])), DropMalformed);
         expect(&programs, FromOutside, &packet(udp((4500, 4500), &[])), DropMalformed);
         expect(&programs, FromOutside, &packet(esp_in_udp(KNOWN)), EngineEsp);
         expect(&programs, FromOutside, &packet(esp_in_udp(UNKNOWN)), DropUnknownSpi);
+        // Another port that a tunnel uses, and the guard knows it too; and one that none does.
+        expect(&programs, FromOutside, &packet(udp((61000, 4501), &esp(KNOWN))), EngineEsp);
+        expect(&programs, FromOutside, &packet(udp((61000, 4501), &ike)), PassIke);
+        expect(&programs, FromOutside, &packet(udp((61000, 4502), &esp(KNOWN))), PassOwn);
         // A later fragment has no ports: it goes where the first one went, and that is the kernel for what is not
         // ESP, or unknown.
         let later = packet(esp_in_udp(UNKNOWN)).fragment(false, 9);
@@ -586,6 +594,7 @@ fn the_guard_holds_back_what_a_selector_names() {
         expect(&programs, ToOutside, &Packet::udp(&inside, &behind, (500, 500), b"ike"), GuardDropClearText);
     }
     for (own, behind) in both("192.0.2.1", "10.2.0.2") {
+        expect(&programs, ToOutside, &Packet::udp(&own, &behind, (4501, 61000), b"ike"), GuardPassIpsec);
         // Also after source NAT, and what the gateway itself says.
         expect(&programs, ToOutside, &Packet::tcp(&own, &behind), GuardDropClearText);
         expect(&programs, ToOutside, &Packet::udp(&own, &behind, (500, 500), b"ike"), GuardPassIpsec);

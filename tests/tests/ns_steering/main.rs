@@ -6,3 +6,4 @@ mod decisions;
 mod frames;
 mod property;
 mod sandbox;
+mod vlans;

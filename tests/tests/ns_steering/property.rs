@@ -147,7 +147,7 @@ fn what_the_linear_policy_protects_or_discards_never_passes() {
         programs
             .borrow_mut()
             .steering
-            .set_cover(&SteeringTables { local: local.clone(), remote: remote.clone() })
+            .set_cover(&SteeringTables { local: local.clone(), remote: remote.clone(), ..Default::default() })
             .unwrap();
 
         for Arrival { place, packet } in &arrivals {

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use adit_engine::io::steering::{Hook, Outcome, PortSpec, Steering, SteeringConfig, Verdict};
 use adit_engine::route::Side;
+use adit_engine::wire::vlan::Tags;
 use adit_tests::process::run;
 
 static MADE: AtomicU32 = AtomicU32::new(0);
@@ -102,6 +103,11 @@ pub struct Programs {
 
 impl Programs {
     pub fn new() -> Self {
+        Self::with_vlans(&[])
+    }
+
+    /// Both interfaces have the same VLANs that are ports.
+    pub fn with_vlans(vlans: &[(Tags, Side)]) -> Self {
         let sandbox = Sandbox::new(&["g"]);
         sandbox.ip("g", "link add in0 type veth peer name out0");
         let (inside, outside) = (sandbox.ifindex("g", "in0"), sandbox.ifindex("g", "out0"));
@@ -111,7 +117,7 @@ impl Programs {
             for (name, ifindex, side) in
                 [("in0", inside, Side::Protected), ("out0", outside, Side::Unprotected)]
             {
-                steering.load(&PortSpec { name: name.into(), ifindex, side }).unwrap();
+                steering.load(&PortSpec { name: name.into(), ifindex, side, vlans: vlans.to_vec() }).unwrap();
             }
             (steering, xdp_socket())
         });

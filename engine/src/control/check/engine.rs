@@ -4,7 +4,8 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use super::super::config::{
-    EngineTable, FallbackName, IcmpErrorName, IcmpTable, InterfaceTable, ReassemblyTable, SideName, XdpMode,
+    EngineTable, FallbackName, IcmpErrorName, IcmpTable, InterfaceTable, ReassemblyTable, SideName,
+    VlanTable, XdpMode,
 };
 use super::super::problem::Problems;
 use super::super::settings::{Engine, Interface};
@@ -13,7 +14,8 @@ use super::plain_name;
 use crate::pipeline::IcmpRules;
 use crate::pipeline::reassembly::Limits;
 use crate::policy::spd::Fallback;
-use crate::route::Side;
+use crate::route::{PortId, Side, Vlan};
+use crate::wire::vlan::Tags;
 
 /// The host device is the instance and a digit; an interface's name has at most 15 characters (IFNAMSIZ).
 const HOST_INSTANCE_LENGTH_MAX: usize = 14;
@@ -181,6 +183,7 @@ pub(super) fn interfaces(
             );
         }
     }
+    (0..tables.len()).for_each(|index| vlan(index, tables, problems));
     let host_device = format!("{}0", engine.instance);
     if let Some(index) = tables.iter().position(|table| engine.host_path && table.name == host_device) {
         problems.push(
@@ -208,6 +211,59 @@ pub(super) fn interfaces(
                 SideName::Unprotected => Side::Unprotected,
             },
             mode: table.mode.unwrap_or(engine.xdp_mode),
+            vlan: table.vlan.and_then(|vlan| {
+                let parent = tables.iter().position(|other| Some(&other.name) == table.parent.as_ref())?;
+                Some(Vlan { parent: PortId(parent as u16), tags: tags(vlan)? })
+            }),
         })
         .collect()
+}
+
+/// `vlan = 100` or `vlan = [100, 20]`, if these are identifiers (IEEE 802.1Q: 0 is for priority tags, 4095 for nobody).
+fn tags(vlan: VlanTable) -> Option<Tags> {
+    let identifier = |vlan: u32| u16::try_from(vlan).ok().filter(|vlan| (1..=4094).contains(vlan));
+    Some(match vlan {
+        VlanTable::One(inner) => Tags { outer: 0, inner: identifier(inner)? },
+        VlanTable::Two([outer, inner]) => Tags { outer: identifier(outer)?, inner: identifier(inner)? },
+    })
+}
+
+/// `parent` and `vlan` of an interface.
+fn vlan(index: usize, tables: &[InterfaceTable], problems: &mut Problems) {
+    let InterfaceTable { name, mode, parent, vlan, .. } = &tables[index];
+    let field = |key: &str| format!("interface[{index}].{key}");
+    let Some(vlan) = vlan else {
+        if parent.is_some() {
+            problems.push(field("vlan"), "expected the VLAN on its parent, as 100 or [100, 20], found none");
+        }
+        return;
+    };
+    if tags(*vlan).is_none() {
+        let found = match vlan {
+            VlanTable::One(vlan) => vlan.to_string(),
+            VlanTable::Two(vlans) => format!("{vlans:?}"),
+        };
+        problems.push(field("vlan"), format!("expected VLANs from 1 to 4094, found {found}"));
+    }
+    if mode.is_some() {
+        let why = "expected none beside vlan: frames come by the parent, found one; write it there";
+        problems.push(field("mode"), why);
+    }
+    match parent {
+        None => problems.push(field("parent"), "expected the interface that the VLAN is on, found none"),
+        Some(parent) => match tables.iter().find(|other| other.name == *parent) {
+            Some(found) if found.vlan.is_none() && parent != name => {}
+            Some(_) => problems.push(
+                field("parent"),
+                format!("expected an interface that is no VLAN itself, found {parent:?}; for QinQ write vlan = [outer, inner]"),
+            ),
+            None => problems.push(
+                field("parent"),
+                format!("expected the name of an [[interface]], found {}", value::found(parent)),
+            ),
+        },
+    }
+    if tables[..index].iter().any(|other| other.parent == *parent && other.vlan == Some(*vlan)) {
+        problems.push(field("vlan"), "expected each VLAN of an interface once, found it again");
+    }
 }

@@ -63,7 +63,7 @@ pub enum Rule {
     Ike {
         /// IP version.
         ipv6: bool,
-        /// One of [`IKE_PORTS`].
+        /// One of [`IKE_PORTS`], or another one that ESP in UDP uses.
         port: u16,
     },
     /// The rest, to [`Table::Peers`].
@@ -138,7 +138,8 @@ impl Plan {
             };
             let (peers, named) = (leads(Table::Peers), leads(Table::Named));
             if peers {
-                plan.rules.extend(IKE_PORTS.map(|port| Rule::Ike { ipv6, port }));
+                let ports = IKE_PORTS.iter().chain(spd.nat_ports());
+                plan.rules.extend(ports.map(|&port| Rule::Ike { ipv6, port }));
                 plan.rules.insert(Rule::Peers { ipv6 });
             }
             if peers || named {
@@ -230,6 +231,7 @@ mod tests {
             local: ip("192.0.2.1"),
             remote: ip(peer),
             mode,
+            udp: None,
             clamp_mss: true,
             tfc: Default::default(),
             fragmentation: Fragmentation::Before,

@@ -9,6 +9,7 @@ use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{Socket, SocketAddr};
 
 use super::XdpMode;
+use crate::io::queues::{flags, set_flags};
 
 /// An interface as attaching sees it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,6 +42,25 @@ pub(super) fn query(ifindex: u32) -> io::Result<Device> {
         }
     }
     Ok(device)
+}
+
+/// Switches off what hides VLAN tags from XDP programs: the driver takes them out of received frames and says so beside
+/// them, where only the kernel looks.
+pub(super) fn keep_tags(interface: &str) -> io::Result<()> {
+    /// ETH_FLAG_RXVLAN of linux/ethtool.h.
+    const RECEIVE_VLAN_OFFLOAD: u32 = 1 << 8;
+    let before = flags(interface)?;
+    if before & RECEIVE_VLAN_OFFLOAD != 0 {
+        tracing::info!(
+            interface,
+            "receive VLAN offload is switched off (ethtool -K rxvlan off): XDP has to see tags"
+        );
+        set_flags(interface, before & !RECEIVE_VLAN_OFFLOAD)?;
+        if flags(interface)? & RECEIVE_VLAN_OFFLOAD != 0 {
+            return Err(io::Error::other("the driver does not do it"));
+        }
+    }
+    Ok(())
 }
 
 /// Removes an XDP program that was attached by netlink, without a link, from the mode it is in.

@@ -21,6 +21,8 @@ pub enum SteeringError {
     File(&'static str, PathBuf, io::Error),
     /// The kernel did not tell about the interface with this name.
     Query(String, io::Error),
+    /// Interface, and why its driver goes on taking VLAN tags out of frames.
+    Tags(String, io::Error),
     /// The interface's frames have no Ethernet header.
     NotEthernet(String),
     /// The object cannot be read, or its maps not made.
@@ -62,6 +64,10 @@ impl fmt::Display for SteeringError {
             Self::InUse(name) => write!(f, "instance {name} belongs to a running process"),
             Self::File(verb, path, error) => write!(f, "cannot {verb} {}: {error}", path.display()),
             Self::Query(name, error) => write!(f, "interface {name}: {error}"),
+            Self::Tags(name, error) => write!(
+                f,
+                "interface {name} takes VLAN tags out of frames before XDP sees them, and could not be told not to ({error}): ethtool -K {name} rxvlan off"
+            ),
             Self::NotEthernet(name) => write!(f, "interface {name} is not Ethernet"),
             Self::Object(error) => write!(f, "the kernel programs cannot be prepared: {}", Chain(error)),
             Self::NoSuchMap(name) => write!(f, "the kernel programs have no map {name}"),

@@ -33,6 +33,8 @@ pub struct SteeringTables {
     pub local: Vec<CoverPrefix>,
     /// Addresses behind peers.
     pub remote: Vec<CoverPrefix>,
+    /// Ports of ours besides 4500 that IKE and ESP in UDP come to.
+    pub nat_ports: Vec<u16>,
 }
 
 /// Network bits from the top, then the length: in this order a prefix stands before all that it contains.
@@ -136,6 +138,7 @@ pub(super) struct Tables {
     own4: HashMap<MapData, [u8; 4], u8>,
     own6: HashMap<MapData, [u8; 16], u8>,
     spis: HashMap<MapData, u32, u8>,
+    nat_ports: HashMap<MapData, u16, u8>,
 }
 
 impl Tables {
@@ -148,6 +151,7 @@ impl Tables {
             own4: take_map(ebpf, names::OWN_ADDRESSES4)?,
             own6: take_map(ebpf, names::OWN_ADDRESSES6)?,
             spis: take_map(ebpf, names::SPIS)?,
+            nat_ports: take_map(ebpf, names::NAT_PORTS)?,
         })
     }
 
@@ -155,6 +159,8 @@ impl Tables {
     /// held at every moment, also by the pair of lookups for inbound packets. An error leaves too much covered,
     /// never too little.
     pub(super) fn set_cover(&mut self, tables: &SteeringTables) -> Result<(), SteeringError> {
+        let ports = tables.nat_ports.iter().map(|port| port.to_be()).collect();
+        set_keys(&mut self.nat_ports, ports, names::NAT_PORTS)?;
         let (local4, local6) = (flatten(&tables.local, true), flatten(&tables.local, false));
         let (remote4, remote6) = (flatten(&tables.remote, true), flatten(&tables.remote, false));
         self.local4.insert(&local4)?;
