@@ -83,7 +83,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     }
 
     /// What an earlier burst was told.
-    #[inline(always)]
+    #[inline(never)]
     fn recall(&self, key: &FlowKey, stamps: &Stamps) -> Option<Admitted<'g>> {
         let &Admission { policy, port, link } = self.own.admissions.get(key, stamps)?;
         let Action::Protect(tunnel) = &self.spd.policies.get(policy as usize)?.action else { return None };
