@@ -25,7 +25,7 @@ use crate::transform::transport::{self, Split};
 use crate::transform::{Layout, ecn, mss};
 use crate::wire::ethernet::HEADER_LENGTH;
 use crate::wire::icmp::IcmpError;
-use crate::wire::ip::{self, Fragment, IpPacket, IpVersion, Upper};
+use crate::wire::ip::{self, Fragment, HeaderNumber, IpPacket, IpVersion, Upper};
 use crate::wire::{self, Spi, protocol, udp};
 
 /// ESP and AH packets of a burst by SA.
@@ -171,6 +171,43 @@ struct GroupCount {
 }
 
 impl<'g, F: Frames> Pass<'_, 'g, F> {
+    /// As [`Pass::sort`], for ESP whose headers are those of an earlier packet of the burst that was this SA's: whose
+    /// they are has been found out. `None`, and nothing done, for anything else; what there is to refuse, `sort`
+    /// refuses.
+    #[inline(always)]
+    pub(super) fn sort_alike(
+        &mut self,
+        index: usize,
+        received: &Received<'_>,
+        packet: &IpPacket,
+        header: Option<HeaderNumber>,
+        inbound: &mut Inbound<'g>,
+    ) -> Option<()> {
+        let (known, port, sa) = self.memo.alike?;
+        if header? != known || received.port != port {
+            return None;
+        }
+        let start = HEADER_LENGTH + usize::from(packet.payload_offset);
+        let esp = received.frame.get(start..HEADER_LENGTH + packet.total_length as usize)?;
+        let header = wire::esp::parse(esp).ok()?;
+        let Layout::Esp(layout) = &sa.layout else { return None };
+        if header.spi != sa.spec.sa.spi {
+            return None;
+        }
+        let sealed = Sealed {
+            opened_length: layout.ciphertext_length(esp.len())? as u16,
+            candidate: sa.replay.check(header.sequence_low).ok()?,
+            index: index as u8,
+            traffic_class: packet.traffic_class,
+            next_header: protocol::NO_NEXT_HEADER,
+            start: start as u32,
+            length: esp.len() as u16,
+            joint: None,
+        };
+        inbound.push(sa, sealed);
+        Some(())
+    }
+
     /// ESP or AH to one of our addresses: finds the SA, checks lengths and number, and joins the SA's group.
     pub(super) fn sort_sealed(
         &mut self,
@@ -280,10 +317,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
         let outcomes = judgement.commit();
         // What most SAs are is decided here, not for every packet.
-        let is_plain = matches!(sa.keys, InboundKeys::Esp(_))
-            && sa.spec.sa.mode == Mode::Tunnel
-            && sa.spec.sa.udp.is_none();
-        match is_plain {
+        match is_plain(sa) {
             true => self.send_group::<true>(burst, sa, &mut taken, &outcomes, &mut count),
             false => self.send_group::<false>(burst, sa, &mut taken, &outcomes, &mut count),
         }
@@ -654,6 +688,12 @@ fn open<F: std::ops::DerefMut<Target = [u8]>>(
     for (open, candidate) in opens.drain(..).zip(candidates) {
         judgement.hear(candidate, open.verdict);
     }
+}
+
+/// Whether an SA is for ESP in tunnel mode, not in UDP.
+pub(super) fn is_plain(sa: &InboundSa) -> bool {
+    let spec = &sa.spec.sa;
+    matches!(sa.keys, InboundKeys::Esp(_)) && spec.mode == Mode::Tunnel && spec.udp.is_none()
 }
 
 /// Bytes of a frame that are written behind what a packet is opened into.

@@ -62,7 +62,7 @@ use crate::sa::selector::Direction;
 use crate::transform::natt::{self, Datagram};
 use crate::wire::ethernet::{self, ether_type};
 use crate::wire::icmp::IcmpError;
-use crate::wire::ip::{self, Fragment, Hidden, IpPacket, IpVersion, Upper};
+use crate::wire::ip::{self, Fragment, HeaderNumber, Hidden, IpPacket, IpVersion, Upper};
 use crate::wire::vlan::{self, Tags};
 use crate::wire::{protocol, quote};
 use admission::Admission;
@@ -358,7 +358,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         self.own.recent.look_at(self.network.generation);
         let mut room = std::mem::take(&mut self.own.packets);
         let packets = &mut room[..burst.len()];
-        let mut readable = ArrayVec::<Result<(), DropReason>, BURST>::new();
+        let mut readable = ArrayVec::<Result<Option<HeaderNumber>, DropReason>, BURST>::new();
         for (index, (received, packet)) in burst.iter_mut().zip(&mut *packets).enumerate() {
             readable.push(match read_frame(&mut self.own.reader, received.frame, packet) {
                 Err(DropReason::Vlan) => self.read_tagged(index, received, packet),
@@ -371,8 +371,12 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         for (index, ((received, packet), readable)) in
             burst.iter_mut().zip(packets).zip(&readable).enumerate()
         {
-            let sorted =
-                readable.and_then(|()| self.sort(index, received, packet, &mut inbound, &mut outbound));
+            let sorted = readable.and_then(|header| {
+                if self.sort_alike(index, received, packet, header, &mut inbound).is_some() {
+                    return Ok(());
+                }
+                self.sort(index, received, packet, header, &mut inbound, &mut outbound)
+            });
             if let Err(reason) = sorted {
                 self.tally.drop(reason);
             }
@@ -404,7 +408,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         index: usize,
         received: &mut Received<'_>,
         packet: &mut IpPacket,
-    ) -> Result<(), DropReason> {
+    ) -> Result<Option<HeaderNumber>, DropReason> {
         let (tags, length) = Tags::read(received.frame).ok_or(DropReason::Vlan)?;
         let port = self.network.port_of_tags(received.port, tags).ok_or(DropReason::Vlan)?;
         received.port = port;
@@ -419,6 +423,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         index: usize,
         received: &mut Received<'_>,
         packet: &IpPacket,
+        header: Option<HeaderNumber>,
         inbound: &mut Inbound<'g>,
         outbound: &mut Outbound<'g>,
     ) -> Result<(), DropReason> {
@@ -433,7 +438,13 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             return self.reassemble(received, packet);
         }
         if to_us && matches!(packet.flow.protocol, protocol::ESP | protocol::AH) {
-            return self.sort_sealed(index, received.frame, packet, inbound);
+            self.sort_sealed(index, received.frame, packet, inbound)?;
+            if let (Some(header), Some((_, sa))) = (header, self.memo.sa)
+                && inbound::is_plain(sa)
+            {
+                self.memo.alike = Some((header, received.port, sa));
+            }
+            return Ok(());
         }
         if to_us && self.is_nat_traversal(packet) {
             match natt::read(datagram(received.frame, packet)).map_err(|_| DropReason::Malformed)? {
@@ -565,7 +576,11 @@ fn datagram<'f>(frame: &'f [u8], packet: &IpPacket) -> &'f [u8] {
 
 /// Ethernet and IP headers, each validated once; the IP version must be the one the EtherType says.
 #[inline(always)]
-fn read_frame(reader: &mut ip::Reader, frame: &[u8], packet: &mut IpPacket) -> Result<(), DropReason> {
+fn read_frame(
+    reader: &mut ip::Reader,
+    frame: &[u8],
+    packet: &mut IpPacket,
+) -> Result<Option<HeaderNumber>, DropReason> {
     let ethernet = ethernet::parse(frame).map_err(|_| DropReason::Malformed)?;
     let version = match ethernet.ether_type {
         ether_type::IPV4 => IpVersion::V4,
@@ -574,7 +589,7 @@ fn read_frame(reader: &mut ip::Reader, frame: &[u8], packet: &mut IpPacket) -> R
         _ => return Err(DropReason::NotIp),
     };
     match reader.read(&frame[ethernet::HEADER_LENGTH..], packet) {
-        Ok(()) if packet.version == version => Ok(()),
+        Ok(header) if packet.version == version => Ok(header),
         _ => Err(DropReason::Malformed),
     }
 }

@@ -12,6 +12,7 @@ use crate::route::{Port, PortId};
 use crate::sa::InboundSa;
 use crate::wire::Spi;
 use crate::wire::ethernet::MacAddress;
+use crate::wire::ip::HeaderNumber;
 
 /// The packets of a burst by what they share (an SA, a tunnel), each group in order of arrival: a linked list
 /// per group through one array.
@@ -157,6 +158,8 @@ impl<A> Few<A> {
 /// The last answers of the tables in this burst: consecutive packets mostly ask the same.
 #[derive(Default)]
 pub(super) struct Memo<'g> {
+    /// A packet with this header, received by this port, was ESP of this SA: in tunnel mode, not in UDP.
+    pub(super) alike: Option<(HeaderNumber, PortId, &'g InboundSa)>,
     pub(super) sa: Option<(Spi, &'g InboundSa)>,
     pub(super) decisions: Few<usize>,
     /// A policy and how many packets it decided since it was last written down.

@@ -239,7 +239,14 @@ pub struct Reader {
     /// The header of the latest IPv4 packet without options that was no fragment, and what it says.
     like: Option<Like>,
     packet: IpPacket,
+    /// Counts those headers.
+    number: u32,
 }
+
+/// Packets of one [`Reader`] with the same number have the same IPv4 header, but for length, identification and checksum,
+/// and no options; none of them is a fragment. Good for a burst: there are 2^32 of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HeaderNumber(u32);
 
 /// A header whose checksum was right.
 #[derive(Clone, Copy)]
@@ -250,17 +257,17 @@ struct Like {
 
 impl Default for Reader {
     fn default() -> Self {
-        Self { like: None, packet: IpPacket::EMPTY }
+        Self { like: None, packet: IpPacket::EMPTY, number: 0 }
     }
 }
 
 impl Reader {
-    /// As [`read`].
+    /// As [`read`]; the number of its header, if that is of the usual kind.
     ///
     /// # Errors
     /// As [`read`].
     #[inline(always)]
-    pub fn read(&mut self, bytes: &[u8], packet: &mut IpPacket) -> Result<(), Malformed> {
+    pub fn read(&mut self, bytes: &[u8], packet: &mut IpPacket) -> Result<Option<HeaderNumber>, Malformed> {
         const LENGTH_AND_IDENTIFICATION: u64 = 0x0000_ffff_ffff_0000;
         const CHECKSUM: u64 = 0x0000_ffff_0000_0000;
         let (Some(fixed), Some(like)) = (bytes.first_chunk::<IPV4_LENGTH>(), &self.like) else {
@@ -282,11 +289,11 @@ impl Reader {
         *packet = self.packet;
         packet.total_length = total_length as u32;
         read_upper(&mut packet.flow.upper, self.packet.flow.protocol, payload, Fragment::Whole);
-        Ok(())
+        Ok(Some(HeaderNumber(self.number)))
     }
 
     #[inline(never)]
-    fn read_anew(&mut self, bytes: &[u8], packet: &mut IpPacket) -> Result<(), Malformed> {
+    fn read_anew(&mut self, bytes: &[u8], packet: &mut IpPacket) -> Result<Option<HeaderNumber>, Malformed> {
         read(bytes, packet)?;
         let is_plain = packet.version == IpVersion::V4
             && usize::from(packet.header_length) == IPV4_LENGTH
@@ -295,8 +302,10 @@ impl Reader {
             let words = in_words(fixed);
             self.like = Some(Like { words, varying: varying_sum(words) });
             self.packet = *packet;
+            self.number = self.number.wrapping_add(1);
+            return Ok(Some(HeaderNumber(self.number)));
         }
-        Ok(())
+        Ok(None)
     }
 }
 

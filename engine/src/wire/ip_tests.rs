@@ -336,6 +336,7 @@ proptest! {
     ) {
         let frames = [V4_UDP, V4_TCP_OPTIONS, V4_SCTP, V4_ECHO, V4_LARGE_0, V4_ESP].map(bytes);
         let mut reader = Reader::default();
+        let mut numbered = std::collections::HashMap::new();
         for (frame, at, value, mended) in changes {
             let mut bytes = frames[frame].clone();
             bytes[at] = value;
@@ -346,8 +347,17 @@ proptest! {
                 bytes[10..12].copy_from_slice(&sum.to_be_bytes());
             }
             let mut packet = IpPacket::EMPTY;
-            let read = reader.read(&bytes, &mut packet).map(|()| packet);
-            prop_assert_eq!(read, parse(&bytes));
+            let read = reader.read(&bytes, &mut packet);
+            prop_assert_eq!(read.map(|_| packet), parse(&bytes));
+            // The same number, the same header.
+            if let Ok(Some(HeaderNumber(number))) = read {
+                for varying in [2, 3, 4, 5, 10, 11] {
+                    bytes[varying] = 0;
+                }
+                let header = bytes[..20].to_vec();
+                prop_assert_eq!(numbered.entry(number).or_insert(header.clone()), &header);
+                prop_assert_eq!((packet.header_length, packet.fragment), (20, Fragment::Whole));
+            }
         }
     }
 }
