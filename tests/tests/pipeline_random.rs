@@ -96,6 +96,44 @@ proptest! {
         }
     }
 
+    /// What a worker remembers from packet to packet changes nothing: of what comes from outside, the same gets in and
+    /// the same is dropped, whether a burst comes at once or one by one.
+    #[test]
+    fn a_burst_means_what_its_packets_mean_alone(
+        cases in prop::collection::vec((case(), 1..40_u64, prop::collection::vec((0..40_usize, any::<u8>()), 0..2)), 1..64),
+    ) {
+        let options = Options::new();
+        let mut peer = Peer::of(Site::B, &options);
+        let frames: Vec<_> = cases
+            .iter()
+            .map(|(case, number, changes)| {
+                let mut packet = good(case.kind, case.length);
+                if case.sealed {
+                    packet = peer.seal(*number, case.next_header, &packet);
+                }
+                let length = packet.len();
+                damage(&mut packet, changes, length, case.checksum);
+                (OUTSIDE, frame(&packet))
+            })
+            .collect();
+        let in_port = |(port, _): &(PortId, Vec<u8>)| *port == INSIDE;
+        let [mut at_once, mut alone] = [(); 2].map(|()| Gateway::new(Site::B, &options));
+        let mut came_in: Vec<_> = at_once.run_frames(frames.clone()).into_iter().filter(in_port).collect();
+        let mut one_by_one: Vec<_> =
+            frames.into_iter().flat_map(|frame| alone.run_frames(vec![frame])).filter(in_port).collect();
+        came_in.sort();
+        one_by_one.sort();
+        prop_assert_eq!(came_in, one_by_one);
+        // A forged copy of a number: it is refused for the one or the other, by whether the right one was committed.
+        let counts = |gateway: &Gateway| {
+            let alike = [DropReason::IcvFailed, DropReason::ReplayDuplicate, DropReason::ReplayOld];
+            let (replayed, other): (Vec<_>, Vec<_>) =
+                gateway.drops().into_iter().partition(|(reason, _)| alike.contains(reason));
+            (replayed.iter().map(|(_, count)| count).sum::<u64>(), other)
+        };
+        prop_assert_eq!(counts(&at_once), counts(&alone));
+    }
+
     #[test]
     fn any_frame_at_all_is_accounted_for(
         bytes in prop::collection::vec(any::<u8>(), 0..200),
