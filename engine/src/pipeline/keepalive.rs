@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::scratch::{Memo, Tally};
+use super::scratch::Tally;
 use super::{Frames, Pass, Pipeline, Results, Tables};
 use crate::policy::Tunnel;
 use crate::sa::publish::Guard;
@@ -21,24 +21,9 @@ impl Pipeline {
         frames: &mut F,
         results: &mut Results<F::Frame>,
     ) {
-        let (Some(spd), Some(network)) = (tables.spd.load(guard), tables.network.load(guard)) else { return };
         let mut tally = Tally::new();
-        self.recent.look_at(network.generation);
-        let mut pass = Pass {
-            own: &mut *self,
-            sad: &tables.sad,
-            reassembly: &tables.reassembly,
-            icmp: &tables.icmp,
-            guard,
-            spd,
-            network,
-            now,
-            frames,
-            results,
-            tally: &mut tally,
-            memo: Memo::default(),
-        };
-        for tunnel in spd.in_udp() {
+        let Some(mut pass) = self.pass(tables, guard, now, frames, results, &mut tally) else { return };
+        for tunnel in pass.spd.in_udp() {
             pass.send_keepalive(tunnel);
         }
         tally.write_down(&self.counters);

@@ -309,30 +309,43 @@ impl Pipeline {
         results: &mut Results<F::Frame>,
     ) {
         let mut tally = Tally::new();
-        match (tables.spd.load(guard), tables.network.load(guard)) {
-            (Some(spd), Some(network)) => {
-                let sad = &tables.sad;
-                let memo = Memo::default();
-                Pass {
-                    own: &mut *self,
-                    sad,
-                    reassembly: &tables.reassembly,
-                    icmp: &tables.icmp,
-                    guard,
-                    spd,
-                    network,
-                    now,
-                    frames,
-                    results,
-                    tally: &mut tally,
-                    memo,
-                }
-                .run(burst);
-            }
+        match self.pass(tables, guard, now, frames, results, &mut tally) {
+            Some(pass) => pass.run(burst),
             // No way around the policy: none published yet means that nothing passes.
-            _ => tally.drop_all(DropReason::PolicyDiscard, burst.len()),
+            None => tally.drop_all(DropReason::PolicyDiscard, burst.len()),
         }
         tally.write_down(&self.counters);
+    }
+
+    /// A way through the tables as they are now; `None` while there is no policy, or no picture of the network.
+    #[inline(always)]
+    fn pass<'a, 'g, F: Frames>(
+        &'a mut self,
+        tables: &'g Tables,
+        guard: &'g Guard<'g>,
+        now: u64,
+        frames: &'a mut F,
+        results: &'a mut Results<F::Frame>,
+        tally: &'a mut Tally,
+    ) -> Option<Pass<'a, 'g, F>> {
+        let (spd, network) = (tables.spd.load(guard)?, tables.network.load(guard)?);
+        self.recent.look_at(network.generation);
+        let Tables { sad, reassembly, icmp, .. } = tables;
+        let memo = Memo::default();
+        Some(Pass {
+            own: self,
+            sad,
+            reassembly,
+            icmp,
+            guard,
+            spd,
+            network,
+            now,
+            frames,
+            results,
+            tally,
+            memo,
+        })
     }
 }
 
@@ -355,7 +368,6 @@ struct Pass<'a, 'g, F: Frames> {
 impl<'g, F: Frames> Pass<'_, 'g, F> {
     fn run(mut self, burst: &mut [Received<'_>]) {
         // All of them first, so that the frames come into the cache side by side rather than one by one.
-        self.own.recent.look_at(self.network.generation);
         let mut room = std::mem::take(&mut self.own.packets);
         let packets = &mut room[..burst.len()];
         let mut readable = ArrayVec::<Result<Option<HeaderNumber>, DropReason>, BURST>::new();

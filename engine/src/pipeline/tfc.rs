@@ -5,7 +5,7 @@ use arrayvec::ArrayVec;
 
 use super::nesting::WayOut;
 use super::outbound::{Group, Lengths, Payload, Ready};
-use super::scratch::{Memo, Tally};
+use super::scratch::Tally;
 use super::{BURST, Frames, Pass, Pipeline, Received, Results, Tables};
 use crate::policy::Tunnel;
 use crate::policy::tfc::DummyStream;
@@ -29,19 +29,9 @@ impl Pipeline {
         results: &mut Results<F::Frame>,
     ) -> u64 {
         let mut again = now + LOOK_EVERY;
-        let (Some(spd), Some(network)) = (tables.spd.load(guard), tables.network.load(guard)) else {
-            return again;
-        };
-        if spd.with_dummies.is_empty() {
-            return again;
-        }
         let mut tally = Tally::new();
-        self.recent.look_at(network.generation);
-        let (own, sad, memo) = (&mut *self, &tables.sad, Memo::default());
-        let (reassembly, icmp, tally) = (&tables.reassembly, &tables.icmp, &mut tally);
-        let mut pass =
-            Pass { own, sad, reassembly, icmp, guard, spd, network, now, frames, results, tally, memo };
-        for tunnel in &spd.with_dummies {
+        let Some(mut pass) = self.pass(tables, guard, now, frames, results, &mut tally) else { return again };
+        for tunnel in &pass.spd.with_dummies {
             if let Some(stream) = &tunnel.tfc.dummies
                 && let Some(shared) = pass.own_group(tunnel)
             {
