@@ -262,7 +262,7 @@ INLINE int is_error_about_ipsec(void *data, void *data_end, const struct packet 
 	if (protocol == PROTOCOL_ESP || protocol == PROTOCOL_AH)
 		return 1;
 	struct udp *udp = HEADER(udp, message, data_end, offset);
-	if (protocol != PROTOCOL_UDP || !udp || udp->source != htons(PORT_IKE_NAT))
+	if (protocol != PROTOCOL_UDP || !udp || !is_nat_port(udp->source))
 		return 0;
 	__u32 *marker = (void *)(udp + 1);
 	return (void *)(marker + 1) <= data_end && *marker != 0;
@@ -299,7 +299,7 @@ INLINE enum adit_outcome decide_own(void *data, void *data_end, const struct pac
 		return ADIT_drop_malformed;
 	if (is_engine_fragment(packet))
 		return ADIT_engine_fragment;
-	if (port_side == ADIT_SIDE_UNPROTECTED && is_error_about_ipsec(data, data_end, packet))
+	if (side == ADIT_SIDE_UNPROTECTED && is_error_about_ipsec(data, data_end, packet))
 		return ADIT_engine_icmp;
 	if (packet->protocol == PROTOCOL_ESP)
 		return decide_spi(transport(data, packet), data_end, packet);

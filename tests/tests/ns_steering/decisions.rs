@@ -10,7 +10,7 @@ use Outcome::*;
 use Place::*;
 
 pub const KNOWN: u32 = 0xad17_0001;
-const UNKNOWN: u32 = 0xad17_0002;
+pub const UNKNOWN: u32 = 0xad17_0002;
 const VLAN: u16 = 0x8100;
 const QINQ: u16 = 0x88a8;
 
@@ -383,7 +383,8 @@ fn errors_about_our_own_esp_are_the_engines_and_all_others_the_kernels() {
         let in_udp = |port: u16, payload: &[u8]| Packet::new(&own, &router, UDP, udp((port, 4500), payload));
         expect(&programs, FromOutside, &error(kind, &in_udp(4500, &esp(7)), 12), EngineIcmp);
         expect(&programs, FromOutside, &error(kind, &in_udp(4500, &esp(7)), 8), PassOwn);
-        expect(&programs, FromOutside, &error(kind, &in_udp(4501, &esp(7)), 12), PassOwn);
+        expect(&programs, FromOutside, &error(kind, &in_udp(4501, &esp(7)), 12), EngineIcmp);
+        expect(&programs, FromOutside, &error(kind, &in_udp(4502, &esp(7)), 12), PassOwn);
         expect(&programs, FromOutside, &error(kind, &in_udp(4500, &[0; 64]), 60), PassOwn);
         // Cut short anywhere, it is nobody's but the kernel's.
         let whole = error(kind, &sent, 8);

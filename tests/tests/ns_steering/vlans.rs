@@ -4,7 +4,7 @@ use adit_engine::io::steering::Outcome;
 use adit_engine::route::Side;
 use adit_engine::wire::vlan::Tags;
 
-use super::decisions::{KNOWN, both, configured, verdict_of};
+use super::decisions::{KNOWN, UNKNOWN, both, configured, verdict_of};
 use super::frames::Packet;
 use super::sandbox::{Place, Programs};
 use Outcome::*;
@@ -63,6 +63,12 @@ fn a_vlan_is_on_its_own_side_whatever_the_interface_is() {
             let claim = Packet::tcp(&behind, &own);
             expect(&programs, interface, &claim, &[(C_TAG, 200)], DropClearText);
         }
+        // Errors about our ESP come from outside.
+        let about = Packet::esp("192.0.2.1", "192.0.2.2", UNKNOWN).frame()[14..].to_vec();
+        let error =
+            Packet::new("192.0.2.2", "192.0.2.1", 1, [&[3, 4, 0, 0, 0, 0, 5, 0][..], &about].concat());
+        expect(&programs, interface, &error, &[(C_TAG, 200)], EngineIcmp);
+        expect(&programs, interface, &error, &[(C_TAG, 100)], PassOwn);
     }
 }
 
