@@ -107,10 +107,10 @@ fn an_mtu_that_changes_at_run_time_is_told_exactly() {
         // Outside: 20 outer IP, 8 ESP, 8 IV, 16 ICV; then pad length and next header, a multiple of 4.
         let inside = (mtu - 52) / 4 * 4 - 2;
         for (target, icmp) in [("10.2.0.2", 28), ("2001:db8:2::2", 48)] {
-            // What the host learned before goes by the route's cache.
             let family = if icmp == 28 { "-4" } else { "-6" };
-            topology.inside("ha", &format!("ip {family} route flush cache"));
             eventually("the gateways know the MTU", Duration::from_secs(20), || {
+                // What the host was told before, also by a gateway that did not know yet, it would believe for minutes.
+                topology.inside("ha", &format!("ip {family} route flush cache"));
                 let line = format!("ping -c 1 -W 1 -M do -s {} {target}", inside - icmp);
                 topology.attempt("ha", &line).status.success()
             });
