@@ -85,7 +85,7 @@ impl Pipeline {
         if tables.reassembly.held() == 0 {
             return;
         }
-        let mut tally = Tally::new();
+        let mut tally = Tally::default();
         let mut waiting = tables.reassembly.lock();
         waiting.expire(now, &mut |reason, count| tally.drop_all(reason, count));
         tables.reassembly.note(&waiting);

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::scratch::Tally;
+use super::scratch::Notes;
 use super::{Frames, Pass, Pipeline, Results, Tables};
 use crate::policy::Tunnel;
 use crate::sa::publish::Guard;
@@ -21,12 +21,12 @@ impl Pipeline {
         frames: &mut F,
         results: &mut Results<F::Frame>,
     ) {
-        let mut tally = Tally::new();
-        let Some(mut pass) = self.pass(tables, guard, now, frames, results, &mut tally) else { return };
+        let mut notes = Notes::default();
+        let Some(mut pass) = self.pass(tables, guard, now, frames, results, &mut notes) else { return };
         for tunnel in pass.spd.in_udp() {
             pass.send_keepalive(tunnel);
         }
-        tally.write_down(&self.counters);
+        notes.tally.write_down(&self.counters);
     }
 }
 

@@ -70,7 +70,7 @@ use fragments::Completed;
 use inbound::Inbound;
 use nesting::Nested;
 use outbound::Outbound;
-use scratch::{Memo, Recent, Tally};
+use scratch::{Memo, Notes, Recent, Tally};
 
 /// Most packets in one burst.
 pub const BURST: usize = 64;
@@ -308,13 +308,13 @@ impl Pipeline {
         frames: &mut F,
         results: &mut Results<F::Frame>,
     ) {
-        let mut tally = Tally::new();
-        match self.pass(tables, guard, now, frames, results, &mut tally) {
+        let mut notes = Notes::default();
+        match self.pass(tables, guard, now, frames, results, &mut notes) {
             Some(pass) => pass.run(burst),
             // No way around the policy: none published yet means that nothing passes.
-            None => tally.drop_all(DropReason::PolicyDiscard, burst.len()),
+            None => notes.tally.drop_all(DropReason::PolicyDiscard, burst.len()),
         }
-        tally.write_down(&self.counters);
+        notes.tally.write_down(&self.counters);
     }
 
     /// A way through the tables as they are now; `None` while there is no policy, or no picture of the network.
@@ -326,12 +326,12 @@ impl Pipeline {
         now: u64,
         frames: &'a mut F,
         results: &'a mut Results<F::Frame>,
-        tally: &'a mut Tally,
+        notes: &'a mut Notes<'g>,
     ) -> Option<Pass<'a, 'g, F>> {
         let (spd, network) = (tables.spd.load(guard)?, tables.network.load(guard)?);
         self.recent.look_at(network.generation);
         let Tables { sad, reassembly, icmp, .. } = tables;
-        let memo = Memo::default();
+        let Notes { tally, memo } = notes;
         Some(Pass {
             own: self,
             sad,
@@ -362,7 +362,7 @@ struct Pass<'a, 'g, F: Frames> {
     frames: &'a mut F,
     results: &'a mut Results<F::Frame>,
     tally: &'a mut Tally,
-    memo: Memo<'g>,
+    memo: &'a mut Memo<'g>,
 }
 
 impl<'g, F: Frames> Pass<'_, 'g, F> {

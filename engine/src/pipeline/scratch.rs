@@ -185,6 +185,13 @@ impl Recent {
     }
 }
 
+/// What is written down on the way of one burst. It stays where it is: it is too much to move about.
+#[derive(Default)]
+pub(super) struct Notes<'g> {
+    pub(super) tally: Tally,
+    pub(super) memo: Memo<'g>,
+}
+
 /// What a burst adds to the worker's counters.
 pub(super) struct Tally {
     /// More than packets: each fragment of one may be dropped by itself.
@@ -197,8 +204,8 @@ pub(super) struct Tally {
     pub(super) bypassed: u64,
 }
 
-impl Tally {
-    pub(super) fn new() -> Self {
+impl Default for Tally {
+    fn default() -> Self {
         Self {
             dropped: [0; DropReason::COUNT],
             any_dropped: false,
@@ -209,7 +216,9 @@ impl Tally {
             bypassed: 0,
         }
     }
+}
 
+impl Tally {
     pub(super) fn drop(&mut self, reason: DropReason) {
         self.dropped[reason as usize] += 1;
         self.any_dropped = true;
@@ -249,7 +258,7 @@ mod tests {
     #[test]
     fn a_burst_of_the_longest_packets_in_the_smallest_fragments_is_counted() {
         let counters = WorkerCounters::default();
-        let mut tally = Tally::new();
+        let mut tally = Tally::default();
         let fragments = BURST * (65_535 - 20) / 8;
         tally.drop_all(DropReason::SequenceExhausted, fragments);
         tally.write_down(&counters);

@@ -5,7 +5,7 @@ use arrayvec::ArrayVec;
 
 use super::nesting::WayOut;
 use super::outbound::{Group, Lengths, Payload, Ready};
-use super::scratch::Tally;
+use super::scratch::Notes;
 use super::{BURST, Frames, Pass, Pipeline, Received, Results, Tables};
 use crate::policy::Tunnel;
 use crate::policy::tfc::DummyStream;
@@ -29,8 +29,8 @@ impl Pipeline {
         results: &mut Results<F::Frame>,
     ) -> u64 {
         let mut again = now + LOOK_EVERY;
-        let mut tally = Tally::new();
-        let Some(mut pass) = self.pass(tables, guard, now, frames, results, &mut tally) else { return again };
+        let mut notes = Notes::default();
+        let Some(mut pass) = self.pass(tables, guard, now, frames, results, &mut notes) else { return again };
         for tunnel in &pass.spd.with_dummies {
             if let Some(stream) = &tunnel.tfc.dummies
                 && let Some(shared) = pass.own_group(tunnel)
@@ -42,7 +42,7 @@ impl Pipeline {
                 again = again.min(stream.due_at().max(now + 1));
             }
         }
-        tally.write_down(&self.counters);
+        notes.tally.write_down(&self.counters);
         again
     }
 }
