@@ -350,13 +350,13 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             let allowed = outcome.and_then(|()| count.spend(&mut allowance, sa, sealed.length));
             let sent = allowed
                 .and_then(|()| self.decapsulate::<PLAIN>(sa, sealed, port, &mut frame, &mut admittance));
-            let written = sealed.opened().end + tail;
+            let written = || sealed.opened().end + tail;
             let (tunnel, sent) = match sent {
                 Ok(sent) => sent,
                 Err(reason) => {
                     count.refuse(reason);
                     self.tally.drop(reason);
-                    self.give_back_wiped(port, frame, written);
+                    self.give_back_wiped(port, frame, written());
                     continue;
                 }
             };
@@ -372,15 +372,15 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 Sent::Delivered { length } => {
                     let length = length as usize;
                     // Whoever delivers wipes the packet, and does not know of the padding behind it.
-                    frame[(HEADER_LENGTH + length).min(written)..written].zeroize();
+                    frame[(HEADER_LENGTH + length).min(written())..written()].zeroize();
                     self.deliver(port, frame, length);
                 }
                 Sent::Again { length, outer } => {
                     let length = length as usize;
-                    frame[(HEADER_LENGTH + length).min(written)..written].zeroize();
+                    frame[(HEADER_LENGTH + length).min(written())..written()].zeroize();
                     self.results.opened.push((Nested { port, frame, length }, outer));
                 }
-                Sent::Copied => self.give_back_wiped(port, frame, written),
+                Sent::Copied => self.give_back_wiped(port, frame, written()),
             }
         }
     }

@@ -253,6 +253,8 @@ pub struct HeaderNumber(u32);
 struct Like {
     words: (u64, u64, u32),
     varying: u32,
+    /// What follows has ports, or type and code.
+    shows_upper: bool,
 }
 
 impl Default for Reader {
@@ -288,7 +290,9 @@ impl Reader {
         }
         *packet = self.packet;
         packet.total_length = total_length as u32;
-        read_upper(&mut packet.flow.upper, self.packet.flow.protocol, payload, Fragment::Whole);
+        if like.shows_upper {
+            read_upper(&mut packet.flow.upper, self.packet.flow.protocol, payload, Fragment::Whole);
+        }
         Ok(Some(HeaderNumber(self.number)))
     }
 
@@ -300,7 +304,11 @@ impl Reader {
             && packet.fragment == Fragment::Whole;
         if is_plain && let Some(fixed) = bytes.first_chunk() {
             let words = in_words(fixed);
-            self.like = Some(Like { words, varying: varying_sum(words) });
+            // If a packet of it that shows none hides them.
+            let shown = Flow { upper: Upper::Opaque, ..packet.flow };
+            let shows_upper = shown.hides(Fragment::Whole) == Hidden::Upper;
+            self.like = Some(Like { words, varying: varying_sum(words), shows_upper });
+            // Of a protocol that has no such thing, this is all there is to say.
             self.packet = *packet;
             self.number = self.number.wrapping_add(1);
             return Ok(Some(HeaderNumber(self.number)));
