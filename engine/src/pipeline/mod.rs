@@ -394,7 +394,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             }
         }
         for (sa, group) in inbound.iter() {
-            if !self.spd.nested.is_empty() && self.spd.outer_of(&sa.spec.sa.tunnel).is_some() {
+            if self.spd.has_nested() && self.spd.outer_of(&sa.spec.sa.tunnel).is_some() {
                 // RFC 4301 section 5.2 step 4: it has to come by way of that tunnel.
                 let count = group.count();
                 sa.counters.refused.fetch_add(count as u64, Ordering::Relaxed);

@@ -133,8 +133,10 @@ pub struct Spd {
     nat_ports: Vec<u16>,
     /// Tunnels that send dummy packets, each once.
     pub with_dummies: Vec<Arc<Tunnel>>,
-    /// Tunnels that go through others, each once.
-    pub nested: Vec<Arc<Tunnel>>,
+    /// What tunnels that go through others go through, by their names: whose packets claim to be, each burst asks.
+    through: HashMap<Arc<str>, Arc<Tunnel>>,
+    /// Tunnels that others go through, by their names: their places among the tunnels.
+    outer: HashMap<Arc<str>, usize>,
     /// The tunnels of its policies, each once, and their places by their peers.
     tunnels: Vec<Arc<Tunnel>>,
     by_peer: HashMap<IpAddr, Vec<usize>>,
@@ -181,7 +183,15 @@ impl Spd {
             by_peer.entry(tunnel.remote).or_default().push(index);
         }
         let with_dummies = tunnels.iter().filter(|tunnel| tunnel.tfc.dummies.is_some()).cloned().collect();
-        let nested = tunnels.iter().filter(|tunnel| tunnel.through.is_some()).cloned().collect();
+        let through: HashMap<_, _> = tunnels
+            .iter()
+            .filter_map(|tunnel| Some((Arc::clone(&tunnel.name), Arc::clone(tunnel.through.as_ref()?))))
+            .collect();
+        let is_outer: HashSet<_> = through.values().map(|outer| &outer.name).collect();
+        let outer = (0..tunnels.len())
+            .filter(|&place| is_outer.contains(&tunnels[place].name))
+            .map(|place| (Arc::clone(&tunnels[place].name), place))
+            .collect();
         let in_udp: Vec<_> = tunnels.iter().filter(|tunnel| tunnel.udp.is_some()).cloned().collect();
         let mut nat_ports: Vec<_> = in_udp.iter().filter_map(|tunnel| Some(tunnel.udp?.local())).collect();
         nat_ports.retain(|&port| port != NAT_TRAVERSAL_PORT);
@@ -196,7 +206,8 @@ impl Spd {
             in_udp,
             nat_ports,
             with_dummies,
-            nested,
+            through,
+            outer,
             tunnels,
             by_peer,
         }
@@ -204,18 +215,23 @@ impl Spd {
 
     /// The tunnel that the one called `name` goes through.
     pub fn outer_of(&self, name: &str) -> Option<&Tunnel> {
-        self.nested.iter().find(|tunnel| &*tunnel.name == name)?.through.as_deref()
+        self.through.get(name).map(|outer| &**outer)
     }
 
     /// The tunnel called `name`, if others go through it, and a place that [`Spd::outer_name`] knows it by.
     pub fn place_of_outer(&self, name: &str) -> Option<(usize, &Tunnel)> {
-        let mut outer = self.nested.iter().map(|tunnel| tunnel.through.as_deref()).enumerate();
-        outer.find_map(|(place, outer)| Some((place, outer.filter(|outer| &*outer.name == name)?)))
+        let &place = self.outer.get(name)?;
+        Some((place, self.tunnels.get(place)?))
     }
 
     /// The name of the tunnel at a place of [`Spd::place_of_outer`].
     pub fn outer_name(&self, place: usize) -> Option<&Arc<str>> {
-        self.nested.get(place)?.through.as_ref().map(|outer| &outer.name)
+        self.tunnels.get(place).map(|outer| &outer.name)
+    }
+
+    /// Whether any tunnel goes through another.
+    pub fn has_nested(&self) -> bool {
+        !self.through.is_empty()
     }
 
     /// The tunnels that its policies protect with, each once.
