@@ -11,7 +11,8 @@ use crate::wire::icmp::IcmpError;
 use crate::wire::ip::{self, IpPacket, IpVersion};
 
 impl<'g, F: Frames> Pass<'_, 'g, F> {
-    /// BYPASS of a packet that reached the engine: TTL, route, size, neighbour, as a router does.
+    /// BYPASS of a packet that reached the engine: TTL, route, size, neighbour, as a router does; of the gateway's own,
+    /// without the TTL.
     pub(super) fn forward(
         &mut self,
         received: &mut Received<'_>,
@@ -25,17 +26,25 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if !egress.port.up {
             return Err(DropReason::LinkDown);
         }
-        if packet.ttl <= 1 {
+        let is_forwarded = received.port < PortId::OWN;
+        if is_forwarded && packet.ttl <= 1 {
             self.originate_error(received, IcmpError::TimeExceeded);
             return Err(DropReason::TtlExceeded);
         }
-        if packet.total_length > egress.port.mtu && packet.dont_fragment {
+        let may_be_fragmented = !packet.dont_fragment || received.port == PortId::HOST_IN_FRAGMENTS;
+        if packet.total_length > egress.port.mtu && !may_be_fragmented {
             self.originate_error(received, IcmpError::PacketTooBig { mtu: egress.port.mtu });
             return Err(DropReason::TooBig);
         }
         let bytes = &mut received.frame[HEADER_LENGTH..];
-        ip::decrement_ttl(bytes, packet.version);
-        self.send_copy(&egress, packet, bytes)?;
+        if is_forwarded {
+            ip::decrement_ttl(bytes, packet.version);
+        }
+        if packet.version == IpVersion::V6 && packet.total_length > egress.port.mtu {
+            self.send_ipv6_fragments(&egress, egress.port.mtu, packet, bytes)?;
+        } else {
+            self.send_copy(&egress, packet, bytes)?;
+        }
         self.tally.bypassed += 1;
         Ok(())
     }

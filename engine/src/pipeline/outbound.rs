@@ -216,14 +216,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     /// What `tunnel` carries now, or `None` while it carries nothing.
     pub(super) fn inside_mtu(&mut self, tunnel: &'g Tunnel) -> Option<u32> {
         let sa = tunnel.outbound.load(self.guard)?;
-        let mtu = self.way_out(tunnel, &sa.outer_now()).ok()?.mtu;
-        Some(match sa.spec.sa.mode {
-            Mode::Tunnel => sa.outer.inside_mtu(mtu, &sa.layout),
-            Mode::Transport(_) => {
-                let mtu = mtu.saturating_sub(in_udp(sa) as u32);
-                transport::usual_inside_mtu(mtu, &sa.layout, sa.outer.version())
-            }
-        })
+        Some(sa.inside_mtu(self.way_out(tunnel, &sa.outer_now()).ok()?.mtu))
     }
 
     /// Everything that can refuse a packet comes before it gets a number.
@@ -287,7 +280,11 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     ) -> Result<(), DropReason> {
         // RFC 2473 section 7.1 (b): what every IPv6 link carries, a tunnel carries too, in fragments if need be.
         let is_least = packet.version == IpVersion::V6 && packet.total_length <= IPV6_MINIMUM_MTU;
-        if packet.dont_fragment && !is_least {
+        // Who has fragmented a packet himself may have it fragmented once more; and what a tunnel has made of it is ours.
+        let may_be_fragmented = !packet.dont_fragment
+            || received.port == PortId::HOST_IN_FRAGMENTS
+            || (received.port == PortId::OWN && packet.version == IpVersion::V6);
+        if !may_be_fragmented && !is_least {
             let mtu = match packet.version {
                 IpVersion::V4 => inside_mtu,
                 IpVersion::V6 => inside_mtu.max(IPV6_MINIMUM_MTU),
@@ -510,7 +507,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
     }
 
-    fn send_ipv6_fragments(
+    pub(super) fn send_ipv6_fragments(
         &mut self,
         egress: &Egress<'g>,
         mtu: u32,

@@ -20,7 +20,7 @@ const DISCARD: (bool, bool) = (false, true);
 pub fn prefix(text: &str, (protect, discard): (bool, bool)) -> CoverPrefix {
     let (network, length) = text.split_once('/').expect("ADDRESS/LENGTH");
     let prefix = Prefix { network: network.parse().unwrap(), length: length.parse().unwrap() };
-    CoverPrefix { prefix, protect, discard }
+    CoverPrefix { prefix, protect, discard, bypass: false }
 }
 
 fn tables(local: &[(&str, (bool, bool))], remote: &[(&str, (bool, bool))]) -> SteeringTables {

@@ -132,7 +132,12 @@ fn what_the_linear_policy_protects_or_discards_never_passes() {
                 policy.selectors.iter().map(move |selector| {
                     let Net { address: network, length } = pick(selector);
                     let protect = policy.action == Action::Protect;
-                    CoverPrefix { prefix: Prefix { network, length }, protect, discard: !protect }
+                    CoverPrefix {
+                        prefix: Prefix { network, length },
+                        protect,
+                        discard: !protect,
+                        bypass: false,
+                    }
                 })
             });
             prefixes.collect()

@@ -11,11 +11,11 @@ use rtnetlink::Handle;
 use tokio::sync::{Notify, oneshot};
 
 use super::super::datapath::Datapath;
+use super::HostQueue;
 use super::device::{self, Ends, Link};
-use super::plan::Plan;
+use super::plan::{self, Plan};
 use super::routes::Installed;
 use super::slot::{Slot, Turn};
-use super::{HostQueue, MTU};
 use crate::pipeline::Tables;
 use crate::route::{Network, Side};
 
@@ -144,7 +144,7 @@ impl Drop for Netlink {
 /// What the kernel was last brought up with.
 #[derive(PartialEq, Default)]
 struct Seen {
-    policies: u64,
+    plan: Plan,
     addresses: Vec<IpAddr>,
     link: Option<Link>,
     problem: Option<String>,
@@ -221,7 +221,7 @@ impl Keeper {
         let link = device::find(handle, &self.name).await.map_err(io::Error::other)?;
         let link = link.ok_or_else(|| io::Error::other("the device went away as it was made"))?;
         device::configure(handle, link.ifindex, &ends).await.map_err(io::Error::other)?;
-        Ok(Link { up: true, mtu: MTU, ..link })
+        Ok(Link { up: true, ..link })
     }
 
     /// Looks at what there is, and does what is to be done about it.
@@ -238,10 +238,14 @@ impl Keeper {
             self.installed.distrust_routes();
             self.seen.addresses.clear();
         }
+        let mtu = plan::device_mtu(&network);
+        if let Some(link) = link.as_mut().filter(|link| link.mtu != mtu) {
+            device::set_mtu(&self.netlink.handle, link.ifindex, mtu).await.map_err(io::Error::other)?;
+            link.mtu = mtu;
+        }
         let plan = Plan::new(&spd, &network, self.slot.address().into());
         let problem = plan.has_peers_v4().then(|| strict_reverse_path(&network)).flatten();
-        let seen =
-            Seen { policies: spd.generation, addresses: network.own_addresses().to_vec(), link, problem };
+        let seen = Seen { plan, addresses: network.own_addresses().to_vec(), link, problem };
         if seen == self.seen {
             return Ok(());
         }
@@ -253,8 +257,11 @@ impl Keeper {
             self.installed.distrust_routes();
         }
         let device = link.map_or(0, |link| link.ifindex);
-        self.installed.become_plan(&self.netlink.handle, &plan, device).await.map_err(io::Error::other)?;
-        let routes = plan.device_prefixes().map(|prefix| prefix.to_string()).collect();
+        self.installed
+            .become_plan(&self.netlink.handle, &seen.plan, device)
+            .await
+            .map_err(io::Error::other)?;
+        let routes = seen.plan.device_prefixes().map(|prefix| prefix.to_string()).collect();
         let up = link.is_some_and(|link| link.up);
         *lock(&self.report) =
             HostReport { device: self.name.clone(), up, routes, problem: seen.problem.clone() };

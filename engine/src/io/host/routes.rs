@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
 };
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
 use rtnetlink::packet_route::{AddressFamily, IpProtocol};
@@ -67,7 +67,7 @@ impl Numbers {
         route.header.table = 0;
         route.attributes.push(RouteAttribute::Table(self.table(table)));
         match target {
-            Target::Device { source } => {
+            Target::Device { source, mtu } => {
                 route.header.kind = RouteType::Unicast;
                 route.header.scope = RouteScope::Link;
                 route.attributes.push(RouteAttribute::Oif(device));
@@ -76,6 +76,8 @@ impl Numbers {
                     IpAddr::V6(source) => RouteAddress::Inet6(source),
                 };
                 route.attributes.push(RouteAttribute::PrefSource(source));
+                let mtu = mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
+                route.attributes.extend(mtu);
             }
             Target::Throw => {
                 route.header.kind = RouteType::Throw;
@@ -213,11 +215,13 @@ impl Installed {
         device: u32,
     ) -> Result<(), rtnetlink::Error> {
         for (&key, &target) in &plan.routes {
-            if self.routes.get(&key) == Some(&Some(target)) {
+            let known = self.routes.get(&key);
+            if known == Some(&Some(target)) {
                 continue;
             }
             // One of another kind would not be replaced.
-            if self.routes.contains_key(&key) {
+            let is_device = |target| matches!(target, Target::Device { .. });
+            if known.is_some_and(|known| !(known.is_some_and(is_device) && is_device(target))) {
                 self.delete_route(handle, key).await;
             }
             let route = self.numbers.route(key, target, device);
@@ -274,7 +278,8 @@ mod tests {
             (Table::Everything, ip("::"), 0),
         ] {
             let source = if key.1.is_ipv4() { ip("10.1.0.1") } else { ip("2001:db8:1::1") };
-            for target in [Target::Throw, Target::Device { source }] {
+            let device = |mtu| Target::Device { source, mtu };
+            for target in [Target::Throw, device(None), device(Some(1400))] {
                 assert_eq!(numbers.route_of(&numbers.route(key, target, 7)), Some(key));
                 assert_eq!(others.route_of(&numbers.route(key, target, 7)), None);
             }
