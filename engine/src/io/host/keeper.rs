@@ -108,10 +108,18 @@ pub fn remove(instance: &str) -> io::Result<()> {
         let netlink = Netlink::open()?;
         let _turn = Turn::take().await?;
         let slot = Slot::find(&netlink.handle, instance).await?;
-        let mut installed = Installed::read(&netlink.handle, slot).await.map_err(io::Error::other)?;
+        let name = device::name(instance);
+        let mut installed = read_installed(&netlink.handle, slot, &name).await?;
         installed.become_plan(&netlink.handle, &Plan::default(), 0).await.map_err(io::Error::other)?;
-        device::delete(&netlink.handle, &device::name(instance)).await.map_err(io::Error::other)
+        device::delete(&netlink.handle, &name).await.map_err(io::Error::other)
     })?
+}
+
+/// What the kernel has for the device of this name, under this number or others.
+async fn read_installed(handle: &Handle, slot: Slot, name: &str) -> io::Result<Installed> {
+    let device = device::find(handle, name).await.map_err(io::Error::other)?;
+    let ifindex = device.filter(|link| link.tun).map_or(0, |link| link.ifindex);
+    Installed::read(handle, slot, ifindex).await.map_err(io::Error::other)
 }
 
 fn on_runtime<T>(work: impl Future<Output = T>) -> io::Result<T> {
@@ -172,7 +180,7 @@ impl Keeper {
         let netlink = Netlink::open()?;
         let name = device::name(&instance);
         let slot = Slot::find(&netlink.handle, &instance).await?;
-        let installed = Installed::read(&netlink.handle, slot).await.map_err(io::Error::other)?;
+        let installed = read_installed(&netlink.handle, slot, &name).await?;
         let seen = Seen::default();
         let mut this = Self { instance, name, slot, tables, workers, report, netlink, installed, seen };
         this.seen.link = Some(this.bring_up().await?);
@@ -206,7 +214,7 @@ impl Keeper {
         let slot = Slot::find(handle, &self.instance).await?;
         if slot != self.slot {
             // What is under the number it had is for whoever has it now.
-            self.installed = Installed::read(handle, slot).await.map_err(io::Error::other)?;
+            self.installed = read_installed(handle, slot, &self.name).await?;
             self.slot = slot;
         }
         let ends = Ends::of(slot);

@@ -46,6 +46,11 @@ pub enum Table {
     Everything,
 }
 
+impl Table {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Peers, Self::Named, Self::Everything];
+}
+
 /// Where a route leads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Target {
