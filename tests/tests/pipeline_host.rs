@@ -370,6 +370,19 @@ fn what_may_go_in_clear_goes_in_clear() {
     }
 }
 
+/// Whatever the policy: nobody outside has one of the gateway's own addresses.
+#[test]
+fn clear_text_in_the_gateways_own_name() {
+    let any = AddressRange { first: address("0.0.0.0"), last: address("255.255.255.255") };
+    let everything = Selector { local: any, remote: any, protocol: None, upper: UpperSelector::Any };
+    let policies = vec![policy("all", vec![everything], Action::Bypass)];
+    let mut b = Gateway::new(Site::B, &Options { policies, ..Options::new() }).with_host();
+    let own = Site::B.inside(false);
+    let honest = udp(address("203.0.113.5"), own, 10);
+    assert_eq!(b.run(OUTSIDE, std::slice::from_ref(&honest)), [(HOST, honest)]);
+    b.assert_drops(OUTSIDE, &udp(own, own, 10), DropReason::InnerSource);
+}
+
 /// Too large for the link and not to be fragmented: its sender is the gateway's own stack.
 #[test]
 fn the_gateways_own_stack_is_told_what_is_too_big_for_the_link() {

@@ -52,7 +52,7 @@ drop_reasons! {
     NextHeader "next_header" Some("XfrmInStateModeError"), "An authenticated packet whose next header is not the SA's mode.";
     InnerMalformed "inner_malformed" Some("XfrmInHdrError"), "An authenticated packet with a malformed inner packet.";
     EcnForbidden "ecn_forbidden" None, "Outer CE around inner Not-ECT (RFC 6040), or beside Not-ECT among fragments (RFC 3168).";
-    InnerSource "inner_source" None, "An inner packet that claims one of the gateway's own addresses as its source.";
+    InnerSource "inner_source" None, "An inner packet, or clear text to the gateway, that claims one of the gateway's own addresses as its source.";
     SelectorMismatch "selector_mismatch" Some("XfrmInTmplMismatch"), "The inner packet is not what its SA was agreed for.";
     Nesting "nesting" Some("XfrmInTmplMismatch"), "ESP or AH out of an SA that no tunnel goes through, or nested more than four deep.";
     PolicyMismatch "policy_mismatch" Some("XfrmInPolError"), "The policy for the inner packet names another tunnel, or none.";

@@ -81,6 +81,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if self.frames.host().is_none() {
             return Err(DropReason::NoHostPath);
         }
+        if self.is_our_source(packet.flow.source) {
+            return Err(DropReason::InnerSource);
+        }
         let length = packet.total_length as usize;
         let (port, mut frame) = self.take_any_frame(HEADER_LENGTH + length).ok_or(DropReason::NoFrame)?;
         let end = HEADER_LENGTH + length;
