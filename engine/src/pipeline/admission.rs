@@ -110,6 +110,13 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 return Ok((key, Admitted { policy: NO_POLICY, tunnel, way: Way::Again { outer } }));
             }
         }
+        if quote::is_error(packet)
+            && let Some((_, outer)) = self.spd.place_of_outer(&sa.spec.sa.tunnel)
+            && self.is_our_destination(flow.destination)
+            && let Some(reason) = self.error_from_inside(outer, bytes, packet)
+        {
+            return Err(reason);
+        }
         if self.is_our_source(flow.source) {
             return Err(DropReason::InnerSource);
         }
