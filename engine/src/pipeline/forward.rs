@@ -85,7 +85,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     ) -> Result<(), DropReason> {
         let length = packet.total_length as usize;
         if packet.total_length > egress.port.mtu {
-            return self.send_fragments(egress, egress.port.mtu, packet, &bytes[..length]);
+            let emit = |this: &mut Self, frame, length| this.emit(egress, packet.version, frame, length);
+            return self.send_fragments(egress, egress.port.mtu, packet, &bytes[..length], emit);
         }
         let mut frame = self.take_frame(egress.id, HEADER_LENGTH + length)?;
         frame[HEADER_LENGTH..HEADER_LENGTH + length].copy_from_slice(&bytes[..length]);
@@ -93,13 +94,15 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         Ok(())
     }
 
-    /// The received packet's place is taken by its first fragment, of at most `mtu` bytes; the others are originated.
+    /// The packet's place is taken by its first fragment, of at most `mtu` bytes; the others are originated. Each goes to
+    /// `send` in a frame of its own.
     pub(super) fn send_fragments(
         &mut self,
         egress: &Egress<'g>,
         mtu: u32,
         packet: &IpPacket,
         bytes: &[u8],
+        send: impl Fn(&mut Self, F::Frame, usize),
     ) -> Result<(), DropReason> {
         let pieces = fragment_ipv4(bytes, packet, mtu).ok_or(DropReason::TooBig)?;
         for (number, piece) in pieces.enumerate() {
@@ -109,7 +112,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             }
             let mut frame = self.take_frame(egress.id, HEADER_LENGTH + piece.total_length())?;
             match write_fragment(&mut frame[HEADER_LENGTH..], bytes, &piece) {
-                Some(length) => self.emit(egress, packet.version, frame, length),
+                Some(length) => send(self, frame, length),
                 None => {
                     self.frames.give_back(egress.id, frame);
                     return Err(DropReason::TooBig);

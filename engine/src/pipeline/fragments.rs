@@ -1,12 +1,14 @@
-//! Fragments of what is for us to decrypt: they wait, among those of all workers, and the datagram goes on from where its
-//! last one came in.
+//! Fragments of what is for us to decrypt, from outside or out of an SA: they wait, among those of all workers, and the
+//! datagram goes on from where its last one came in.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::reassembly::{Limits, Reassembler};
+use zeroize::Zeroize;
+
+use super::reassembly::{Arrival, Limits, Reassembler};
 use super::scratch::Tally;
-use super::{DropReason, Frames, Pass, Pipeline, Received, Tables};
+use super::{DropReason, Frames, Pass, Pipeline, Tables};
 use crate::route::PortId;
 use crate::wire::ip::IpPacket;
 
@@ -40,9 +42,11 @@ impl Reassembly {
     }
 }
 
-/// A datagram that became whole in this burst: a frame, as if it had been received by `port`.
+/// A datagram that became whole in this burst: a frame, as if it had been received by `port`, or had come out of a
+/// tunnel.
 pub(super) struct Completed {
     pub(super) port: PortId,
+    pub(super) outer: Option<Arc<str>>,
     pub(super) frame: Vec<u8>,
 }
 
@@ -54,7 +58,8 @@ impl<F: Frames> Pass<'_, '_, F> {
     #[cold]
     pub(super) fn reassemble(
         &mut self,
-        received: &Received<'_>,
+        arrival: Arrival,
+        frame: &[u8],
         packet: &IpPacket,
     ) -> Result<(), DropReason> {
         if !self.reassembly.is_on {
@@ -64,14 +69,15 @@ impl<F: Frames> Pass<'_, '_, F> {
         let mut waiting = self.reassembly.lock();
         let tally = &mut *self.tally;
         let mut lost = |reason, count| tally.drop_all(reason, count);
-        let whole = waiting.take(self.now, received.port, received.frame, packet, &mut out, &mut lost);
+        let outer = arrival.outer.clone();
+        let whole = waiting.take(self.now, arrival, frame, packet, &mut out, &mut lost);
         self.reassembly.note(&waiting);
         drop(waiting);
         match whole {
             Some(whole) => {
                 // One of them stands for the datagram.
                 self.tally.absorbed += whole.fragments as u64 - 1;
-                self.own.completed.push(Completed { port: whole.port, frame: out });
+                self.own.completed.push(Completed { port: whole.port, outer, frame: out });
             }
             None => self.own.spare_datagrams.push(out),
         }
@@ -95,11 +101,15 @@ impl Pipeline {
 
     /// Puts the buffers of completed datagrams back.
     pub(super) fn recycle(&mut self, mut completed: Vec<Completed>) {
-        for Completed { frame, .. } in completed.drain(..) {
+        for Completed { mut frame, .. } in completed.drain(..) {
+            frame.zeroize();
             if self.own.spare_datagrams.len() < SPARES {
                 self.own.spare_datagrams.push(frame);
             }
         }
-        self.own.completed = completed;
+        // Unless there are more already.
+        if self.own.completed.is_empty() {
+            self.own.completed = completed;
+        }
     }
 }

@@ -71,6 +71,7 @@ use fragments::Completed;
 use inbound::Inbound;
 use nesting::Nested;
 use outbound::Outbound;
+use reassembly::Arrival;
 use scratch::{Few, Memo, Notes, Recent, Tally};
 
 /// Most packets in one burst.
@@ -297,7 +298,7 @@ impl Pipeline {
         }
     }
 
-    /// Datagrams that a burst made whole are a burst of their own.
+    /// Datagrams that a burst made whole are a burst of their own; inside them may be the last fragments of others.
     #[cold]
     fn process_completed<F: Frames>(
         &mut self,
@@ -307,12 +308,22 @@ impl Pipeline {
         frames: &mut F,
         results: &mut Results<F::Frame>,
     ) {
-        let mut completed = std::mem::take(&mut self.own.completed);
-        let mut burst: ArrayVec<Received<'_>, BURST> =
-            completed.iter_mut().map(|Completed { port, frame }| Received { port: *port, frame }).collect();
-        self.process_burst(tables, guard, now, &mut burst, frames, results);
-        drop(burst);
-        self.recycle(completed);
+        while !self.own.completed.is_empty() {
+            let mut completed = std::mem::take(&mut self.own.completed);
+            let outside = completed.iter_mut().filter(|datagram| datagram.outer.is_none());
+            let mut burst: ArrayVec<Received<'_>, BURST> =
+                outside.map(|Completed { port, frame, .. }| Received { port: *port, frame }).collect();
+            if !burst.is_empty() {
+                self.process_burst(tables, guard, now, &mut burst, frames, results);
+            }
+            drop(burst);
+            let mut notes = Notes::default();
+            if let Some(pass) = self.own.pass(tables, guard, now, frames, results, &mut notes) {
+                pass.open_completed(&mut completed, &mut self.reading.inside);
+            }
+            notes.tally.write_down(&self.own.counters);
+            self.recycle(completed);
+        }
     }
 
     fn process_burst<F: Frames>(
@@ -459,7 +470,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let to_us = self.is_our_destination(packet.flow.destination);
         // RFC 4301 section 5.2 step 2: only what is addressed to us is for us to decrypt.
         if to_us && packet.fragment != Fragment::Whole && self.may_be_sealed(packet) {
-            return self.reassemble(received, packet);
+            let arrival = Arrival { port: received.port, outer: None };
+            return self.reassemble(arrival, received.frame, packet);
         }
         if to_us && matches!(packet.flow.protocol, protocol::ESP | protocol::AH) {
             self.sort_sealed(index, received.frame, packet, inbound)?;

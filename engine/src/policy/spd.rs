@@ -36,8 +36,8 @@ pub struct Tunnel {
     pub through: Option<Arc<Tunnel>>,
     /// What may be fragmented and is too large.
     pub fragmentation: Fragmentation,
-    /// What the way to the peer is told to be like.
-    pub path: Path,
+    /// What the way to the peer is told to be like. Another tunnel of the same way shares it.
+    pub path: Arc<Path>,
     /// The SA that outbound packets take now.
     pub outbound: Published<OutboundSa>,
 }

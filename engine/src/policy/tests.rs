@@ -114,7 +114,7 @@ fn tunnel() -> Arc<Tunnel> {
         tfc: Default::default(),
         through: None,
         fragmentation: spd::Fragmentation::Before,
-        path: Path::default(),
+        path: Arc::default(),
         outbound: Published::new(None),
     })
 }
