@@ -320,7 +320,7 @@ impl<P: Process> Worker<P> {
     #[cold]
     fn hand_over_completed(&mut self) {
         let mut completed = std::mem::take(&mut self.results.hand_over_completed);
-        for (Completed { port, frame }, target) in completed.drain(..) {
+        for (Completed { port, frame, .. }, target) in completed.drain(..) {
             if self.may_hand_over(target, self.lent()) {
                 self.others_lent += 1;
                 let (origin, frame) = (self.number, Lent::Datagram(frame));

@@ -1,11 +1,12 @@
 //! What every way out shares: route, transmit frame, fragments, Ethernet header; and forwarding in clear.
 
 use std::net::IpAddr;
+use std::ops::DerefMut;
 
 use super::scratch::{Egress, Link, Route};
-use super::{DropReason, Frames, Output, Pass, Received};
+use super::{DropReason, Frames, Output, Pass, Received, Results};
 use crate::route::{NextHop, PortId};
-use crate::transform::fragment::{fragment_ipv4, write_fragment};
+use crate::transform::fragment::{fragment_ipv4, fragment_ipv6, write_fragment, write_fragment_ipv6};
 use crate::wire::ethernet::{HEADER_LENGTH, ether_type};
 use crate::wire::icmp::IcmpError;
 use crate::wire::ip::{self, IpPacket, IpVersion};
@@ -41,7 +42,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             ip::decrement_ttl(bytes, packet.version);
         }
         if packet.version == IpVersion::V6 && packet.total_length > egress.port.mtu {
-            self.send_ipv6_fragments(&egress, egress.port.mtu, packet, bytes)?;
+            let emit = |this: &mut Self, frame, length| this.emit(&egress, IpVersion::V6, frame, length);
+            self.send_ipv6_fragments(&egress, egress.port.mtu, packet, bytes, emit)?;
         } else {
             self.send_copy(&egress, packet, bytes)?;
         }
@@ -93,7 +95,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     ) -> Result<(), DropReason> {
         let length = packet.total_length as usize;
         if packet.total_length > egress.port.mtu {
-            return self.send_fragments(egress, egress.port.mtu, packet, &bytes[..length]);
+            let emit = |this: &mut Self, frame, length| this.emit(egress, packet.version, frame, length);
+            return self.send_fragments(egress, egress.port.mtu, packet, &bytes[..length], emit);
         }
         let mut frame = self.take_frame(egress.id, HEADER_LENGTH + length)?;
         frame[HEADER_LENGTH..HEADER_LENGTH + length].copy_from_slice(&bytes[..length]);
@@ -101,13 +104,15 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         Ok(())
     }
 
-    /// The received packet's place is taken by its first fragment, of at most `mtu` bytes; the others are originated.
+    /// The packet's place is taken by its first fragment, of at most `mtu` bytes; the others are originated. Each goes to
+    /// `send` in a frame of its own.
     pub(super) fn send_fragments(
         &mut self,
         egress: &Egress<'g>,
         mtu: u32,
         packet: &IpPacket,
         bytes: &[u8],
+        send: impl Fn(&mut Self, F::Frame, usize),
     ) -> Result<(), DropReason> {
         let pieces = fragment_ipv4(bytes, packet, mtu).ok_or(DropReason::TooBig)?;
         for (number, piece) in pieces.enumerate() {
@@ -117,7 +122,35 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             }
             let mut frame = self.take_frame(egress.id, HEADER_LENGTH + piece.total_length())?;
             match write_fragment(&mut frame[HEADER_LENGTH..], bytes, &piece) {
-                Some(length) => self.emit(egress, packet.version, frame, length),
+                Some(length) => send(self, frame, length),
+                None => {
+                    self.frames.give_back(egress.id, frame);
+                    return Err(DropReason::TooBig);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Pass::send_fragments`], for an IPv6 packet, which only its sender may fragment.
+    pub(super) fn send_ipv6_fragments(
+        &mut self,
+        egress: &Egress<'g>,
+        mtu: u32,
+        packet: &IpPacket,
+        bytes: &[u8],
+        send: impl Fn(&mut Self, F::Frame, usize),
+    ) -> Result<(), DropReason> {
+        let pieces = fragment_ipv6(bytes, packet, mtu).ok_or(DropReason::TooBig)?;
+        // Not to be guessed (RFC 7739), and of all SAs between the same endpoints: by chance.
+        let mut identification = [0; 8];
+        self.own.ivs.fill(&mut identification);
+        let identification = u64::from_ne_bytes(identification) as u32;
+        for (number, piece) in pieces.enumerate() {
+            self.tally.originated += u64::from(number > 0);
+            let mut frame = self.take_frame(egress.id, HEADER_LENGTH + piece.total_length())?;
+            match write_fragment_ipv6(&mut frame[HEADER_LENGTH..], bytes, &piece, identification) {
+                Some(length) => send(self, frame, length),
                 None => {
                     self.frames.give_back(egress.id, frame);
                     return Err(DropReason::TooBig);
@@ -128,24 +161,33 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     }
 
     /// Writes the Ethernet header and hands the frame out; `length` is that of the IP packet behind the header.
+    pub(super) fn emit(&mut self, egress: &Egress<'g>, version: IpVersion, frame: F::Frame, length: usize) {
+        self.results.emit(egress.id, &egress.link, version, frame, length);
+    }
+}
+
+impl<F: DerefMut<Target = [u8]>> Results<F> {
+    /// As [`Pass::emit`].
+    #[inline(always)]
     pub(super) fn emit(
         &mut self,
-        egress: &Egress<'g>,
+        port: PortId,
+        link: &Link,
         version: IpVersion,
-        mut frame: F::Frame,
+        mut frame: F,
         length: usize,
     ) {
         let ether_type = match version {
             IpVersion::V4 => ether_type::IPV4,
             IpVersion::V6 => ether_type::IPV6,
         };
-        frame[..12].copy_from_slice(&egress.link.addresses);
+        frame[..12].copy_from_slice(&link.addresses);
         frame[12..HEADER_LENGTH].copy_from_slice(&ether_type.to_be_bytes());
-        self.results.outputs.push(Output {
-            port: egress.id,
+        self.outputs.push(Output {
+            port,
             frame,
             length: HEADER_LENGTH + length,
-            unresolved: egress.link.unresolved,
+            unresolved: link.unresolved,
         });
     }
 }

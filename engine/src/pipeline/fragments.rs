@@ -1,12 +1,14 @@
-//! Fragments of what is for us to decrypt, and of what the gateway itself sends in transport mode: they wait, among those
-//! of all workers, and the datagram goes on from where its last one came in.
+//! Fragments of what is for us to decrypt, from outside or out of an SA, and of what the gateway itself sends in transport
+//! mode: they wait, among those of all workers, and the datagram goes on from where its last one came in.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::reassembly::{Limits, Reassembler};
+use zeroize::Zeroize;
+
+use super::reassembly::{Arrival, Limits, Reassembler};
 use super::scratch::Tally;
-use super::{DropReason, Frames, Pass, Pipeline, Received, Tables};
+use super::{DropReason, Frames, Pass, Pipeline, Tables};
 use crate::route::PortId;
 use crate::wire::ip::IpPacket;
 
@@ -61,10 +63,12 @@ impl Waiting {
     }
 }
 
-/// A datagram that became whole in this burst: a frame, as if it had been received by `port`.
+/// A datagram that became whole in this burst: a frame, as if it had been received by `port`, or had come out of a
+/// tunnel.
 pub struct Completed {
     /// Where it came in.
     pub port: PortId,
+    pub(super) outer: Option<Arc<str>>,
     /// The frame, Ethernet header first.
     pub frame: Vec<u8>,
 }
@@ -78,44 +82,40 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     #[cold]
     pub(super) fn reassemble(
         &mut self,
-        received: &Received<'_>,
+        arrival: Arrival,
+        frame: &[u8],
         packet: &IpPacket,
     ) -> Result<(), DropReason> {
         let waiting = &self.reassembly.received;
         if !waiting.is_on {
             return Err(DropReason::EspFragment);
         }
-        self.take_fragment(waiting, received, packet, None);
+        self.take_fragment(waiting, arrival, frame, packet);
         Ok(())
     }
 
     /// A fragment that the gateway itself sent to a peer in transport mode: whoever protects the packets of its own
     /// host has whole ones (RFC 4303 section 3.3.4), and policies see their ports.
     #[cold]
-    pub(super) fn reassemble_own(&mut self, received: &Received<'_>, packet: &IpPacket) {
-        self.take_fragment(&self.reassembly.own, received, packet, Some(PortId::HOST_IN_FRAGMENTS));
+    pub(super) fn reassemble_own(&mut self, frame: &[u8], packet: &IpPacket) {
+        let arrival = Arrival { port: PortId::HOST_IN_FRAGMENTS, outer: None };
+        self.take_fragment(&self.reassembly.own, arrival, frame, packet);
     }
 
-    /// `port`: where the datagram comes in, if not where its first fragment did.
-    fn take_fragment(
-        &mut self,
-        waiting: &'g Waiting,
-        received: &Received<'_>,
-        packet: &IpPacket,
-        port: Option<PortId>,
-    ) {
+    fn take_fragment(&mut self, waiting: &'g Waiting, arrival: Arrival, frame: &[u8], packet: &IpPacket) {
         let mut out = self.own.spare_datagrams.pop().unwrap_or_default();
         let mut reassembler = waiting.lock();
         let tally = &mut *self.tally;
         let mut lost = |reason, count| tally.drop_all(reason, count);
-        let whole = reassembler.take(self.now, received.port, received.frame, packet, &mut out, &mut lost);
+        let outer = arrival.outer.clone();
+        let whole = reassembler.take(self.now, arrival, frame, packet, &mut out, &mut lost);
         waiting.note(&reassembler);
         drop(reassembler);
         match whole {
             Some(whole) => {
                 // One of them stands for the datagram.
                 self.tally.absorbed += whole.fragments as u64 - 1;
-                self.own.completed.push(Completed { port: port.unwrap_or(whole.port), frame: out });
+                self.own.completed.push(Completed { port: whole.port, outer, frame: out });
             }
             None => self.own.spare_datagrams.push(out),
         }
@@ -132,17 +132,21 @@ impl Pipeline {
             reassembler.expire(now, &mut |reason, count| tally.drop_all(reason, count));
             waiting.note(&reassembler);
             drop(reassembler);
-            tally.write_down(&self.counters);
+            tally.write_down(&self.own.counters);
         }
     }
 
     /// Puts the buffers of completed datagrams back.
     pub(super) fn recycle(&mut self, mut completed: Vec<Completed>) {
-        for Completed { frame, .. } in completed.drain(..) {
-            if self.spare_datagrams.len() < SPARES && frame.capacity() <= SPARE_LENGTH {
-                self.spare_datagrams.push(frame);
+        for Completed { mut frame, .. } in completed.drain(..) {
+            frame.zeroize();
+            if self.own.spare_datagrams.len() < SPARES && frame.capacity() <= SPARE_LENGTH {
+                self.own.spare_datagrams.push(frame);
             }
         }
-        self.completed = completed;
+        // Unless there are more already.
+        if self.own.completed.is_empty() {
+            self.own.completed = completed;
+        }
     }
 }

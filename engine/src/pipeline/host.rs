@@ -11,6 +11,7 @@ use crate::sa::spec::Mode;
 use crate::wire::ethernet::HEADER_LENGTH;
 use crate::wire::icmp::{self, IcmpError};
 use crate::wire::ip::{self, Fragment, IpPacket};
+use crate::wire::reader::FlowNumber;
 
 /// The engine's end of the host path: errors about the gateway's own packets come from these addresses, which must
 /// not be the gateway's own (its stack would not believe them).
@@ -40,13 +41,14 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         index: usize,
         received: &mut Received<'_>,
         packet: &IpPacket,
+        flow: Option<FlowNumber>,
         outbound: &mut Outbound<'g>,
     ) -> Result<(), DropReason> {
         if packet.fragment != Fragment::Whole && self.is_to_peer(packet) {
-            self.reassemble_own(received, packet);
+            self.reassemble_own(received.frame, packet);
             return Ok(());
         }
-        let action = match self.policy(Direction::Outbound, packet) {
+        let action = match self.policy(Direction::Outbound, packet, flow) {
             None => return Err(DropReason::HostUnprotected),
             Some(Action::Discard) => return Err(DropReason::PolicyDiscard),
             Some(action) => action,
