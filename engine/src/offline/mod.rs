@@ -124,6 +124,11 @@ impl Engine {
         self.pipeline.expire(&self.tables, now);
     }
 
+    /// Leaves records of what was dropped since the last time in the tables.
+    pub fn tell_drops(&mut self, now: u64) {
+        self.pipeline.tell_drops(&self.tables, now);
+    }
+
     /// Lets the second pass in which keepalives are sent; what comes of it waits for [`Engine::transmit`].
     pub fn send_keepalives(&mut self, now: u64) {
         let guard = self.reader.pin();

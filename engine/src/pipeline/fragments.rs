@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::audit::Evidence;
 use super::reassembly::{Limits, Reassembler};
 use super::scratch::Tally;
 use super::{DropReason, Frames, Pass, Pipeline, Received, Tables};
@@ -62,8 +63,18 @@ impl<F: Frames> Pass<'_, '_, F> {
         }
         let mut out = self.own.spare_datagrams.pop().unwrap_or_default();
         let mut waiting = self.reassembly.lock();
-        let tally = &mut *self.tally;
-        let mut lost = |reason, count| tally.drop_all(reason, count);
+        let scene = self.scene();
+        let (tally, audit) = (&mut *self.tally, &mut self.own.audit);
+        let mut lost = |reason, count| {
+            tally.drop_all(reason, count);
+            // For want of time or room, it is others that go.
+            if !matches!(
+                reason,
+                DropReason::ReassemblyTimeout | DropReason::ReassemblyMemory | DropReason::ReassemblySource
+            ) {
+                audit.keep(reason, &Evidence::received(received), &scene);
+            }
+        };
         let whole = waiting.take(self.now, received.port, received.frame, packet, &mut out, &mut lost);
         self.reassembly.note(&waiting);
         drop(waiting);
