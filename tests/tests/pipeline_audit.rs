@@ -167,6 +167,37 @@ fn a_fragment_is_told() {
     assert_eq!(header(seen.packet.as_ref().unwrap()), "192.0.2.1 > 198.51.100.9 50");
 }
 
+/// What had to go for want of time or room is told, not what it went for.
+#[test]
+fn what_is_given_up_is_told_with_what_was_there_of_it() {
+    let options = Options { reassembly: Limits { per_source: 1, ..Limits::default() }, ..Options::new() };
+    let fragment = |identification: u16, field: u16, payload: &[u8]| {
+        let mut packet = ip(Site::A.endpoint(false), Site::B.endpoint(false), payload[0], &payload[1..]);
+        packet[4..6].copy_from_slice(&identification.to_be_bytes());
+        with_fragment_field(packet, field)
+    };
+    let esp = [&[50][..], &[0, 0xab, 0xcd, 0xef, 0, 0, 0, 99], &[7; 56]].concat();
+    let in_udp =
+        [&[UDP][..], &[0x11, 0x94, 0x11, 0x94, 2, 0, 0, 0], &[0, 0xab, 0xcd, 0xef, 0, 0, 0, 98]].concat();
+    let later = [&[50][..], &[9; 64]].concat();
+    let mut gateway = Gateway::new(Site::B, &options);
+    gateway.run(OUTSIDE, &[fragment(1, MORE_FRAGMENTS, &esp), fragment(2, 8, &later)]);
+    let lines = |gateway: &mut Gateway| -> Vec<String> { records(gateway, 0).iter().map(line).collect() };
+    assert_eq!(
+        lines(&mut gateway),
+        ["reassembly_source in - 0x00abcdef 99 | 192.0.2.1 > 198.51.100.9 50 | -"]
+    );
+    gateway.engine.expire(Limits::default().timeout);
+    assert_eq!(lines(&mut gateway), ["reassembly_timeout in - - - | 192.0.2.1 > 198.51.100.9 50 | -"]);
+    gateway.run(OUTSIDE, &[fragment(3, MORE_FRAGMENTS, &in_udp)]);
+    gateway.engine.expire(Limits::default().timeout);
+    assert_eq!(
+        lines(&mut gateway),
+        ["reassembly_timeout in - 0x00abcdef 98 | 192.0.2.1 > 198.51.100.9 17 4500-4500 | -"]
+    );
+    gateway.assert_balanced(0);
+}
+
 /// RFC 4303 section 3.3.3: "the audit log entry for this event SHOULD include the SPI value, current date/time, Source
 /// Address, Destination Address, and (in IPv6) the cleartext Flow ID."
 #[test]

@@ -68,9 +68,9 @@ impl Process for Online {
     }
 
     fn housekeeping<F: Frames>(&mut self, now: u64, frames: &mut F, results: &mut Results<F::Frame>) {
-        self.pipeline.expire(&self.tables, now);
-        self.pipeline.tell_drops(&self.tables, now);
         let guard = self.reader.pin();
+        self.pipeline.expire(&self.tables, &guard, now);
+        self.pipeline.tell_drops(&self.tables, now);
         self.pipeline.send_keepalives(&self.tables, &guard, now, frames, results);
     }
 

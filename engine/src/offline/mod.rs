@@ -121,7 +121,8 @@ impl Engine {
 
     /// Drops fragments whose time is over by `now`.
     pub fn expire(&mut self, now: u64) {
-        self.pipeline.expire(&self.tables, now);
+        let guard = self.reader.pin();
+        self.pipeline.expire(&self.tables, &guard, now);
     }
 
     /// Leaves records of what was dropped since the last time in the tables.

@@ -10,15 +10,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam::queue::ArrayQueue;
 
+use super::reassembly::Remains;
 use super::{DropReason, Frames, Pass, Pipeline, Received, Tables, WorkerCounters};
 use crate::policy::Spd;
 use crate::route::{Network, PortId, Side};
 use crate::sa::InboundSa;
+use crate::sa::publish::Guard;
 use crate::sa::selector::Direction;
 use crate::sa::spec::SaSpec;
 use crate::wire::ethernet::{self, HEADER_LENGTH, ether_type};
 use crate::wire::header::{IPV4_LENGTH, IPV6_LENGTH};
-use crate::wire::ip::{self, Flow, Fragment, IpPacket, Upper};
+use crate::wire::ip::{self, Flow, Fragment, Upper};
 use crate::wire::{Spi, protocol, udp};
 
 /// Records that wait to be collected. When there are as many, workers keep theirs, and tell more with it later.
@@ -161,6 +163,14 @@ pub(super) struct Scene<'g> {
     latest: Option<(Spi, &'g InboundSa)>,
 }
 
+impl<'g> Scene<'g> {
+    /// Between two bursts; `None` while there is no policy, or no picture of the network.
+    pub(super) fn of(tables: &'g Tables, guard: &'g Guard<'_>, now: u64) -> Option<Self> {
+        let (spd, network) = (tables.spd.load(guard)?, tables.network.load(guard)?);
+        Some(Self { now, spd, network, latest: None })
+    }
+}
+
 /// A packet that is dropped.
 #[derive(Clone, Copy)]
 pub(super) struct Evidence<'e> {
@@ -181,6 +191,11 @@ enum Bytes<'e> {
     /// Behind an Ethernet header, or, of [`PortId::OWN`], behind room for one.
     Framed(&'e [u8]),
     Bare(&'e [u8]),
+    /// Not all of it, and not in one piece.
+    Parts {
+        flow: Flow,
+        payload: &'e [u8],
+    },
 }
 
 impl<'e> Evidence<'e> {
@@ -192,6 +207,20 @@ impl<'e> Evidence<'e> {
     /// Between two layers: an IP packet of `length` bytes behind room for an Ethernet header.
     pub(super) fn between(frame: &'e [u8], length: usize) -> Self {
         Self::made(&frame[HEADER_LENGTH..HEADER_LENGTH + length])
+    }
+
+    /// A datagram, as far as it was put together.
+    pub(super) fn remains(remains: &Remains<'e>) -> Self {
+        let Remains { port, source, destination, protocol, payload } = *remains;
+        let upper = match payload {
+            [a, b, c, d, ..] if protocol == protocol::UDP => Upper::Ports {
+                source: u16::from_be_bytes([*a, *b]),
+                destination: u16::from_be_bytes([*c, *d]),
+            },
+            _ => Upper::Opaque,
+        };
+        Self::of(port, Bytes::Parts { flow: Flow { source, destination, protocol, upper }, payload })
+            .into_gateway()
     }
 
     /// An IP packet that was made here.
@@ -218,8 +247,8 @@ impl<'e> Evidence<'e> {
         Self { direction: Some(Direction::Outbound), tunnel: Some(tunnel), ..self }
     }
 
-    /// Out of one SA, and for another.
-    pub(super) fn nested(self) -> Self {
+    /// For an SA that is not known yet: out of another one, or in pieces.
+    pub(super) fn into_gateway(self) -> Self {
         Self { direction: Some(Direction::Inbound), ..self }
     }
 
@@ -242,18 +271,25 @@ impl<'e> Evidence<'e> {
             Some(port) if port.side == Side::Unprotected => Direction::Inbound,
             _ => Direction::Outbound,
         });
-        let bytes = self.packet();
+        let read = |bytes| (Header::read(bytes), sealed_in(bytes, scene.spd));
+        let (packet, named) = match self.bytes {
+            Bytes::Framed(frame) => read(in_frame(port, frame)),
+            Bytes::Bare(bytes) => read(bytes),
+            Bytes::Parts { flow, payload } => {
+                (Some(Header { flow, flow_label: None }), sealed_by(&flow, payload, scene.spd))
+            }
+        };
         let mut seen = Seen {
             port,
             direction,
             tunnel: tunnel.cloned(),
             spi,
             sequence,
-            packet: Header::read(bytes),
+            packet,
             inner: self.inner.filter(|_| is_read_inside(reason)).and_then(Header::read),
         };
         if direction == Direction::Inbound
-            && let Some((named, low)) = sealed_by(bytes, scene.spd)
+            && let Some((named, low)) = named
         {
             seen.spi = spi.or(Some(named));
             seen.sequence = sequence.or(low.map(u64::from));
@@ -267,18 +303,14 @@ impl<'e> Evidence<'e> {
         }
         seen
     }
+}
 
-    /// From its IP header on, if it has one.
-    fn packet(&self) -> &'e [u8] {
-        let frame = match self.bytes {
-            Bytes::Bare(packet) => return packet,
-            Bytes::Framed(frame) => frame,
-        };
-        let is_ip = self.port == PortId::OWN
-            || ethernet::parse(frame)
-                .is_ok_and(|header| matches!(header.ether_type, ether_type::IPV4 | ether_type::IPV6));
-        frame.get(HEADER_LENGTH..).filter(|_| is_ip).unwrap_or_default()
-    }
+/// The packet in a frame from its IP header on, if it has one.
+fn in_frame(port: PortId, frame: &[u8]) -> &[u8] {
+    let is_ip = port == PortId::OWN
+        || ethernet::parse(frame)
+            .is_ok_and(|header| matches!(header.ether_type, ether_type::IPV4 | ether_type::IPV6));
+    frame.get(HEADER_LENGTH..).filter(|_| is_ip).unwrap_or_default()
 }
 
 impl Header {
@@ -313,11 +345,16 @@ fn addresses(bytes: &[u8]) -> Option<(IpAddr, IpAddr, u8)> {
     }
 }
 
-/// SPI and low half of the number of ESP (also in UDP) or AH, as far as they are there.
-fn sealed_by(bytes: &[u8], spd: &Spd) -> Option<(Spi, Option<u32>)> {
-    let packet @ IpPacket { flow, .. } = ip::parse(bytes).ok()?;
+/// SPI and low half of the number of a packet of ESP (also in UDP) or AH, as far as they are there.
+fn sealed_in(bytes: &[u8], spd: &Spd) -> Option<(Spi, Option<u32>)> {
+    let packet = ip::parse(bytes).ok()?;
+    let payload = &bytes[usize::from(packet.payload_offset)..packet.total_length as usize];
+    if packet.fragment == Fragment::Later { None } else { sealed_by(&packet.flow, payload, spd) }
+}
+
+/// The same of what is behind the headers.
+fn sealed_by(flow: &Flow, payload: &[u8], spd: &Spd) -> Option<(Spi, Option<u32>)> {
     let at = match flow.protocol {
-        _ if packet.fragment == Fragment::Later => return None,
         protocol::ESP => 0,
         // RFC 4302 section 2: next header, length and reserved come first.
         protocol::AH => 4,
@@ -327,7 +364,6 @@ fn sealed_by(bytes: &[u8], spd: &Spd) -> Option<(Spi, Option<u32>)> {
         },
         _ => return None,
     };
-    let payload = &bytes[usize::from(packet.payload_offset)..packet.total_length as usize];
     let word = |at: usize| Some(u32::from_be_bytes(*payload.get(at..)?.first_chunk()?));
     let spi = word(at)?;
     // RFC 3948 section 2.2: IKE has zeros there.

@@ -4,11 +4,12 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::audit::Evidence;
-use super::reassembly::{Limits, Reassembler};
+use super::audit::{Evidence, Scene};
+use super::reassembly::{Limits, Lost, Reassembler};
 use super::scratch::Tally;
 use super::{DropReason, Frames, Pass, Pipeline, Received, Tables};
 use crate::route::PortId;
+use crate::sa::publish::Guard;
 use crate::wire::ip::IpPacket;
 
 /// The fragments that wait. One for all workers, because those of one datagram need not come to the same: the ports of
@@ -65,15 +66,10 @@ impl<F: Frames> Pass<'_, '_, F> {
         let mut waiting = self.reassembly.lock();
         let scene = self.scene();
         let (tally, audit) = (&mut *self.tally, &mut self.own.audit);
-        let mut lost = |reason, count| {
-            tally.drop_all(reason, count);
-            // For want of time or room, it is others that go.
-            if !matches!(
-                reason,
-                DropReason::ReassemblyTimeout | DropReason::ReassemblyMemory | DropReason::ReassemblySource
-            ) {
-                audit.keep(reason, &Evidence::received(received), &scene);
-            }
+        let mut lost = |Lost { reason, fragments, other }: Lost<'_>| {
+            tally.drop_all(reason, fragments);
+            let evidence = other.map_or(Evidence::received(received), |other| Evidence::remains(&other));
+            audit.keep(reason, &evidence, &scene);
         };
         let whole = waiting.take(self.now, received.port, received.frame, packet, &mut out, &mut lost);
         self.reassembly.note(&waiting);
@@ -92,13 +88,19 @@ impl<F: Frames> Pass<'_, '_, F> {
 
 impl Pipeline {
     /// Gives up fragments whose time is over by `now` milliseconds; nobody else does while none comes in.
-    pub fn expire(&mut self, tables: &Tables, now: u64) {
+    pub fn expire(&mut self, tables: &Tables, guard: &Guard<'_>, now: u64) {
         if tables.reassembly.held() == 0 {
             return;
         }
         let mut tally = Tally::default();
         let mut waiting = tables.reassembly.lock();
-        waiting.expire(now, &mut |reason, count| tally.drop_all(reason, count));
+        let scene = Scene::of(tables, guard, now);
+        waiting.expire(now, &mut |Lost { reason, fragments, other }| {
+            tally.drop_all(reason, fragments);
+            if let (Some(scene), Some(other)) = (&scene, other) {
+                self.audit.keep(reason, &Evidence::remains(&other), scene);
+            }
+        });
         tables.reassembly.note(&waiting);
         drop(waiting);
         tally.write_down(&self.counters);

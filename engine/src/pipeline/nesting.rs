@@ -170,7 +170,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                     true => self.open_layer(layer),
                     false => {
                         for (Nested { frame, length, .. }, _) in layer {
-                            self.drop(DropReason::Nesting, &Evidence::between(frame, *length).nested());
+                            self.drop(DropReason::Nesting, &Evidence::between(frame, *length).into_gateway());
                         }
                     }
                 }
@@ -190,7 +190,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 .map_err(|_| DropReason::InnerMalformed)
                 .and_then(|packet| self.sort_nested(index, frame, &packet, *outer, &mut inbound));
             if let Err(reason) = sorted {
-                self.drop(reason, &Evidence::between(frame, *length).nested());
+                self.drop(reason, &Evidence::between(frame, *length).into_gateway());
             }
             burst.push(Received { port: PortId::OWN, frame });
         }
