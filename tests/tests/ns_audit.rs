@@ -40,6 +40,23 @@ fn told(gateway: &Gateway, reason: &str) -> (u64, Vec<Value>) {
     (sum(&records), records)
 }
 
+/// What is decrypted for a host that is not there.
+#[test]
+fn who_did_not_answer_is_told() {
+    let topology = Topology::new(1);
+    let (gateway, _peer) = Gateway::pair(&topology, &Setup::new("aes-128-gcm", "none"));
+    topology.attempt("hb", "ping -c 3 -i 0.2 -W 1 10.1.0.77");
+    eventually("the first gave up waiting", Duration::from_secs(10), || gateway.dropped("no_neighbour") == 3);
+    let (packets, records) = told(&gateway, "no_neighbour");
+    assert_eq!(packets, 3);
+    let header = serde_json::json!({ "source": "10.2.0.2", "destination": "10.1.0.77", "protocol": "icmp", "icmp": "8/0" });
+    assert_eq!(
+        (&records[0]["interface"], &records[0]["direction"], &records[0]["packet"]),
+        (&"in0".into(), &"in".into(), &header)
+    );
+    gateway.assert_conservation();
+}
+
 #[test]
 fn an_attacker_is_told_of_in_a_few_lines() {
     let topology = Topology::new(1);

@@ -3,14 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use adit_engine::crypto::{Authentication, Encryption};
+use adit_engine::crypto::{Authentication, Encryption, IvSource};
 use adit_engine::pipeline::audit::{Header, Record};
 use adit_engine::pipeline::reassembly::Limits;
-use adit_engine::pipeline::{DropReason, Received};
+use adit_engine::pipeline::{DropReason, Pipeline, Received, WorkerCounters};
 use adit_engine::policy::Action;
 use adit_engine::route::PortId;
+use adit_engine::sa::publish::Reader;
 use adit_engine::sa::selector::Direction;
 use adit_engine::sa::spec::Protocol;
 use adit_engine::transform::ah::Padding;
@@ -514,6 +516,35 @@ fn what_nobody_looked_at_is_told_as_such() {
     let (worker, reason, drops, at, seen) = (0, DropReason::NoNeighbour, 3, 4321, None);
     assert_eq!(told, [Record { worker, reason, drops, at, seen }]);
     assert_eq!(records(&mut gateway, 5000), []);
+}
+
+/// A finished frame that a worker could not send: by what it is, whoever made it.
+#[test]
+fn what_could_not_be_sent_is_told() {
+    let options = Options::new();
+    let (mut a, mut b) = Gateway::pair(&options);
+    let mut reader = Reader::register();
+    let mut look = |gateway: &Gateway, port: PortId, packet: &[u8]| {
+        let (tables, counters) = (gateway.engine.tables.clone(), Arc::new(WorkerCounters::default()));
+        let mut pipeline = Pipeline::new(0, Arc::clone(&counters), IvSource::from_seed([1; 32]));
+        let (reason, frame) = (DropReason::NoNeighbour, frame(packet));
+        pipeline.look_at_dropped(&tables, &reader.pin(), 7, reason, port, &frame);
+        counters.dropped[reason as usize].fetch_add(1, Relaxed);
+        pipeline.tell_drops(&tables, 1_000);
+        let record = tables.audit.take().unwrap();
+        assert_eq!((record.at, record.reason), (7, reason));
+        line(&record)
+    };
+    let sealed = a.run(INSIDE, &[inner()]).remove(0).1;
+    assert_eq!(
+        look(&a, OUTSIDE, &sealed),
+        "no_neighbour out - 0x00abcdef 1 | 192.0.2.1 > 198.51.100.9 50 | -"
+    );
+    let opened = b.run(OUTSIDE, &[sealed]).remove(0).1;
+    assert_eq!(look(&b, INSIDE, &opened), "no_neighbour in - - - | 10.1.0.2 > 10.2.0.3 17 4660-53 | -");
+    // Others' ESP inside ours.
+    let others = ip(Site::A.host(false), Site::B.host(false), 50, &[7; 40]);
+    assert_eq!(look(&b, INSIDE, &others), "no_neighbour in - - - | 10.1.0.2 > 10.2.0.3 50 | -");
 }
 
 /// No byte behind the ports gets into a record, whatever is dropped.

@@ -39,7 +39,8 @@ pub struct DropRecord {
     pub reason: String,
     /// How many there were since the record before of this worker and reason.
     pub packets: u64,
-    /// Where the first came in; absent where it came out of an SA, or no header was at hand.
+    /// Where the first came in, or was to leave when it was finished; absent where it was between two SAs, or no header was
+    /// at hand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<String>,
     /// "in" or "out".

@@ -37,14 +37,14 @@ pub struct Record {
     pub drops: u64,
     /// When the first of them was dropped, in milliseconds of the workers' clock.
     pub at: u64,
-    /// The first of them, unless no header was at hand where it was dropped (on rings and in queues).
+    /// The first of them, unless no header was at hand where it was dropped (on most rings and queues).
     pub seen: Option<Seen>,
 }
 
 /// A dropped packet.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Seen {
-    /// Where it came in; [`PortId::OWN`] when it came out of an SA, or is made here.
+    /// Where it came in, or was to leave when it was finished; [`PortId::OWN`] when it came out of an SA, or is made here.
     pub port: PortId,
     /// As RFC 4301 has it.
     pub direction: Direction,
@@ -176,8 +176,10 @@ impl<'g> Scene<'g> {
 pub(super) struct Evidence<'e> {
     port: PortId,
     bytes: Bytes<'e>,
-    /// `None`: by the side of its port.
+    /// `None`: by the side of the port it came in by.
     direction: Option<Direction>,
+    /// It was finished, and in the frame that it was to leave in.
+    is_leaving: bool,
     tunnel: Option<&'e Arc<str>>,
     spi: Option<Spi>,
     sequence: Option<u64>,
@@ -229,7 +231,8 @@ impl<'e> Evidence<'e> {
     }
 
     fn of(port: PortId, bytes: Bytes<'e>) -> Self {
-        Self { port, bytes, direction: None, tunnel: None, spi: None, sequence: None, inner: None }
+        let (direction, is_leaving, tunnel, spi, sequence, inner) = (None, false, None, None, None, None);
+        Self { port, bytes, direction, is_leaving, tunnel, spi, sequence, inner }
     }
 
     /// To be opened by an SA.
@@ -288,13 +291,13 @@ impl<'e> Evidence<'e> {
             packet,
             inner: self.inner.filter(|_| is_read_inside(reason)).and_then(Header::read),
         };
-        if direction == Direction::Inbound
-            && let Some((named, low)) = named
-        {
+        // ESP of others that passes through names no SA of ours.
+        let is_sealed = (direction == Direction::Inbound) != self.is_leaving;
+        if is_sealed && let Some((named, low)) = named {
             seen.spi = spi.or(Some(named));
             seen.sequence = sequence.or(low.map(u64::from));
             // Found, but refused for what the packet is. (With another endpoint it is no SA of the packet's.)
-            if let Some((known, sa)) = scene.latest
+            if let Some((known, sa)) = scene.latest.filter(|_| !self.is_leaving)
                 && known == named
                 && reason != DropReason::NoState
             {
@@ -405,6 +408,28 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
 }
 
 impl Pipeline {
+    /// Looks at a finished frame that was to leave by `port` and was dropped; whoever did counts it.
+    #[cold]
+    pub fn look_at_dropped(
+        &mut self,
+        tables: &Tables,
+        guard: &Guard<'_>,
+        now: u64,
+        reason: DropReason,
+        port: PortId,
+        frame: &[u8],
+    ) {
+        let Some(scene) = Scene::of(tables, guard, now) else { return };
+        let side = scene.network.ports.get(usize::from(port.0)).map(|port| port.side);
+        let direction = match side {
+            Some(Side::Protected) => Direction::Inbound,
+            Some(Side::Unprotected) | None => Direction::Outbound,
+        };
+        let evidence = Evidence::of(port, Bytes::Framed(frame));
+        let evidence = Evidence { direction: Some(direction), is_leaving: true, ..evidence };
+        self.audit.keep(reason, &evidence, &scene);
+    }
+
     /// Leaves records of what was dropped since the last time in [`Tables::audit`]; to be called every second or so.
     /// `now` is as in [`Pipeline::process`].
     pub fn tell_drops(&mut self, tables: &Tables, now: u64) {
