@@ -3,7 +3,7 @@
 //! stay what they are.
 
 use super::nesting::is_sealed;
-use super::scratch::{Egress, Few, Link, Route};
+use super::scratch::{Answer, Egress, Few, Link, Route};
 use super::{DropReason, Frames, Pass};
 use crate::policy::{Action, FlowKey, Spd, Tunnel};
 use crate::route::{Network, PortId, Side};
@@ -12,6 +12,7 @@ use crate::sa::publish::Guard;
 use crate::sa::selector::{Direction, Selectors};
 use crate::wire::ip::{Flow, Fragment, IpPacket};
 use crate::wire::quote;
+use crate::wire::reader::Seen;
 
 /// A flow that selectors and policy let out of an SA, and where it goes.
 pub(super) struct Admitted<'g> {
@@ -68,22 +69,18 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     pub(super) fn admit<'a>(
         &mut self,
         sa: &InboundSa,
-        packet: &IpPacket,
+        seen: &Seen<'_>,
         bytes: &[u8],
         admittance: &'a mut Admittance<'g>,
     ) -> Result<&'a Admitted<'g>, DropReason> {
-        let key = FlowKey::new(Direction::Inbound, &packet.flow, packet.fragment);
         let Admittance { selectors, stamps, known } = admittance;
-        let admitted = known.get_or_ask(key, || match self.recall(&key, stamps) {
-            Some(admitted) => Ok((key, admitted)),
-            None => self.ask(sa, packet, bytes, *selectors, stamps),
-        })?;
+        let admitted = known.get_or_ask(seen.flow, || self.ask(sa, seen, bytes, *selectors, stamps))?;
         self.count_policy(admitted.policy);
         Ok(admitted)
     }
 
     /// What an earlier burst was told.
-    #[inline(never)]
+    #[inline]
     fn recall(&self, key: &FlowKey, stamps: &Stamps) -> Option<Admitted<'g>> {
         let &Admission { policy, port, link } = self.own.admissions.get(key, stamps)?;
         let Action::Protect(tunnel) = &self.spd.policies.get(policy as usize)?.action else { return None };
@@ -92,22 +89,27 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         Some(Admitted { policy: policy as usize, tunnel, way: Way::Out(egress) })
     }
 
-    /// The tables' answer, and the flow that it is good for.
+    /// What an earlier burst was told, or what the tables say now.
     #[inline(never)]
     fn ask(
         &mut self,
         sa: &InboundSa,
-        packet: &IpPacket,
+        seen: &Seen<'_>,
         bytes: &[u8],
         selectors: Option<&Selectors>,
         stamps: &Stamps,
-    ) -> Result<(FlowKey, Admitted<'g>), DropReason> {
+    ) -> Result<Answer<Admitted<'g>>, DropReason> {
+        let packet = &seen.packet();
         let (flow, fragment) = (&packet.flow, packet.fragment);
+        let key = FlowKey::new(Direction::Inbound, flow, fragment);
+        if let Some(answer) = self.recall(&key, stamps) {
+            return Ok(Answer { answer, is_for_all: true });
+        }
         if is_sealed(packet) && self.is_our_destination(flow.destination) {
             // Not by policies: a tunnel says that it goes through this one, and the SA inside is to be its own.
             if let Some((outer, tunnel)) = self.spd.place_of_outer(&sa.spec.sa.tunnel) {
-                let key = FlowKey::new(Direction::Inbound, flow, fragment);
-                return Ok((key, Admitted { policy: NO_POLICY, tunnel, way: Way::Again { outer } }));
+                let answer = Admitted { policy: NO_POLICY, tunnel, way: Way::Again { outer } };
+                return Ok(Answer { answer, is_for_all: true });
             }
         }
         if self.is_our_source(flow.source) {
@@ -117,13 +119,12 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let is_by_quote = agreed.is_err() && quote::is_error(packet);
         let (policy, tunnel) =
             if is_by_quote { self.agreed_by_quote(sa, selectors, bytes, packet)? } else { agreed? };
-        // What one error quotes is no answer to the next one: no packet asked about here has an outbound key.
-        let direction = if is_by_quote { Direction::Outbound } else { Direction::Inbound };
-        let key = FlowKey::new(direction, flow, fragment);
+        // What one error quotes is no answer to the next one.
+        let is_for_all = !is_by_quote;
         let egress = match self.route(flow.destination) {
             Route::Local if is_sealed(packet) => return Err(DropReason::Nesting),
             Route::Local if self.frames.host().is_some() => {
-                return Ok((key, Admitted { policy, tunnel, way: Way::Host }));
+                return Ok(Answer { answer: Admitted { policy, tunnel, way: Way::Host }, is_for_all });
             }
             Route::Local => return Err(DropReason::NoHostPath),
             Route::Port(egress) if egress.port.side == Side::Protected => egress,
@@ -133,11 +134,11 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if !egress.port.up {
             return Err(DropReason::LinkDown);
         }
-        if egress.link.unresolved.is_none() && !is_by_quote {
+        if egress.link.unresolved.is_none() && is_for_all {
             let admission = Admission { policy: policy as u32, port: egress.id, link: egress.link.addresses };
             self.own.admissions.put(key, *stamps, admission);
         }
-        Ok((key, Admitted { policy, tunnel, way: Way::Out(egress) }))
+        Ok(Answer { answer: Admitted { policy, tunnel, way: Way::Out(egress) }, is_for_all })
     }
 
     /// The policy and the tunnel of a flow that `sa` is for.

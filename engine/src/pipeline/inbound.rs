@@ -25,7 +25,8 @@ use crate::transform::transport::{self, Split};
 use crate::transform::{Layout, ecn, mss};
 use crate::wire::ethernet::HEADER_LENGTH;
 use crate::wire::icmp::IcmpError;
-use crate::wire::ip::{self, Fragment, HeaderNumber, IpPacket, IpVersion, Upper};
+use crate::wire::ip::{self, Fragment, IpPacket, IpVersion, Upper};
+use crate::wire::reader::{Reader, Seen};
 use crate::wire::{self, Spi, protocol, udp};
 
 /// ESP and AH packets of a burst by SA.
@@ -171,24 +172,22 @@ struct GroupCount {
 }
 
 impl<'g, F: Frames> Pass<'_, 'g, F> {
-    /// As [`Pass::sort`], for ESP whose headers are those of an earlier packet of the burst that was this SA's: whose
-    /// they are has been found out. `None`, and nothing done, for anything else; what there is to refuse, `sort`
+    /// As [`Pass::sort`], for ESP of the flow of an earlier packet of the burst that was this SA's: whose they are has been found out. `None`, and nothing done, for anything else; what there is to refuse, `sort`
     /// refuses.
     #[inline(always)]
     pub(super) fn sort_alike(
         &mut self,
         index: usize,
         received: &Received<'_>,
-        packet: &IpPacket,
-        header: Option<HeaderNumber>,
+        Seen { like, total_length, flow }: &Seen<'_>,
         inbound: &mut Inbound<'g>,
     ) -> Option<()> {
         let (known, port, sa) = self.memo.alike?;
-        if header? != known || received.port != port {
+        if *flow != Some(known) || received.port != port {
             return None;
         }
-        let start = HEADER_LENGTH + usize::from(packet.payload_offset);
-        let esp = received.frame.get(start..HEADER_LENGTH + packet.total_length as usize)?;
+        let start = HEADER_LENGTH + usize::from(like.payload_offset);
+        let esp = received.frame.get(start..HEADER_LENGTH + *total_length as usize)?;
         let header = wire::esp::parse(esp).ok()?;
         let Layout::Esp(layout) = &sa.layout else { return None };
         if header.spi != sa.spec.sa.spi {
@@ -198,7 +197,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             opened_length: layout.ciphertext_length(esp.len())? as u16,
             candidate: sa.replay.check(header.sequence_low).ok()?,
             index: index as u8,
-            traffic_class: packet.traffic_class,
+            traffic_class: like.traffic_class,
             next_header: protocol::NO_NEXT_HEADER,
             start: start as u32,
             length: esp.len() as u16,
@@ -289,6 +288,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         burst: &[Received<'_>],
         sa: &'g InboundSa,
         group: impl Iterator<Item = &'p Sealed>,
+        reader: &mut Reader,
     ) {
         if sa.lifetime.is_over() {
             let count = group.count();
@@ -318,8 +318,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let outcomes = judgement.commit();
         // What most SAs are is decided here, not for every packet.
         match is_plain(sa) {
-            true => self.send_group::<true>(burst, sa, &mut taken, &outcomes, &mut count),
-            false => self.send_group::<false>(burst, sa, &mut taken, &outcomes, &mut count),
+            true => self.send_group::<true>(burst, sa, &mut taken, &outcomes, &mut count, reader),
+            false => self.send_group::<false>(burst, sa, &mut taken, &outcomes, &mut count, reader),
         }
         if let Some(lease) = &sa.lease {
             lease.reach(sa.replay.right_edge());
@@ -337,6 +337,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         taken: &mut ArrayVec<Taken<'_, F::Frame>, BURST>,
         outcomes: &[Result<(), DropReason>],
         count: &mut GroupCount,
+        reader: &mut Reader,
     ) {
         let tail = tail_length(sa);
         let mut allowance = sa.allowance();
@@ -348,8 +349,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             }
             // Last of what is proven of the packet itself, so that a forged or repeated one takes nothing from it.
             let allowed = outcome.and_then(|()| count.spend(&mut allowance, sa, sealed.length));
-            let sent = allowed
-                .and_then(|()| self.decapsulate::<PLAIN>(sa, sealed, port, &mut frame, &mut admittance));
+            let sent = allowed.and_then(|()| {
+                self.decapsulate::<PLAIN>(sa, sealed, port, &mut frame, &mut admittance, reader)
+            });
             let written = || sealed.opened().end + tail;
             let (tunnel, sent) = match sent {
                 Ok(sent) => sent,
@@ -494,6 +496,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         port: PortId,
         frame: &mut [u8],
         admittance: &'a mut Admittance<'g>,
+        reader: &mut Reader,
     ) -> Result<(&'g Tunnel, Sent<'a, 'g>), DropReason> {
         let (opened, kept, joint) = match PLAIN {
             true => (HEADER_LENGTH..HEADER_LENGTH + usize::from(sealed.opened_length), 0, None),
@@ -525,8 +528,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         };
         let plaintext = &mut frame[HEADER_LENGTH..HEADER_LENGTH + kept + payload_length];
         // The inner length may be shorter than the payload: traffic-flow confidentiality padding (section 2.7).
-        let mut packet = IpPacket::EMPTY;
-        self.own.inside_reader.read(plaintext, &mut packet).map_err(|_| DropReason::InnerMalformed)?;
+        let seen = reader.read(plaintext).map_err(|_| DropReason::InnerMalformed)?;
+        let Seen { like: packet, total_length: length, .. } = seen;
         // Transport mode is for whole datagrams (RFC 4303 section 3.3.4).
         if packet.version != version || (joint.is_some() && packet.fragment != Fragment::Whole) {
             return Err(DropReason::InnerMalformed);
@@ -536,20 +539,18 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             let ecn = ecn::egress(packet.traffic_class & ECN, sealed.traffic_class & ECN)
                 .ok_or(DropReason::EcnForbidden)?;
             if ecn != packet.traffic_class & ECN {
-                packet.traffic_class = packet.traffic_class & !ECN | ecn;
-                ip::set_traffic_class(plaintext, version, packet.traffic_class);
+                ip::set_traffic_class(plaintext, version, packet.traffic_class & !ECN | ecn);
             }
         } else if sa.spec.sa.udp.is_some() {
-            natt::renew_checksum(plaintext, &packet);
+            natt::renew_checksum(plaintext, &seen.packet());
         }
 
-        let Admitted { tunnel, way, .. } = self.admit(sa, &packet, plaintext, admittance)?;
+        let Admitted { tunnel, way, .. } = self.admit(sa, &seen, plaintext, admittance)?;
         let tunnel = *tunnel;
-        let length = packet.total_length;
         let egress = match way {
             Way::Out(egress) => egress,
             Way::Host => {
-                self.clamp_syn(tunnel, plaintext, &packet);
+                self.clamp_syn(tunnel, plaintext, &seen);
                 return Ok((tunnel, Sent::Delivered { length }));
             }
             Way::Again { outer } => return Ok((tunnel, Sent::Again { length, outer: *outer })),
@@ -559,18 +560,18 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             return Err(DropReason::TtlExceeded);
         }
         ip::decrement_ttl(plaintext, version);
-        self.clamp_syn(tunnel, plaintext, &packet);
-        self.send_inside(egress, &packet, port, plaintext).map(|sent| (tunnel, sent))
+        self.clamp_syn(tunnel, plaintext, &seen);
+        self.send_inside(egress, &seen, port, plaintext).map(|sent| (tunnel, sent))
     }
 
     /// The peer's SYN announces what we will send into the tunnel.
     #[inline(always)]
-    fn clamp_syn(&mut self, tunnel: &'g Tunnel, plaintext: &mut [u8], packet: &IpPacket) {
-        if is_tcp_syn(plaintext, packet)
+    fn clamp_syn(&mut self, tunnel: &'g Tunnel, plaintext: &mut [u8], seen: &Seen<'_>) {
+        if is_tcp_syn(plaintext, seen)
             && tunnel.clamp_mss
             && let Some(inside_mtu) = self.inside_mtu(tunnel)
         {
-            mss::clamp(plaintext, packet, inside_mtu);
+            mss::clamp(plaintext, &seen.packet(), inside_mtu);
         }
     }
 
@@ -579,15 +580,16 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     fn send_inside<'a>(
         &mut self,
         egress: &'a Egress<'g>,
-        packet: &IpPacket,
+        seen: &Seen<'_>,
         port: PortId,
         bytes: &[u8],
     ) -> Result<Sent<'a, 'g>, DropReason> {
         self.own.inside = Some(egress.id);
-        if port == egress.id && packet.total_length <= egress.port.mtu {
-            return Ok(Sent::InPlace { egress, version: packet.version, length: packet.total_length });
+        let length = seen.total_length;
+        if port == egress.id && length <= egress.port.mtu {
+            return Ok(Sent::InPlace { egress, version: seen.like.version, length });
         }
-        let sent = self.send_copy(egress, packet, bytes);
+        let sent = self.send_copy(egress, &seen.packet(), bytes);
         if sent == Err(DropReason::TooBig) {
             let mtu = egress.port.mtu;
             self.originate_error_through_tunnel(egress, bytes, IcmpError::PacketTooBig { mtu });
@@ -714,12 +716,12 @@ fn replay_reason(refused: Refused) -> DropReason {
 
 /// Only a SYN carries an MSS; the route for everything else need not be asked.
 #[inline(always)]
-fn is_tcp_syn(bytes: &[u8], packet: &IpPacket) -> bool {
+fn is_tcp_syn(bytes: &[u8], Seen { like, total_length, .. }: &Seen<'_>) -> bool {
     const FLAGS: usize = 13;
     const SYN: u8 = 0x02;
-    packet.flow.protocol == protocol::TCP
-        && packet.fragment != Fragment::Later
-        && bytes[..packet.total_length as usize]
-            .get(usize::from(packet.payload_offset) + FLAGS)
+    like.flow.protocol == protocol::TCP
+        && like.fragment != Fragment::Later
+        && bytes[..*total_length as usize]
+            .get(usize::from(like.payload_offset) + FLAGS)
             .is_some_and(|flags| flags & SYN != 0)
 }

@@ -7,12 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arrayvec::ArrayVec;
 
 use super::{BURST, DropReason, WorkerCounters};
-use crate::policy::FlowKey;
 use crate::route::{Port, PortId};
 use crate::sa::InboundSa;
 use crate::wire::Spi;
 use crate::wire::ethernet::MacAddress;
-use crate::wire::ip::HeaderNumber;
+use crate::wire::reader::FlowNumber;
 
 /// The packets of a burst by what they share (an SA, a tunnel), each group in order of arrival: a linked list
 /// per group through one array.
@@ -119,7 +118,7 @@ const PLACES: usize = 8;
 /// Answers about a few flows, for as long as a burst lasts: its packets are mostly of those. A flow has one place, where
 /// the latest that asked stays.
 pub(super) struct Few<A> {
-    places: [Option<(FlowKey, A)>; PLACES],
+    places: [Option<(Option<FlowNumber>, A)>; PLACES],
 }
 
 impl<A> Default for Few<A> {
@@ -129,39 +128,39 @@ impl<A> Default for Few<A> {
 }
 
 impl<A> Few<A> {
-    /// What is there for `key`, or what `ask` says now.
-    #[inline(always)]
-    pub(super) fn get_or_try<E>(
-        &mut self,
-        key: FlowKey,
-        ask: impl FnOnce() -> Result<A, E>,
-    ) -> Result<&A, E> {
-        self.get_or_ask(key, || ask().map(|answer| (key, answer)))
-    }
-
-    /// The same, where the answer may be good for another key than the one that was asked for.
+    /// What is there for `flow`, or what `ask` says now. Without a number it is asked each time.
     #[inline(always)]
     pub(super) fn get_or_ask<E>(
         &mut self,
-        key: FlowKey,
-        ask: impl FnOnce() -> Result<(FlowKey, A), E>,
+        flow: Option<FlowNumber>,
+        ask: impl FnOnce() -> Result<Answer<A>, E>,
     ) -> Result<&A, E> {
-        let place = &mut self.places[key.place(PLACES)];
-        if !matches!(place, Some((known, _)) if known.differences(&key) == 0) {
-            *place = Some(ask()?);
+        let place = &mut self.places[flow.map_or(0, |flow| flow.place(PLACES))];
+        if flow.is_none() || !matches!(place, Some((known, _)) if *known == flow) {
+            let Answer { answer, is_for_all } = ask()?;
+            *place = Some((flow.filter(|_| is_for_all), answer));
         }
         let (_, answer) = place.as_ref().expect("it was there, or was put there");
         Ok(answer)
     }
 }
 
+/// What was asked about a packet.
+pub(super) struct Answer<A> {
+    pub(super) answer: A,
+    /// Good for all packets of its flow.
+    pub(super) is_for_all: bool,
+}
+
 /// The last answers of the tables in this burst: consecutive packets mostly ask the same.
 #[derive(Default)]
 pub(super) struct Memo<'g> {
-    /// A packet with this header, received by this port, was ESP of this SA: in tunnel mode, not in UDP.
-    pub(super) alike: Option<(HeaderNumber, PortId, &'g InboundSa)>,
+    /// A packet of this flow, received by this port, was ESP of this SA: in tunnel mode, not in UDP.
+    pub(super) alike: Option<(FlowNumber, PortId, &'g InboundSa)>,
     pub(super) sa: Option<(Spi, &'g InboundSa)>,
-    pub(super) decisions: Few<usize>,
+    /// What the policy says of flows each way: whoever is outside may send what looks like a flow from inside.
+    pub(super) outbound: Few<usize>,
+    pub(super) inbound: Few<usize>,
     /// A policy and how many packets it decided since it was last written down.
     pub(super) policy: Option<(usize, u64)>,
 }
