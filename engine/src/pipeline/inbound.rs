@@ -6,9 +6,9 @@ use std::sync::atomic::Ordering;
 use arrayvec::ArrayVec;
 use zeroize::Zeroize;
 
-use super::admission::{Admittance, Admitted, Way};
+use super::admission::{Admitted, Way};
 use super::nesting::Nested;
-use super::scratch::{Egress, Groups};
+use super::scratch::{Groups, Place};
 use super::{BURST, COVERED_HEADERS, DropReason, Frames, Pass, Received, datagram};
 use crate::crypto::{IcvValid, Open, Opener, Verifier, Verify};
 use crate::policy::Tunnel;
@@ -17,6 +17,7 @@ use crate::sa::InboundSa;
 use crate::sa::inbound::InboundKeys;
 use crate::sa::lifetime::Allowance;
 use crate::sa::replay::{Authenticated, Candidate, Refused};
+use crate::sa::selector::Selectors;
 use crate::sa::spec::{Mode, UdpPorts};
 use crate::transform::ah::{self, Role};
 use crate::transform::esp::{self, BadTrailer};
@@ -147,9 +148,9 @@ impl<'s> Judgement<'s> {
 
 /// How an inner packet goes on.
 #[derive(Clone, Copy)]
-enum Sent<'a, 'g> {
+enum Sent {
     /// In the frame it was decrypted into.
-    InPlace { egress: &'a Egress<'g>, version: IpVersion, length: u32 },
+    InPlace { version: IpVersion, length: u32 },
     /// To the gateway itself, from the frame it was decrypted into.
     Delivered { length: u32 },
     /// To an SA inside this one, likewise.
@@ -341,7 +342,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     ) {
         let tail = tail_length(sa);
         let mut allowance = sa.allowance();
-        let mut admittance = Admittance::new(sa, self.spd, self.network, self.guard);
+        let selectors = sa.selectors.load(self.guard);
+        self.begin_to_admit(selectors, reader.round());
         for (Taken { sealed, port, mut frame }, outcome) in taken.drain(..).zip(outcomes) {
             if !PLAIN && let Some(joint) = &sealed.joint {
                 let headers = &sealed.headers(burst)[..usize::from(joint.at)];
@@ -349,11 +351,10 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             }
             // Last of what is proven of the packet itself, so that a forged or repeated one takes nothing from it.
             let allowed = outcome.and_then(|()| count.spend(&mut allowance, sa, sealed.length));
-            let sent = allowed.and_then(|()| {
-                self.decapsulate::<PLAIN>(sa, sealed, port, &mut frame, &mut admittance, reader)
-            });
+            let sent = allowed
+                .and_then(|()| self.decapsulate::<PLAIN>(sa, sealed, port, &mut frame, selectors, reader));
             let written = || sealed.opened().end + tail;
-            let (tunnel, sent) = match sent {
+            let (place, sent) = match sent {
                 Ok(sent) => sent,
                 Err(reason) => {
                     count.refuse(reason);
@@ -364,12 +365,19 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             };
             count.packets += 1;
             count.bytes += u64::from(sealed.length);
-            if !PLAIN && sa.spec.sa.udp.is_some() {
+            if !PLAIN
+                && sa.spec.sa.udp.is_some()
+                && let Some(tunnel) = self.tunnel_of(place)
+            {
                 self.follow(sa, sealed.candidate.sequence(), sealed.headers(burst), tunnel);
             }
             match sent {
-                Sent::InPlace { egress, version, length } => {
-                    self.emit(egress, version, frame, length as usize)
+                Sent::InPlace { version, length } => {
+                    if let Some(&Admitted { way: Way::Out { port, ref link }, .. }) =
+                        self.own.admitted.at(place)
+                    {
+                        self.results.emit(port, link, version, frame, length as usize);
+                    }
                 }
                 Sent::Delivered { length } => {
                     let length = length as usize;
@@ -489,15 +497,15 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     /// What one authentic packet still has to prove, in the order of RFC 4303 section 3.4.4 and RFC 4301 section 5.2, and its way on.
     /// `frame`, a frame of `port`, has it at [`HEADER_LENGTH`], in transport mode with its headers as they came.
     #[inline(always)]
-    fn decapsulate<'a, const PLAIN: bool>(
+    fn decapsulate<const PLAIN: bool>(
         &mut self,
         sa: &'g InboundSa,
         sealed: &Sealed,
         port: PortId,
         frame: &mut [u8],
-        admittance: &'a mut Admittance<'g>,
+        selectors: Option<&Selectors>,
         reader: &mut Reader,
-    ) -> Result<(&'g Tunnel, Sent<'a, 'g>), DropReason> {
+    ) -> Result<(Place, Sent), DropReason> {
         let (opened, kept, joint) = match PLAIN {
             true => (HEADER_LENGTH..HEADER_LENGTH + usize::from(sealed.opened_length), 0, None),
             false => (sealed.opened(), sealed.kept(), sealed.joint),
@@ -545,29 +553,36 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             natt::renew_checksum(plaintext, &seen.packet());
         }
 
-        let Admitted { tunnel, way, .. } = self.admit(sa, &seen, plaintext, admittance)?;
-        let tunnel = *tunnel;
-        let egress = match way {
-            Way::Out(egress) => egress,
+        let place = self.admit(sa, &seen, plaintext, selectors)?;
+        let port_out = match self.own.admitted.at(place).ok_or(DropReason::NoRoute)?.way {
+            Way::Out { port, .. } => port,
             Way::Host => {
-                self.clamp_syn(tunnel, plaintext, &seen);
-                return Ok((tunnel, Sent::Delivered { length }));
+                self.clamp_syn(place, plaintext, &seen);
+                return Ok((place, Sent::Delivered { length }));
             }
-            Way::Again { outer } => return Ok((tunnel, Sent::Again { length, outer: *outer })),
+            Way::Again { outer } => return Ok((place, Sent::Again { length, outer })),
         };
         if packet.ttl <= 1 {
-            self.originate_error_through_tunnel(egress, plaintext, IcmpError::TimeExceeded);
+            self.refuse_inside(place, plaintext, IcmpError::TimeExceeded);
             return Err(DropReason::TtlExceeded);
         }
         ip::decrement_ttl(plaintext, version);
-        self.clamp_syn(tunnel, plaintext, &seen);
-        self.send_inside(egress, &seen, port, plaintext).map(|sent| (tunnel, sent))
+        self.clamp_syn(place, plaintext, &seen);
+        self.own.inside = Some(port_out);
+        let mtu = self.network.ports.get(usize::from(port_out.0)).map_or(0, |port| port.mtu);
+        // From where it was decrypted, if that is a frame of its egress.
+        if port == port_out && length <= mtu {
+            return Ok((place, Sent::InPlace { version, length }));
+        }
+        self.send_copy_inside(place, &seen.packet(), plaintext)?;
+        Ok((place, Sent::Copied))
     }
 
     /// The peer's SYN announces what we will send into the tunnel.
     #[inline(always)]
-    fn clamp_syn(&mut self, tunnel: &'g Tunnel, plaintext: &mut [u8], seen: &Seen<'_>) {
+    fn clamp_syn(&mut self, place: Place, plaintext: &mut [u8], seen: &Seen<'_>) {
         if is_tcp_syn(plaintext, seen)
+            && let Some(tunnel) = self.tunnel_of(place)
             && tunnel.clamp_mss
             && let Some(inside_mtu) = self.inside_mtu(tunnel)
         {
@@ -575,26 +590,23 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
     }
 
-    /// The inner packet goes from where it was decrypted, if that is a frame of its egress, else from a copy.
-    #[inline(always)]
-    fn send_inside<'a>(
-        &mut self,
-        egress: &'a Egress<'g>,
-        seen: &Seen<'_>,
-        port: PortId,
-        bytes: &[u8],
-    ) -> Result<Sent<'a, 'g>, DropReason> {
-        self.own.inside = Some(egress.id);
-        let length = seen.total_length;
-        if port == egress.id && length <= egress.port.mtu {
-            return Ok(Sent::InPlace { egress, version: seen.like.version, length });
-        }
-        let sent = self.send_copy(egress, &seen.packet(), bytes);
+    /// The inner packet goes on in other frames than the one it was decrypted into.
+    #[inline(never)]
+    fn send_copy_inside(&mut self, place: Place, packet: &IpPacket, bytes: &[u8]) -> Result<(), DropReason> {
+        let egress = self.egress_at(place).ok_or(DropReason::NoRoute)?;
+        let sent = self.send_copy(&egress, packet, bytes);
         if sent == Err(DropReason::TooBig) {
-            let mtu = egress.port.mtu;
-            self.originate_error_through_tunnel(egress, bytes, IcmpError::PacketTooBig { mtu });
+            self.refuse_inside(place, bytes, IcmpError::PacketTooBig { mtu: egress.port.mtu });
         }
-        sent.map(|()| Sent::Copied)
+        sent
+    }
+
+    /// Tells the sender of an inner packet why it does not go on.
+    #[cold]
+    fn refuse_inside(&mut self, place: Place, bytes: &[u8], error: IcmpError) {
+        if let Some(egress) = self.egress_at(place) {
+            self.originate_error_through_tunnel(&egress, bytes, error);
+        }
     }
 
     /// The SA that an ESP or AH packet names.

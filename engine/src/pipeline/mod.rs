@@ -66,12 +66,12 @@ use crate::wire::ip::{Fragment, Hidden, IpPacket, IpVersion, Upper};
 use crate::wire::reader::{FlowNumber, Reader, Seen};
 use crate::wire::vlan::{self, Tags};
 use crate::wire::{protocol, quote};
-use admission::Admission;
+use admission::{Admission, Admitted};
 use fragments::Completed;
 use inbound::Inbound;
 use nesting::Nested;
 use outbound::Outbound;
-use scratch::{Answer, Memo, Notes, Recent, Tally};
+use scratch::{Few, Memo, Notes, Recent, Tally};
 
 /// Most packets in one burst.
 pub const BURST: usize = 64;
@@ -207,6 +207,9 @@ struct Own {
     policies: PolicyCache,
     /// Where flows out of SAs go on.
     admissions: FlowCache<Admission, 3>,
+    /// The same, of a few flows.
+    decisions: [Few<usize, 2>; 2],
+    admitted: Few<Admitted, 4>,
     recent: Recent,
     errors: icmp::Budget,
     /// For tunnels that are searched one by one.
@@ -254,6 +257,8 @@ impl Pipeline {
             ivs,
             policies: FlowCache::new(FLOWS, seed.map(u64::from_ne_bytes)),
             admissions: FlowCache::new(FLOWS, seed.map(u64::from_ne_bytes)),
+            decisions: Default::default(),
+            admitted: Few::default(),
             recent: Recent::default(),
             errors: icmp::Budget::errors(),
             searches: outside::SEARCH_BUDGET,
@@ -385,6 +390,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let Reading { outside, inside, packets } = reading;
         let mut inbound = Inbound::new();
         let mut outbound = Outbound::new();
+        let stamps = [self.spd.generation, outside.round()];
+        self.own.decisions.iter_mut().for_each(|decisions| decisions.look_at(stamps));
         for (index, ((received, packet), version)) in
             burst.iter_mut().zip(&mut *packets).zip(versions).enumerate()
         {
@@ -527,16 +534,17 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         packet: &IpPacket,
         flow: Option<FlowNumber>,
     ) -> Option<&'g Action> {
-        let policies = &mut self.own.policies;
-        let ask = || {
-            let index = policies.classify(self.spd, direction, &packet.flow, packet.fragment).ok_or(())?;
-            Ok::<_, ()>(Answer { answer: index, is_for_all: true })
+        // Whoever is outside may send what looks like a flow from inside.
+        let decisions = &mut self.own.decisions[direction as usize];
+        let index = match decisions.find(flow).and_then(|place| decisions.at(place)) {
+            Some(&index) => index,
+            None => {
+                let policies = &mut self.own.policies;
+                let index = policies.classify(self.spd, direction, &packet.flow, packet.fragment)?;
+                decisions.put(flow, index);
+                index
+            }
         };
-        let decisions = match direction {
-            Direction::Outbound => &mut self.memo.outbound,
-            Direction::Inbound => &mut self.memo.inbound,
-        };
-        let index = *decisions.get_or_ask(flow, ask).ok()?;
         self.count_policy(index);
         self.spd.policies.get(index).map(|policy| &policy.action)
     }

@@ -112,44 +112,59 @@ pub(super) enum Route<'g> {
     Unreachable,
 }
 
-/// Flows of a burst whose answers are at hand.
+/// Flows whose answers are at hand.
 const PLACES: usize = 8;
 
-/// Answers about a few flows, for as long as a burst lasts: its packets are mostly of those. A flow has one place, where
-/// the latest that asked stays.
-pub(super) struct Few<A> {
-    places: [Option<(Option<FlowNumber>, A)>; PLACES],
+/// Answers about a few flows, as long as what they were taken from stays what it is: `STAMPS` generations. Bursts are
+/// mostly of those flows. A flow has one place, where the latest that asked stays.
+pub(super) struct Few<A, const STAMPS: usize> {
+    stamps: [u64; STAMPS],
+    /// The last is for the answers that are good for one packet only.
+    places: [Option<(Option<FlowNumber>, A)>; PLACES + 1],
 }
 
-impl<A> Default for Few<A> {
+/// Where an answer is until the next one comes.
+#[derive(Clone, Copy)]
+pub(super) struct Place(u8);
+
+impl<A, const STAMPS: usize> Default for Few<A, STAMPS> {
     fn default() -> Self {
-        Self { places: [const { None }; PLACES] }
+        Self { stamps: [0; STAMPS], places: [const { None }; PLACES + 1] }
     }
 }
 
-impl<A> Few<A> {
-    /// What is there for `flow`, or what `ask` says now. Without a number it is asked each time.
-    #[inline(always)]
-    pub(super) fn get_or_ask<E>(
-        &mut self,
-        flow: Option<FlowNumber>,
-        ask: impl FnOnce() -> Result<Answer<A>, E>,
-    ) -> Result<&A, E> {
-        let place = &mut self.places[flow.map_or(0, |flow| flow.place(PLACES))];
-        if flow.is_none() || !matches!(place, Some((known, _)) if *known == flow) {
-            let Answer { answer, is_for_all } = ask()?;
-            *place = Some((flow.filter(|_| is_for_all), answer));
+impl<A, const STAMPS: usize> Few<A, STAMPS> {
+    /// Forgets what was taken from something else. One of the stamps is that of the numbers, [`Reader::round`].
+    ///
+    /// [`Reader::round`]: crate::wire::reader::Reader::round
+    pub(super) fn look_at(&mut self, stamps: [u64; STAMPS]) {
+        if self.stamps != stamps {
+            *self = Self { stamps, ..Self::default() };
         }
-        let (_, answer) = place.as_ref().expect("it was there, or was put there");
-        Ok(answer)
     }
-}
 
-/// What was asked about a packet.
-pub(super) struct Answer<A> {
-    pub(super) answer: A,
-    /// Good for all packets of its flow.
-    pub(super) is_for_all: bool,
+    /// Where the answer about a flow is, if it is known.
+    #[inline(always)]
+    pub(super) fn find(&self, flow: Option<FlowNumber>) -> Option<Place> {
+        let place = flow?.place(PLACES);
+        match &self.places[place] {
+            Some((known, _)) if *known == flow => Some(Place(place as u8)),
+            _ => None,
+        }
+    }
+
+    /// Keeps an answer; without a flow until the next one without.
+    pub(super) fn put(&mut self, flow: Option<FlowNumber>, answer: A) -> Place {
+        let place = flow.map_or(PLACES, |flow| flow.place(PLACES));
+        self.places[place] = Some((flow, answer));
+        Place(place as u8)
+    }
+
+    /// The answer that was put there.
+    #[inline(always)]
+    pub(super) fn at(&self, Place(place): Place) -> Option<&A> {
+        self.places[usize::from(place) % (PLACES + 1)].as_ref().map(|(_, answer)| answer)
+    }
 }
 
 /// The last answers of the tables in this burst: consecutive packets mostly ask the same.
@@ -158,9 +173,6 @@ pub(super) struct Memo<'g> {
     /// A packet of this flow, received by this port, was ESP of this SA: in tunnel mode, not in UDP.
     pub(super) alike: Option<(FlowNumber, PortId, &'g InboundSa)>,
     pub(super) sa: Option<(Spi, &'g InboundSa)>,
-    /// What the policy says of flows each way: whoever is outside may send what looks like a flow from inside.
-    pub(super) outbound: Few<usize>,
-    pub(super) inbound: Few<usize>,
     /// A policy and how many packets it decided since it was last written down.
     pub(super) policy: Option<(usize, u64)>,
 }

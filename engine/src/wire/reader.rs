@@ -10,19 +10,22 @@ use super::{Malformed, protocol};
 /// Headers that a reader remembers, of each version. A header has one place, where the latest that was read stays.
 const PLACES: usize = 8;
 
+/// Far fewer than there are numbers: a round ends between bursts.
+const HEADERS_IN_A_ROUND: u32 = 1 << 31;
+
 /// Reads packets, and knows the headers of those it read lately.
 pub struct Reader {
     v4: [Known<HeaderV4>; PLACES],
     v6: [Known<HeaderV6>; PLACES],
     /// The latest packet of an unusual kind.
     unusual: IpPacket,
-    /// Counts the headers that were put into a place.
-    headers: u32,
+    /// Counts the headers that were put into a place. Its low half numbers them, its high half counts the rounds.
+    headers: u64,
 }
 
 /// Packets of one [`Reader`] with the same number are of one flow and have the same IP header, but for length, IPv4's
 /// identification and checksum, and IPv6's flow label. It has no options or extension headers, and none of them is a
-/// fragment. Good for a burst: there are 2^32 headers before a number comes again.
+/// fragment. Good for a [`Reader::round`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FlowNumber(NonZeroU64);
 
@@ -253,6 +256,16 @@ impl Default for Reader {
 }
 
 impl Reader {
+    /// To be called before a burst. The answer is another one where numbers may come again that were given before:
+    /// whoever keeps them forgets them then.
+    #[inline]
+    pub fn round(&mut self) -> u64 {
+        if self.headers as u32 >= HEADERS_IN_A_ROUND {
+            *self = Self { headers: ((self.headers >> 32) + 1) << 32, ..Self::default() };
+        }
+        self.headers >> 32
+    }
+
     /// As [`ip::parse`].
     ///
     /// # Errors
@@ -282,12 +295,12 @@ impl Reader {
         ip::read(bytes, &mut self.unusual)?;
         let packet = &self.unusual;
         if packet.payload_offset == packet.header_length && packet.fragment == Fragment::Whole {
-            // Never 0.
-            self.headers = self.headers.checked_add(1).unwrap_or(1);
+            self.headers += 1;
+            let number = self.headers as u32;
             if let Some(header) = HeaderV4::of(bytes) {
-                self.v4[header.place()] = Known::new(header, self.headers, packet);
+                self.v4[header.place()] = Known::new(header, number, packet);
             } else if let Some(header) = HeaderV6::of(bytes) {
-                self.v6[header.place()] = Known::new(header, self.headers, packet);
+                self.v6[header.place()] = Known::new(header, number, packet);
             }
         }
         Ok(())

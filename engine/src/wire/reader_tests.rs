@@ -70,3 +70,22 @@ fn a_flow_keeps_its_number() {
         assert_eq!(flows, [None; 3]);
     }
 }
+
+#[test]
+fn numbers_that_come_again_are_of_another_round() {
+    let (udp, sctp) = (bytes(V4_UDP), bytes(V4_SCTP));
+    let mut reader = Reader::default();
+    let mut number_of = |reader: &mut Reader, bytes: &[u8]| {
+        reader.read(bytes).unwrap();
+        reader.read(bytes).unwrap().flow.expect("known by now")
+    };
+    let round = reader.round();
+    let first = number_of(&mut reader, &udp);
+    assert_eq!(reader.round(), round);
+    reader.headers = u64::from(HEADERS_IN_A_ROUND) - 1;
+    number_of(&mut reader, &sctp);
+    assert_ne!(reader.round(), round);
+    assert_eq!(reader.read(&udp).unwrap().flow, None, "forgotten");
+    assert_eq!(number_of(&mut reader, &udp), first);
+    assert_eq!(reader.round(), round + 1);
+}
