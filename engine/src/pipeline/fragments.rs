@@ -98,21 +98,21 @@ impl Pipeline {
         waiting.expire(now, &mut |Lost { reason, fragments, other }| {
             tally.drop_all(reason, fragments);
             if let (Some(scene), Some(other)) = (&scene, other) {
-                self.audit.keep(reason, &Evidence::remains(&other), scene);
+                self.own.audit.keep(reason, &Evidence::remains(&other), scene);
             }
         });
         tables.reassembly.note(&waiting);
         drop(waiting);
-        tally.write_down(&self.counters);
+        tally.write_down(&self.own.counters);
     }
 
     /// Puts the buffers of completed datagrams back.
     pub(super) fn recycle(&mut self, mut completed: Vec<Completed>) {
         for Completed { frame, .. } in completed.drain(..) {
-            if self.spare_datagrams.len() < SPARES {
-                self.spare_datagrams.push(frame);
+            if self.own.spare_datagrams.len() < SPARES {
+                self.own.spare_datagrams.push(frame);
             }
         }
-        self.completed = completed;
+        self.own.completed = completed;
     }
 }

@@ -21,6 +21,7 @@ use crate::transform::tunnel::OuterHeader;
 use crate::wire::ethernet::HEADER_LENGTH;
 use crate::wire::ip::{self, Fragment, IpPacket};
 use crate::wire::protocol;
+use crate::wire::reader::Reader;
 
 /// A packet between two layers, in a transmit frame.
 pub(super) struct Nested<F> {
@@ -157,7 +158,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
 
     /// Opens what came out of an SA and is for another, layer by layer.
     #[cold]
-    pub(super) fn open_onwards(&mut self) {
+    pub(super) fn open_onwards(&mut self, reader: &mut Reader) {
         // The first layer is what was received.
         for depth in 2.. {
             let mut opened = std::mem::take(&mut self.results.opened);
@@ -167,7 +168,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             }
             for layer in opened.chunks_mut(BURST) {
                 match depth <= MOST_NESTED {
-                    true => self.open_layer(layer),
+                    true => self.open_layer(layer, reader),
                     false => {
                         for (Nested { frame, length, .. }, _) in layer {
                             self.drop(DropReason::Nesting, &Evidence::between(frame, *length).into_gateway());
@@ -181,7 +182,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
     }
 
-    fn open_layer(&mut self, layer: &mut [(Nested<F::Frame>, usize)]) {
+    fn open_layer(&mut self, layer: &mut [(Nested<F::Frame>, usize)], reader: &mut Reader) {
         let mut burst = ArrayVec::<Received<'_>, BURST>::new();
         let mut inbound = Inbound::new();
         for (Nested { frame, length, .. }, outer) in layer {
@@ -195,7 +196,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             burst.push(Received { port: PortId::OWN, frame });
         }
         for (sa, group) in inbound.iter() {
-            self.open_group(&burst, sa, group);
+            self.open_group(&burst, sa, group, reader);
         }
     }
 
