@@ -395,7 +395,7 @@ impl<P: Process> Worker<P> {
         if !self.results.hand_over_completed.is_empty() {
             self.hand_over_completed();
         }
-        let Self { results, egress, waiting, counters, shared, .. } = self;
+        let Self { results, egress, waiting, counters, shared, process, .. } = self;
         for delivery in results.deliveries.drain(..) {
             egress.deliver(delivery);
         }
@@ -406,6 +406,7 @@ impl<P: Process> Worker<P> {
                     let Output { port, .. } = output;
                     if let Err(frame) = waiting.push(output, neighbour, now, &*shared.neighbours) {
                         drop_frames(counters, DropReason::NoNeighbour, 1);
+                        process.dropped(now, DropReason::NoNeighbour, port, &frame);
                         egress.give_back(port, frame);
                     }
                 }
@@ -421,6 +422,7 @@ impl<P: Process> Worker<P> {
         if !changed && !waiting.overdue(now) {
             return;
         }
+        let mut first = None;
         waiting.retry(
             now,
             |port, neighbour| process.neighbour(port, neighbour),
@@ -428,10 +430,17 @@ impl<P: Process> Worker<P> {
                 Fate::Send { port, frame, length } => egress.submit(port, frame, length),
                 Fate::Expired { port, frame } => {
                     drop_frames(counters, DropReason::NoNeighbour, 1);
-                    egress.give_back(port, frame);
+                    match first {
+                        None => first = Some((port, frame)),
+                        Some(_) => egress.give_back(port, frame),
+                    }
                 }
             },
         );
+        if let Some((port, frame)) = first {
+            process.dropped(now, DropReason::NoNeighbour, port, &frame);
+            egress.give_back(port, frame);
+        }
     }
 
     /// Puts frames that other workers sent home onto their fill rings.
