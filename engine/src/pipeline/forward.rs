@@ -1,9 +1,10 @@
 //! What every way out shares: route, transmit frame, fragments, Ethernet header; and forwarding in clear.
 
 use std::net::IpAddr;
+use std::ops::DerefMut;
 
 use super::scratch::{Egress, Link, Route};
-use super::{DropReason, Frames, Output, Pass, Received};
+use super::{DropReason, Frames, Output, Pass, Received, Results};
 use crate::route::{NextHop, PortId};
 use crate::transform::fragment::{fragment_ipv4, write_fragment};
 use crate::wire::ethernet::{HEADER_LENGTH, ether_type};
@@ -122,24 +123,33 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     }
 
     /// Writes the Ethernet header and hands the frame out; `length` is that of the IP packet behind the header.
+    pub(super) fn emit(&mut self, egress: &Egress<'g>, version: IpVersion, frame: F::Frame, length: usize) {
+        self.results.emit(egress.id, &egress.link, version, frame, length);
+    }
+}
+
+impl<F: DerefMut<Target = [u8]>> Results<F> {
+    /// As [`Pass::emit`].
+    #[inline(always)]
     pub(super) fn emit(
         &mut self,
-        egress: &Egress<'g>,
+        port: PortId,
+        link: &Link,
         version: IpVersion,
-        mut frame: F::Frame,
+        mut frame: F,
         length: usize,
     ) {
         let ether_type = match version {
             IpVersion::V4 => ether_type::IPV4,
             IpVersion::V6 => ether_type::IPV6,
         };
-        frame[..12].copy_from_slice(&egress.link.addresses);
+        frame[..12].copy_from_slice(&link.addresses);
         frame[12..HEADER_LENGTH].copy_from_slice(&ether_type.to_be_bytes());
-        self.results.outputs.push(Output {
-            port: egress.id,
+        self.outputs.push(Output {
+            port,
             frame,
             length: HEADER_LENGTH + length,
-            unresolved: egress.link.unresolved,
+            unresolved: link.unresolved,
         });
     }
 }

@@ -96,20 +96,20 @@ impl Pipeline {
         waiting.expire(now, &mut |reason, count| tally.drop_all(reason, count));
         tables.reassembly.note(&waiting);
         drop(waiting);
-        tally.write_down(&self.counters);
+        tally.write_down(&self.own.counters);
     }
 
     /// Puts the buffers of completed datagrams back.
     pub(super) fn recycle(&mut self, mut completed: Vec<Completed>) {
         for Completed { mut frame, .. } in completed.drain(..) {
             frame.zeroize();
-            if self.spare_datagrams.len() < SPARES {
-                self.spare_datagrams.push(frame);
+            if self.own.spare_datagrams.len() < SPARES {
+                self.own.spare_datagrams.push(frame);
             }
         }
         // Unless there are more already.
-        if self.completed.is_empty() {
-            self.completed = completed;
+        if self.own.completed.is_empty() {
+            self.own.completed = completed;
         }
     }
 }

@@ -23,6 +23,7 @@ use crate::transform::tunnel::OuterHeader;
 use crate::wire::ethernet::HEADER_LENGTH;
 use crate::wire::ip::{self, Fragment, IpPacket};
 use crate::wire::protocol;
+use crate::wire::reader::Reader;
 
 /// A packet between two layers, in a transmit frame.
 pub(super) struct Nested<F> {
@@ -158,7 +159,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
 
     /// Opens what came out of an SA and is for another, layer by layer.
     #[cold]
-    pub(super) fn open_onwards(&mut self) {
+    pub(super) fn open_onwards(&mut self, reader: &mut Reader) {
         // The first layer is what was received.
         for depth in 2.. {
             let mut opened = std::mem::take(&mut self.results.opened);
@@ -168,7 +169,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             }
             for layer in opened.chunks_mut(BURST) {
                 match depth <= MOST_NESTED {
-                    true => self.open_layer(layer),
+                    true => self.open_layer(layer, reader),
                     false => self.tally.drop_all(DropReason::Nesting, layer.len()),
                 }
             }
@@ -179,28 +180,27 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     }
 
     /// The same of datagrams whose fragments came out of SAs: none of them was opened yet.
-    pub(super) fn open_completed(mut self, completed: &mut [Completed]) {
+    pub(super) fn open_completed(mut self, completed: &mut [Completed], reader: &mut Reader) {
         let spd = self.spd;
-        let place = |name: &Arc<str>| spd.place_of_outer(name).map_or(NO_OUTER, |(place, _)| place);
+        let place = |name: &Arc<str>| spd.place_of_outer(name).unwrap_or(NO_OUTER);
         let layer = completed.iter_mut().filter_map(|Completed { outer, frame, .. }| {
             let outer = place(outer.as_ref()?);
             Some((&mut frame[..], outer))
         });
-        self.open_frames(layer);
-        self.open_onwards();
+        self.open_frames(layer, reader);
+        self.open_onwards(reader);
         self.write_down_policy();
     }
 
-    fn open_layer(&mut self, layer: &mut [(Nested<F::Frame>, usize)]) {
-        self.open_frames(
-            layer
-                .iter_mut()
-                .map(|(Nested { frame, length, .. }, outer)| (&mut frame[..HEADER_LENGTH + *length], *outer)),
-        );
+    fn open_layer(&mut self, layer: &mut [(Nested<F::Frame>, usize)], reader: &mut Reader) {
+        let layer = layer.iter_mut();
+        let frames = layer
+            .map(|(Nested { frame, length, .. }, outer)| (&mut frame[..HEADER_LENGTH + *length], *outer));
+        self.open_frames(frames, reader);
     }
 
     /// Up to a burst of packets, and the places of the tunnels that they came out of.
-    fn open_frames<'b>(&mut self, layer: impl Iterator<Item = (&'b mut [u8], usize)>) {
+    fn open_frames<'b>(&mut self, layer: impl Iterator<Item = (&'b mut [u8], usize)>, reader: &mut Reader) {
         let mut burst = ArrayVec::<Received<'_>, BURST>::new();
         let mut inbound = Inbound::new();
         for (frame, outer) in layer {
@@ -214,7 +214,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             burst.push(Received { port: PortId::OWN, frame });
         }
         for (sa, group) in inbound.iter() {
-            self.open_group(&burst, sa, group);
+            self.open_group(&burst, sa, group, reader);
         }
     }
 

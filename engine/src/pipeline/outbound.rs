@@ -20,7 +20,6 @@ use crate::transform::transport::{self, Split};
 use crate::transform::tunnel::{DontFragment, OuterHeader};
 use crate::transform::{Layout, mss};
 use crate::wire::ah::AhHeader;
-use crate::wire::checksum::Sum;
 use crate::wire::ethernet::HEADER_LENGTH;
 use crate::wire::icmp::IcmpError;
 use crate::wire::ip::{self, Fragment, IpPacket, IpVersion};
@@ -237,7 +236,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             self.originate_error(received, IcmpError::TimeExceeded);
             return Err(DropReason::TtlExceeded);
         }
-        if has_partial_checksum(&received.frame[HEADER_LENGTH..], packet) {
+        if ip::has_partial_checksum(&received.frame[HEADER_LENGTH..], packet) {
             return Err(DropReason::PartialChecksum);
         }
         let whole = &received.frame[HEADER_LENGTH..];
@@ -683,26 +682,4 @@ impl Lengths {
         };
         HEADER_LENGTH + self.sum() + tail
     }
-}
-
-/// Whether the sender left the TCP or UDP checksum to hardware that is not there: the field then holds the sum of
-/// the pseudo-header alone. One right checksum in 2^16 looks like that too, so the whole sum decides.
-fn has_partial_checksum(bytes: &[u8], packet: &IpPacket) -> bool {
-    let field = match packet.flow.protocol {
-        protocol::TCP => 16,
-        protocol::UDP => 6,
-        _ => return false,
-    };
-    // Who fragments has to sum first; behind extension headers the final destination may be another.
-    if packet.fragment != Fragment::Whole || packet.payload_offset != packet.header_length {
-        return false;
-    }
-    let segment = &bytes[usize::from(packet.payload_offset)..packet.total_length as usize];
-    let Some(&found) = segment.get(field..).and_then(<[u8]>::first_chunk) else { return false };
-    let addresses = match packet.version {
-        IpVersion::V4 => Sum::default().bytes(bytes[12..].first_chunk::<8>().unwrap_or(&[0; 8])),
-        IpVersion::V6 => Sum::default().bytes(bytes[8..].first_chunk::<32>().unwrap_or(&[0; 32])),
-    };
-    let pseudo = addresses.number(segment.len() as u32).number(packet.flow.protocol.into());
-    u16::from_be_bytes(found) == pseudo.fold() && pseudo.bytes(segment).checksum() != 0
 }

@@ -203,8 +203,8 @@ proptest! {
         let mut cache = PolicyCache::new(flows, seed);
         for (which, (direction, flow, fragment)) in packets {
             let expected = spds[which].classify_linear(direction, &flow, fragment);
-            prop_assert_eq!(cache.classify(&spds[which], &FlowKey::new(direction, &flow, fragment), direction, &flow, fragment), expected);
-            prop_assert_eq!(cache.classify(&spds[which], &FlowKey::new(direction, &flow, fragment), direction, &flow, fragment), expected);
+            prop_assert_eq!(cache.classify(&spds[which], direction, &flow, fragment), expected);
+            prop_assert_eq!(cache.classify(&spds[which], direction, &flow, fragment), expected);
         }
     }
 
