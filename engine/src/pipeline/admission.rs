@@ -131,9 +131,10 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 return Ok((flow, Admitted { policy: NO_POLICY, way: Way::Again { outer } }));
             }
         }
+        // What one error quotes is no answer to the next one.
         let is_error = quote::is_error(packet);
         if is_error
-            && self.spd.has_nested()
+            && self.spd.place_of_outer(&sa.spec.sa.tunnel).is_some()
             && self.is_our_destination(flow.destination)
             && let Some(reason) = self.error_from_inside(&sa.spec.sa.tunnel, bytes, packet)
         {
@@ -143,12 +144,15 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             return Err(DropReason::InnerSource);
         }
         let agreed = self.agreed(sa, selectors, Direction::Inbound, flow, fragment);
-        let is_by_quote = agreed.is_err() && is_error;
-        let policy = if is_by_quote { self.agreed_by_quote(sa, selectors, bytes, packet)? } else { agreed? };
+        let policy = if agreed.is_err() && is_error {
+            self.agreed_by_quote(sa, selectors, bytes, packet)?
+        } else {
+            agreed?
+        };
         let (port, link) = match self.route(flow.destination) {
             Route::Local if is_sealed(packet) => return Err(DropReason::Nesting),
+            Route::Local if self.frames.host().is_none() => return Err(DropReason::NoHostPath),
             Route::Local => {
-                // What one error quotes is no answer to the next one.
                 let flow = seen.flow.filter(|_| !is_error);
                 return Ok((flow, Admitted { policy, way: Way::Host }));
             }
@@ -160,8 +164,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             Route::Unreachable => return Err(DropReason::NoRoute),
         };
         let admitted = Admitted { policy, way: Way::Out { port, link } };
-        // What one error quotes is no answer to the next one, and a neighbour may be found at any time.
-        if link.unresolved.is_none() && !is_by_quote {
+        // A neighbour may be found at any time.
+        if link.unresolved.is_none() && !is_error {
             let admission = Admission { policy: policy as u32, port, link: link.addresses };
             self.own.admissions.put(key, stamps, admission);
             return Ok((seen.flow, admitted));

@@ -193,10 +193,12 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     }
 
     fn open_layer(&mut self, layer: &mut [(Nested<F::Frame>, usize)], reader: &mut Reader) {
-        let layer = layer.iter_mut();
-        let frames = layer
-            .map(|(Nested { frame, length, .. }, outer)| (&mut frame[..HEADER_LENGTH + *length], *outer));
-        self.open_frames(frames, reader);
+        self.open_frames(
+            layer
+                .iter_mut()
+                .map(|(Nested { frame, length, .. }, outer)| (&mut frame[..HEADER_LENGTH + *length], *outer)),
+            reader,
+        );
     }
 
     /// Up to a burst of packets, and the places of the tunnels that they came out of.

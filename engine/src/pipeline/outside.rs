@@ -81,8 +81,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
     }
 
-    /// An ICMP error to one of our addresses that came out of the tunnel `outer`: of a router behind its peer, about what
-    /// went into it, if it quotes a tunnel that goes through it. `None` where it does not, and is like any other packet.
+    /// An ICMP error to one of our addresses that came out of `outer`: of a router behind its peer, about what went into
+    /// it, if it quotes a tunnel that goes through it. `None` where it does not, and is like any other packet.
     #[cold]
     pub(super) fn error_from_inside(
         &mut self,
@@ -92,7 +92,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     ) -> Option<DropReason> {
         let (kind, quote) = quote::read(bytes, packet)?;
         let tunnel = self.tunnel_that_sent(&quote)?;
-        tunnel.through.as_ref().filter(|through| *through.name == *outer)?;
+        tunnel.through.as_ref().filter(|through| &*through.name == outer)?;
         Some(if self.icmp.accepts(kind) { self.heed(tunnel, kind, &quote) } else { DropReason::IcmpRefused })
     }
 
