@@ -6,10 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use zeroize::Zeroize;
 
-use super::reassembly::{Arrival, Limits, Reassembler};
+use super::audit::{Evidence, Scene};
+use super::reassembly::{Arrival, Limits, Lost, Reassembler};
 use super::scratch::Tally;
 use super::{DropReason, Frames, Pass, Pipeline, Tables};
 use crate::route::PortId;
+use crate::sa::publish::Guard;
+use crate::wire::ethernet::HEADER_LENGTH;
 use crate::wire::ip::IpPacket;
 
 /// The fragments that wait. One for all workers, because those of one datagram need not come to the same: the ports of
@@ -67,9 +70,18 @@ impl<F: Frames> Pass<'_, '_, F> {
         }
         let mut out = self.own.spare_datagrams.pop().unwrap_or_default();
         let mut waiting = self.reassembly.lock();
-        let tally = &mut *self.tally;
-        let mut lost = |reason, count| tally.drop_all(reason, count);
         let outer = arrival.outer.clone();
+        let evidence = match arrival.port {
+            PortId::OWN => Evidence::between(frame, frame.len() - HEADER_LENGTH).into_gateway(),
+            port => Evidence::framed(port, frame),
+        };
+        let scene = self.scene();
+        let (tally, audit) = (&mut *self.tally, &mut self.own.audit);
+        let mut lost = |Lost { reason, fragments, other }: Lost<'_>| {
+            tally.drop_all(reason, fragments);
+            let evidence = other.map_or(evidence, |other| Evidence::remains(&other));
+            audit.keep(reason, &evidence, &scene);
+        };
         let whole = waiting.take(self.now, arrival, frame, packet, &mut out, &mut lost);
         self.reassembly.note(&waiting);
         drop(waiting);
@@ -87,13 +99,19 @@ impl<F: Frames> Pass<'_, '_, F> {
 
 impl Pipeline {
     /// Gives up fragments whose time is over by `now` milliseconds; nobody else does while none comes in.
-    pub fn expire(&mut self, tables: &Tables, now: u64) {
+    pub fn expire(&mut self, tables: &Tables, guard: &Guard<'_>, now: u64) {
         if tables.reassembly.held() == 0 {
             return;
         }
         let mut tally = Tally::default();
         let mut waiting = tables.reassembly.lock();
-        waiting.expire(now, &mut |reason, count| tally.drop_all(reason, count));
+        let scene = Scene::of(tables, guard, now);
+        waiting.expire(now, &mut |Lost { reason, fragments, other }| {
+            tally.drop_all(reason, fragments);
+            if let (Some(scene), Some(other)) = (&scene, other) {
+                self.own.audit.keep(reason, &Evidence::remains(&other), scene);
+            }
+        });
         tables.reassembly.note(&waiting);
         drop(waiting);
         tally.write_down(&self.own.counters);

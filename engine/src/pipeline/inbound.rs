@@ -7,6 +7,7 @@ use arrayvec::ArrayVec;
 use zeroize::Zeroize;
 
 use super::admission::{Admitted, Way};
+use super::audit::Evidence;
 use super::nesting::Nested;
 use super::scratch::{Groups, Place};
 use super::{BURST, COVERED_HEADERS, DropReason, Frames, Pass, Received, datagram};
@@ -68,6 +69,12 @@ impl Sealed {
     fn bytes<'b>(&self, burst: &'b [Received<'_>]) -> &'b [u8] {
         let start = self.start as usize;
         &burst[usize::from(self.index)].frame[start..start + usize::from(self.length)]
+    }
+
+    /// What there is to tell of it when it is dropped.
+    fn evidence<'b>(&self, burst: &'b [Received<'_>], sa: &'b InboundSa) -> Evidence<'b> {
+        let received = &burst[usize::from(self.index)];
+        Evidence::received(received).inbound(&sa.spec.sa).numbered(self.candidate.sequence())
     }
 
     /// The IP headers in front of that.
@@ -292,9 +299,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         reader: &mut Reader,
     ) {
         if sa.lifetime.is_over() {
-            let count = group.count();
-            sa.counters.refused.fetch_add(count as u64, Ordering::Relaxed);
-            return self.tally.drop_all(DropReason::HardLifetime, count);
+            return self.refuse_group(DropReason::HardLifetime, burst, sa, group);
         }
         let mut count = GroupCount::default();
         // Filled and drained in place: these arrays are kilobytes, too much to move about.
@@ -306,14 +311,14 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 Ok((port, frame)) => taken.push(Taken { sealed, port, frame }),
                 Err(reason) => {
                     count.refused += 1;
-                    self.tally.drop(reason);
+                    self.drop(reason, &sealed.evidence(burst, sa));
                 }
             }
         }
         match &sa.keys {
             InboundKeys::Esp(opener) => open(burst, opener, &mut taken, &mut judgement),
             InboundKeys::Ah(verifier) => {
-                self.verify(burst, verifier, &mut taken, &mut judgement, &mut count);
+                self.verify(burst, sa, verifier, &mut taken, &mut judgement, &mut count);
             }
         }
         let outcomes = judgement.commit();
@@ -327,6 +332,21 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
         self.tally.opened += count.packets;
         count.write_down(sa);
+    }
+
+    /// Refuses all of a group.
+    #[cold]
+    pub(super) fn refuse_group<'p>(
+        &mut self,
+        reason: DropReason,
+        burst: &[Received<'_>],
+        sa: &InboundSa,
+        group: impl Iterator<Item = &'p Sealed>,
+    ) {
+        for sealed in group {
+            sa.counters.refused.fetch_add(1, Ordering::Relaxed);
+            self.drop(reason, &sealed.evidence(burst, sa));
+        }
     }
 
     /// Sends on what is authentic and new, once each packet has proven the rest. `PLAIN`: ESP in tunnel mode, not in UDP.
@@ -358,7 +378,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 Ok(sent) => sent,
                 Err(reason) => {
                     count.refuse(reason);
-                    self.tally.drop(reason);
+                    let inner = &frame[HEADER_LENGTH..sealed.opened().end];
+                    self.drop(reason, &sealed.evidence(burst, sa).opened(inner));
                     self.give_back_wiped(port, frame, written());
                     continue;
                 }
@@ -412,6 +433,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     fn verify(
         &mut self,
         burst: &[Received<'_>],
+        sa: &InboundSa,
         verifier: &Verifier,
         taken: &mut ArrayVec<Taken<'_, F::Frame>, BURST>,
         judgement: &mut Judgement<'_>,
@@ -444,10 +466,10 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         drop(verifies);
         // From the back, so that the places in front of it stay.
         for position in uncovered.into_iter().rev() {
-            let Taken { port, frame, .. } = taken.remove(position);
+            let Taken { sealed, port, frame } = taken.remove(position);
             self.frames.give_back(port, frame);
             count.refuse(DropReason::AhHeaders);
-            self.tally.drop(DropReason::AhHeaders);
+            self.drop(DropReason::AhHeaders, &sealed.evidence(burst, sa));
         }
         for (Taken { sealed, .. }, verdict) in taken.iter().zip(verdicts) {
             judgement.hear(sealed.candidate, verdict);

@@ -26,6 +26,7 @@
 //! A protected packet is read from the frame it was received in and written to a free transmit frame.
 
 mod admission;
+pub mod audit;
 pub mod counters;
 pub mod drop_reason;
 mod forward;
@@ -67,6 +68,7 @@ use crate::wire::reader::{FlowNumber, Reader, Seen};
 use crate::wire::vlan::{self, Tags};
 use crate::wire::{protocol, quote};
 use admission::{Admission, Admitted};
+use audit::{Audit, Evidence, Trail};
 use fragments::Completed;
 use inbound::Inbound;
 use nesting::Nested;
@@ -89,6 +91,8 @@ pub struct Tables {
     pub reassembly: Reassembly,
     /// What to make of ICMP errors.
     pub icmp: IcmpRules,
+    /// What there is to tell of dropped packets.
+    pub audit: Trail,
 }
 
 impl Tables {
@@ -100,6 +104,7 @@ impl Tables {
             network: Published::new(None),
             reassembly: Reassembly::new(reassembly),
             icmp,
+            audit: Trail::default(),
         }
     }
 }
@@ -204,6 +209,7 @@ pub struct Pipeline {
 struct Own {
     worker: u32,
     counters: Arc<WorkerCounters>,
+    audit: Audit,
     ivs: IvSource,
     policies: PolicyCache,
     /// Where flows out of SAs go on.
@@ -255,6 +261,7 @@ impl Pipeline {
         let own = Own {
             worker,
             counters,
+            audit: Audit::default(),
             ivs,
             policies: FlowCache::new(FLOWS, seed.map(u64::from_ne_bytes)),
             admissions: FlowCache::new(FLOWS, seed.map(u64::from_ne_bytes)),
@@ -419,15 +426,13 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 self.sort(index, received, packet, seen.flow, &mut inbound, &mut outbound)
             });
             if let Err(reason) = sorted {
-                self.tally.drop(reason);
+                self.drop(reason, &Evidence::received(received));
             }
         }
         for (sa, group) in inbound.iter() {
             if self.spd.has_nested() && self.spd.outer_of(&sa.spec.sa.tunnel).is_some() {
                 // RFC 4301 section 5.2 step 4: it has to come by way of that tunnel.
-                let count = group.count();
-                sa.counters.refused.fetch_add(count as u64, Ordering::Relaxed);
-                self.tally.drop_all(DropReason::PolicyMismatch, count);
+                self.refuse_group(DropReason::PolicyMismatch, burst, sa, group);
                 continue;
             }
             self.open_group(burst, sa, group, inside);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
+use super::audit::Evidence;
 use super::fragments::Completed;
 use super::inbound::Inbound;
 use super::outbound::{Group, carried};
@@ -118,7 +119,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             let mut made = std::mem::take(&mut self.results.made);
             for layer in made.chunks_mut(BURST) {
                 if let Err(reason) = self.seal_layer(tunnel, layer) {
-                    self.tally.drop_all(reason, layer.len());
+                    for Nested { frame, length, .. } in layer {
+                        self.drop(reason, &Evidence::between(frame, *length).into_tunnel(&tunnel.name));
+                    }
                 }
             }
             for Nested { port, mut frame, length } in made.drain(..) {
@@ -150,7 +153,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                     burst.push(Received { port: PortId::OWN, frame });
                 }
                 // Larger than IP can say.
-                Err(_) => self.tally.drop(DropReason::TooBig),
+                Err(_) => {
+                    self.drop(DropReason::TooBig, &Evidence::between(frame, *length).outbound(&sa.spec.sa));
+                }
             }
         }
         self.seal_all(&mut burst, &packets, &shared, 0..packets.len());
@@ -170,7 +175,11 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             for layer in opened.chunks_mut(BURST) {
                 match depth <= MOST_NESTED {
                     true => self.open_layer(layer, reader),
-                    false => self.tally.drop_all(DropReason::Nesting, layer.len()),
+                    false => {
+                        for (Nested { frame, length, .. }, _) in layer {
+                            self.drop(DropReason::Nesting, &Evidence::between(frame, *length).into_gateway());
+                        }
+                    }
                 }
             }
             for (Nested { port, frame, length }, _) in opened.drain(..) {
@@ -211,7 +220,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 .map_err(|_| DropReason::InnerMalformed)
                 .and_then(|packet| self.sort_nested(index, frame, &packet, outer, &mut inbound));
             if let Err(reason) = sorted {
-                self.tally.drop(reason);
+                self.drop(reason, &Evidence::between(frame, frame.len() - HEADER_LENGTH).into_gateway());
             }
             burst.push(Received { port: PortId::OWN, frame });
         }

@@ -3,9 +3,10 @@
 
 use arrayvec::ArrayVec;
 
+use super::audit::Evidence;
 use super::nesting::{Nested, WayOut};
 use super::scratch::{Egress, Groups, Route};
-use super::{BURST, COVERED_HEADERS, DropReason, Frames, Pass, Received};
+use super::{BURST, COVERED_HEADERS, DropReason, Frames, Own, Pass, Received};
 use crate::crypto::{Seal, Sign};
 use crate::policy::tfc::Padding;
 use crate::policy::{Fragmentation, Tunnel};
@@ -122,10 +123,10 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         group: impl Iterator<Item = usize>,
     ) {
         let Some(sa) = tunnel.outbound.load(self.guard) else {
-            return self.tally.drop_all(DropReason::NoOutboundSa, group.count());
+            return self.refuse_outbound(DropReason::NoOutboundSa, burst, tunnel, group);
         };
         if sa.lifetime.is_over() {
-            return self.tally.drop_all(DropReason::HardLifetime, group.count());
+            return self.refuse_outbound(DropReason::HardLifetime, burst, tunnel, group);
         }
         let owner = self.owner_of(tunnel, sa);
         if owner != self.own.worker {
@@ -135,7 +136,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let outer = sa.outer_now();
         let WayOut { egress, mtu } = match self.way_out(tunnel, &outer) {
             Ok(way) => way,
-            Err(reason) => return self.tally.drop_all(reason, group.count()),
+            Err(reason) => return self.refuse_outbound(reason, burst, tunnel, group),
         };
         if let Some(other) = self.frames.instead(egress.id) {
             self.pass_on(tunnel, other);
@@ -145,6 +146,22 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         self.seal_all(burst, packets, &shared, group);
         if let Some(through) = &tunnel.through {
             self.seal_onwards(through);
+        }
+    }
+
+    /// Drops all of a group.
+    #[cold]
+    fn refuse_outbound(
+        &mut self,
+        reason: DropReason,
+        burst: &[Received<'_>],
+        tunnel: &Tunnel,
+        group: impl Iterator<Item = usize>,
+    ) {
+        let sa = tunnel.outbound.load(self.guard);
+        for index in group {
+            let evidence = Evidence::received(&burst[index]).into_tunnel(&tunnel.name);
+            self.drop(reason, &sa.map_or(evidence, |sa| evidence.outbound(&sa.spec.sa)));
         }
     }
 
@@ -163,7 +180,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let mut ready = ArrayVec::new();
         for index in group {
             if let Err(reason) = self.prepare(burst, index, &packets[index], shared, &mut ready) {
-                self.tally.drop(reason);
+                self.drop(reason, &Evidence::received(&burst[index]).outbound(&shared.sa.spec.sa));
             }
             if ready.is_full() {
                 self.seal_ready(burst, shared, &mut ready);
@@ -449,7 +466,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         };
         let mut bytes = 0;
         let is_udp_ipv6 = sa.outer.udp_ports.is_some() && sa.outer.version() == IpVersion::V6;
-        for (position, Ready { sealed: lengths, mut frame, .. }) in ready.drain(..).enumerate() {
+        for (position, Ready { sealed: lengths, payload, length, mut frame, .. }) in
+            ready.drain(..).enumerate()
+        {
             if position < sealed {
                 if is_udp_ipv6 {
                     let packet = &mut frame[HEADER_LENGTH..HEADER_LENGTH + lengths.sum()];
@@ -459,13 +478,33 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 self.send_sealed(group, frame, lengths.sum());
             } else {
                 self.frames.give_back(group.egress.id, frame);
-                self.tally.drop(refused);
+                self.drop_ready(refused, burst, sa, &payload, length);
             }
         }
         self.tally.sealed += sealed as u64;
         if sealed > 0 {
             sa.sealed(sealed as u64, bytes);
         }
+    }
+
+    /// Drops a packet that got no number.
+    #[cold]
+    fn drop_ready(
+        &mut self,
+        reason: DropReason,
+        burst: &[Received<'_>],
+        sa: &OutboundSa,
+        payload: &Payload,
+        length: usize,
+    ) {
+        self.tally.drop(reason);
+        let scene = self.scene();
+        let Own { audit, fragments, .. } = &mut *self.own;
+        let evidence = match *payload {
+            Payload::Received { index } => Evidence::received(&burst[index]),
+            Payload::Room { start } => Evidence::made(&fragments[start..start + length]),
+        };
+        audit.keep(reason, &evidence.outbound(&sa.spec.sa), &scene);
     }
 
     /// Transmits a sealed packet, if it does not go through another tunnel first.
@@ -510,12 +549,12 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             Ok(packet) => self.send_ipv6_fragments(group, &packet, bytes),
             Err(_) => Err(DropReason::TooBig),
         };
+        if let Err(reason) = sent {
+            self.drop(reason, &Evidence::between(&frame, length).outbound(&group.sa.spec.sa));
+        }
         // AH is in clear: it does not lie about in free frames.
         frame[HEADER_LENGTH..HEADER_LENGTH + length].fill(0);
         self.frames.give_back(egress.id, frame);
-        if let Err(reason) = sent {
-            self.tally.drop(reason);
-        }
     }
 
     fn send_ipv6_fragments(

@@ -15,6 +15,7 @@ use crate::wire::ethernet::HEADER_LENGTH;
 use crate::wire::fragment::{self, Place};
 use crate::wire::header::{DONT_FRAGMENT, IPV6_LENGTH};
 use crate::wire::ip::{self, IpPacket, IpVersion};
+use crate::wire::protocol;
 
 /// What reassembly may take.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -90,6 +91,8 @@ struct Key {
 /// A datagram on its way to be whole.
 struct Datagram {
     key: Key,
+    /// Where the first of its fragments to arrive came in.
+    port: PortId,
     birth: u64,
     deadline: u64,
     /// Why whatever still comes of it is dropped.
@@ -118,6 +121,37 @@ struct Head {
 struct Birth {
     number: u64,
     source: Source,
+}
+
+/// Fragments that come to nothing.
+pub struct Lost<'d> {
+    /// Why.
+    pub reason: DropReason,
+    /// How many.
+    pub fragments: usize,
+    /// What they were of, where that is not what the one at hand is of.
+    pub other: Option<Remains<'d>>,
+}
+
+/// What was there of a datagram that is given up.
+#[derive(Clone, Copy)]
+pub struct Remains<'d> {
+    /// Where its first fragment to arrive came in.
+    pub port: PortId,
+    /// Its source.
+    pub source: IpAddr,
+    /// Its destination.
+    pub destination: IpAddr,
+    /// What it carries, as far as its fragments said so.
+    pub protocol: u8,
+    /// How that begins, if its first fragment is there.
+    pub payload: &'d [u8],
+}
+
+impl Lost<'_> {
+    fn with_this(reason: DropReason, fragments: usize) -> Self {
+        Self { reason, fragments, other: None }
+    }
 }
 
 /// A datagram that is whole.
@@ -178,13 +212,13 @@ impl Reassembler {
         frame: &[u8],
         packet: &IpPacket,
         out: &mut Vec<u8>,
-        lost: &mut impl FnMut(DropReason, usize),
+        lost: &mut impl FnMut(Lost<'_>),
     ) -> Option<Whole> {
         self.expire(now, lost);
         let bytes = frame.get(HEADER_LENGTH..).unwrap_or_default();
         let place = fragment::place(bytes, packet).filter(is_possible);
         let Some(place) = place else {
-            lost(DropReason::ReassemblyInvalid, 1);
+            lost(Lost::with_this(DropReason::ReassemblyInvalid, 1));
             return None;
         };
         let Arrival { port, outer } = arrival;
@@ -196,10 +230,10 @@ impl Reassembler {
         };
         let known =
             self.sources.get(&source).and_then(|queue| queue.iter().position(|known| known.key == key));
-        let index = known.unwrap_or_else(|| self.begin(now, &source, key, lost));
+        let index = known.unwrap_or_else(|| self.begin(now, port, &source, key, lost));
         let datagram = &mut self.sources.get_mut(&source)?[index];
         if let Some(reason) = datagram.refused {
-            lost(reason, 1);
+            lost(Lost::with_this(reason, 1));
             return None;
         }
         let cost = datagram.cost();
@@ -207,7 +241,9 @@ impl Reassembler {
         self.memory += datagram.cost() - cost;
         match added {
             Ok(()) => self.held += 1,
-            Err(DropReason::ReassemblyDuplicate) => lost(DropReason::ReassemblyDuplicate, 1),
+            Err(DropReason::ReassemblyDuplicate) => {
+                lost(Lost::with_this(DropReason::ReassemblyDuplicate, 1));
+            }
             // RFC 5722 section 4: the datagram and all of it that is still to come "MUST be silently discarded".
             Err(reason) => {
                 let pieces = datagram.pieces.len();
@@ -216,7 +252,7 @@ impl Reassembler {
                 self.memory -= cost_of(&spare);
                 self.held -= pieces;
                 self.keep_spare(spare);
-                lost(reason, pieces + 1);
+                lost(Lost::with_this(reason, pieces + 1));
             }
         }
         let datagram = &self.sources.get(&source)?[index];
@@ -226,7 +262,7 @@ impl Reassembler {
             return match written {
                 Ok(port) => Some(Whole { port, fragments }),
                 Err(reason) => {
-                    lost(reason, fragments);
+                    lost(Lost::with_this(reason, fragments));
                     None
                 }
             };
@@ -236,7 +272,7 @@ impl Reassembler {
     }
 
     /// Gives up what has waited for too long.
-    pub fn expire(&mut self, now: u64, lost: &mut impl FnMut(DropReason, usize)) {
+    pub fn expire(&mut self, now: u64, lost: &mut impl FnMut(Lost<'_>)) {
         while self.oldest().is_some_and(|oldest| oldest.deadline <= now) {
             self.remove_oldest(DropReason::ReassemblyTimeout, lost);
         }
@@ -253,17 +289,19 @@ impl Reassembler {
     fn begin(
         &mut self,
         now: u64,
+        port: PortId,
         source: &Source,
         key: Key,
-        lost: &mut impl FnMut(DropReason, usize),
+        lost: &mut impl FnMut(Lost<'_>),
     ) -> usize {
         if self.sources.get(source).is_some_and(|queue| queue.len() >= self.limits.per_source) {
-            lost(DropReason::ReassemblySource, self.remove(source, 0));
+            self.lose(DropReason::ReassemblySource, source, 0, lost);
         }
         let (pieces, bytes) = self.spares.pop().unwrap_or_default();
         self.born += 1;
         let datagram = Datagram {
             key,
+            port,
             birth: self.born,
             deadline: now.saturating_add(self.limits.timeout),
             refused: None,
@@ -295,16 +333,23 @@ impl Reassembler {
     }
 
     /// Removes the oldest datagram; false when there is none.
-    fn remove_oldest(&mut self, reason: DropReason, lost: &mut impl FnMut(DropReason, usize)) -> bool {
+    fn remove_oldest(&mut self, reason: DropReason, lost: &mut impl FnMut(Lost<'_>)) -> bool {
         if self.oldest().is_none() {
             return false;
         }
         let Some(Birth { source, .. }) = self.births.pop_front() else { return false };
-        let fragments = self.remove(&source, 0);
-        if fragments > 0 {
-            lost(reason, fragments);
-        }
+        self.lose(reason, &source, 0, lost);
         true
+    }
+
+    /// Removes a datagram that somebody else had to go for; what was left of it is told.
+    fn lose(&mut self, reason: DropReason, source: &Source, index: usize, lost: &mut impl FnMut(Lost<'_>)) {
+        let datagram = self.sources.get(source).and_then(|queue| queue.get(index));
+        if let Some(datagram) = datagram.filter(|datagram| !datagram.pieces.is_empty()) {
+            let other = Some(datagram.remains(source.0));
+            lost(Lost { reason, fragments: datagram.pieces.len(), other });
+        }
+        self.remove(source, index);
     }
 
     /// Removes a datagram; how many fragments of it were held.
@@ -414,6 +459,23 @@ impl Datagram {
             self.bytes.extend_from_slice(&frame[..front]);
         }
         Ok(())
+    }
+
+    fn remains(&self, source: IpAddr) -> Remains<'_> {
+        let first = self.pieces.first().filter(|piece| piece.offset == 0);
+        let payload =
+            first.and_then(|piece| self.bytes.get(piece.start as usize..)?.get(..piece.length as usize));
+        Remains {
+            port: self.port,
+            source,
+            destination: self.key.destination,
+            protocol: match (&self.head, source) {
+                (Some(head), _) => head.next_header,
+                (None, IpAddr::V4(_)) => self.key.protocol,
+                (None, IpAddr::V6(_)) => protocol::FRAGMENT,
+            },
+            payload: payload.unwrap_or_default(),
+        }
     }
 
     /// From the first byte to the last.

@@ -90,7 +90,7 @@ impl Bench {
     fn take(&mut self, now: u64, frame: &[u8]) -> Option<Vec<u8>> {
         let packet = ip::parse(&frame[HEADER_LENGTH..]).expect("a packet");
         let (mut out, books) = (vec![0xee; 3], &mut self.lost);
-        let mut lost = |reason: DropReason, count| *books.entry(reason.name()).or_default() += count;
+        let mut lost = |lost: Lost<'_>| *books.entry(lost.reason.name()).or_default() += lost.fragments;
         self.taken += 1;
         let arrival = Arrival { port: PORT, outer: self.outer.clone() };
         let whole = self.reassembler.take(now, arrival, frame, &packet, &mut out, &mut lost);
@@ -104,7 +104,7 @@ impl Bench {
 
     fn expire(&mut self, now: u64) {
         let books = &mut self.lost;
-        let mut lost = |reason: DropReason, count| *books.entry(reason.name()).or_default() += count;
+        let mut lost = |lost: Lost<'_>| *books.entry(lost.reason.name()).or_default() += lost.fragments;
         self.reassembler.expire(now, &mut lost);
         self.balance();
     }

@@ -3,6 +3,7 @@
 
 use arrayvec::ArrayVec;
 
+use super::audit::Evidence;
 use super::nesting::WayOut;
 use super::outbound::{Group, Lengths, Payload, Ready};
 use super::scratch::Notes;
@@ -109,7 +110,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 start = 0;
             }
             if let Err(reason) = self.prepare(burst, index, &packets[index], shared, &mut ready) {
-                self.tally.drop(reason);
+                self.drop(reason, &Evidence::received(&burst[index]).outbound(&shared.sa.spec.sa));
             }
             // Fragments are padded where they are made, and sealed by now, with all that was ready before them.
             if ready.is_empty() {
