@@ -28,6 +28,9 @@ use crate::wire::icmp::IcmpError;
 use crate::wire::ip::{self, Fragment, HeaderNumber, IpPacket, IpVersion, Upper};
 use crate::wire::{self, Spi, protocol, udp};
 
+/// The ECN field of a traffic class.
+const ECN: u8 = 0b11;
+
 /// ESP and AH packets of a burst by SA.
 pub(super) type Inbound<'g> = Groups<'g, InboundSa, Sealed>;
 
@@ -532,12 +535,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             return Err(DropReason::InnerMalformed);
         }
         if joint.is_none() {
-            const ECN: u8 = 0b11;
-            let ecn = ecn::egress(packet.traffic_class & ECN, sealed.traffic_class & ECN)
-                .ok_or(DropReason::EcnForbidden)?;
-            if ecn != packet.traffic_class & ECN {
-                packet.traffic_class = packet.traffic_class & !ECN | ecn;
-                ip::set_traffic_class(plaintext, version, packet.traffic_class);
+            if (packet.traffic_class ^ sealed.traffic_class) & ECN != 0 {
+                self.mark(plaintext, &mut packet, sealed.traffic_class)?;
             }
         } else if sa.spec.sa.udp.is_some() {
             natt::renew_checksum(plaintext, &packet);
@@ -561,6 +560,20 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         ip::decrement_ttl(plaintext, version);
         self.clamp_syn(tunnel, plaintext, &packet);
         self.send_inside(egress, &packet, port, plaintext).map(|sent| (tunnel, sent))
+    }
+
+    /// What the way between the gateways says of congestion comes inside (RFC 6040 section 4.2).
+    #[inline(never)]
+    fn mark(&mut self, plaintext: &mut [u8], packet: &mut IpPacket, outer: u8) -> Result<(), DropReason> {
+        let inner = packet.traffic_class;
+        // "the decapsulator SHOULD log the event": counted, as one log line a packet would be a weapon.
+        self.tally.ecn_suspect += u64::from(ecn::is_suspect(inner, outer));
+        let marked = inner & !ECN | ecn::egress(inner, outer).ok_or(DropReason::EcnForbidden)?;
+        if marked != inner {
+            packet.traffic_class = marked;
+            ip::set_traffic_class(plaintext, packet.version, marked);
+        }
+        Ok(())
     }
 
     /// The peer's SYN announces what we will send into the tunnel.

@@ -12,7 +12,7 @@ use crate::crypto::key::{KeyError, KeyMaterial};
 use crate::crypto::sequence::{FreshRange, SequenceCounter};
 use crate::crypto::{Sealer, Signer};
 use crate::transform::Layout;
-use crate::transform::tunnel::OuterHeader;
+use crate::transform::tunnel::{OuterHeader, TrafficClass};
 
 /// The owner of an SA that no worker has used yet.
 const NO_OWNER: u32 = u32::MAX;
@@ -105,7 +105,7 @@ impl OutboundSa {
                 protocol: spec.sa.protocol.number(),
                 udp_ports: spec.sa.udp.map(|udp| (udp.local(), udp.remote())),
                 ttl: spec.ttl,
-                dscp: spec.dscp,
+                traffic_class: TrafficClass::new(spec.dscp, spec.ecn),
                 dont_fragment: spec.dont_fragment,
             },
             counters: SaCounters::default(),
