@@ -30,10 +30,25 @@ impl Topology {
 
     /// Gives every link and the wire's bridge another MTU.
     pub fn set_mtu(&self, mtu: u32) {
-        let devices = [("ha", "eth0"), ("ga", "in0"), ("ga", "out0"), ("wire", "left"), ("wire", "right")];
-        for (name, device) in
-            devices.into_iter().chain([("wire", "br"), ("gb", "out0"), ("gb", "in0"), ("hb", "eth0")])
-        {
+        self.set_inside_mtu(mtu);
+        self.set_outside_mtu(mtu);
+    }
+
+    /// The same of the links between the hosts and their gateways.
+    pub fn set_inside_mtu(&self, mtu: u32) {
+        self.set_mtus(&[("ha", "eth0"), ("ga", "in0"), ("gb", "in0"), ("hb", "eth0")], mtu);
+    }
+
+    /// The same of the wire.
+    pub fn set_outside_mtu(&self, mtu: u32) {
+        self.set_mtus(
+            &[("ga", "out0"), ("wire", "left"), ("wire", "right"), ("wire", "br"), ("gb", "out0")],
+            mtu,
+        );
+    }
+
+    fn set_mtus(&self, devices: &[(&str, &str)], mtu: u32) {
+        for (name, device) in devices {
             self.inside(name, &format!("ip link set dev {device} mtu {mtu}"));
         }
     }
