@@ -405,7 +405,8 @@ fn fragments(packet: &[u8], parsed: &IpPacket, mtu: u32) {
 /// RFC 4301 section 5.1.2: the header around `inner`, where the packet fits.
 fn outer(inner: &IpPacket, layout: &Layout, outside_mtu: u32, choice: u8) {
     let dscp = if choice & 4 != 0 { Dscp::Copy } else { Dscp::Fixed(choice >> 2) };
-    let traffic_class = TrafficClass::new(dscp, if choice & 2 != 0 { Ecn::Copy } else { Ecn::Clear });
+    let ecn = if choice & 2 != 0 { Ecn::Copy } else { Ecn::Clear };
+    let traffic_class = TrafficClass::new(dscp, ecn);
     let dont_fragment = match choice >> 3 & 3 {
         0 => DontFragment::Set,
         1 => DontFragment::Clear,
@@ -431,7 +432,7 @@ fn outer(inner: &IpPacket, layout: &Layout, outside_mtu: u32, choice: u8) {
         assert_eq!((read.flow.source, read.flow.destination), (source, destination));
         let carrier = if udp_ports.is_some() { protocol::UDP } else { protocol };
         assert_eq!((read.flow.protocol, read.ttl), (carrier, choice.max(1)));
-        assert_eq!(read.traffic_class & 3, inner.traffic_class & 3, "ECN, RFC 6040 section 4.1");
+        assert_eq!(read.traffic_class & 3, ecn.ingress(inner.traffic_class), "ECN, RFC 6040 section 4.1");
         let class = if choice & 4 != 0 { inner.traffic_class >> 2 } else { choice >> 2 };
         assert_eq!(read.traffic_class >> 2, class);
         let df = [true, false, inner.dont_fragment, inner.dont_fragment][usize::from(choice >> 3 & 3)];
