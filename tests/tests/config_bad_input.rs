@@ -14,7 +14,7 @@ fn good() -> Value {
         "engine": {
             "instance": "a", "cores": [0, 1], "bpffs": "/sys/fs/bpf", "state-dir": "/var/lib/adit",
             "socket": "/run/adit/adit.sock", "socket-group": "root", "default": "kernel", "allow-legacy": false,
-            "xdp-mode": "auto", "clamp-mss": true, "host-path": true,
+            "xdp-mode": "auto", "clamp-mss": true, "host-path": true, "audit": "log",
             "reassembly": {
                 "memory-bytes": 1000000, "datagrams-per-source": 10, "fragments-per-datagram": 8,
                 "timeout-seconds": 3,
@@ -120,6 +120,7 @@ fn wrong(path: &str) -> Option<Vec<Value>> {
         "engine.icmp.path-mtu-floor-ipv6" => vec![json!(1279), json!(65_536), json!(-1)],
         "engine.icmp.path-mtu-seconds" => vec![json!(0), json!(86_401), json!("10m")],
         "engine.default" => vec![json!("allow")],
+        "engine.audit" => vec![json!("on"), json!("")],
         "engine.xdp-mode" | "interface.mode" => vec![json!("fast")],
         "engine.allow-legacy"
         | "engine.clamp-mss"

@@ -31,7 +31,9 @@ fn good(method: &str) -> Value {
         })
     };
     match method {
-        "Status" | "Stats" | "PolicyList" | "Monitor" => json!({}),
+        "Status" | "Stats" | "PolicyList" => json!({}),
+        "Monitor" => json!({ "drops": true }),
+        "DropsRecent" => json!({ "reason": "no_state" }),
         "Reload" => json!({ "fresh_keys": [] }),
         "Drops" => json!({ "all": true }),
         "SaList" => json!({ "tunnel": "b" }),
@@ -66,7 +68,10 @@ fn wrong(path: &str) -> Vec<Value> {
     };
     let leaf = path.rsplit('.').next().unwrap();
     match (leaf, path) {
-        ("all" | "esn" | "clamp_mss" | "fresh_key" | "inbound" | "outbound" | "policies", _) => vec![],
+        ("reason", _) => vec![json!(""), json!("NO_STATE"), json!("bad luck")],
+        ("all" | "drops" | "esn" | "clamp_mss" | "fresh_key" | "inbound" | "outbound" | "policies", _) => {
+            vec![]
+        }
         ("tunnel", "SaAdd.tunnel") => vec![],
         ("tunnel", _) => vec![json!(""), json!("nobody")],
         ("spi", _) => {
@@ -299,6 +304,7 @@ fn every_answer_is_as_described() {
         "Status",
         "Stats",
         "Drops",
+        "DropsRecent",
         "SaList",
         "SaShow",
         "PolicyList",

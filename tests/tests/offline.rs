@@ -137,6 +137,73 @@ fn captures_go_through_two_gateways_and_are_the_same_every_time() {
     assert_ne!(read("a"), read("other"), "another seed, other IVs");
 }
 
+/// A capture of what went wrong in, the reason for each packet out.
+#[test]
+fn every_dropped_packet_is_explained_by_its_number() {
+    let directory = Directory::new("explain");
+    let sent: Vec<_> = (0..6).map(|length| udp(Site::A.host(false), Site::B.host(false), length)).collect();
+    let capture = directory.capture("in.pcap", &sent);
+    through(Site::A, &directory, &format!("inside={}", capture.display()), "a", &[]);
+    let mut arrivals = packets(&directory.0.join("a/outside.pcap"));
+    let again = arrivals[4].clone();
+    *arrivals[2].last_mut().unwrap() ^= 1;
+    let mut unknown = arrivals[5].clone();
+    unknown[20..24].copy_from_slice(&[0, 0, 0x77, 0x77]);
+    arrivals.extend([again, unknown, sent[0].clone()]);
+    let capture = directory.capture("bad.pcap", &arrivals);
+    let input = format!("outside={}", capture.display());
+
+    let report = through(Site::B, &directory, &input, "explained", &["--explain"]);
+    assert_balanced(&report);
+    let told: Vec<_> = report["explained"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|record| {
+            assert_eq!(
+                (&record["capture"], &record["packets"]),
+                (&capture.to_str().unwrap().into(), &1.into())
+            );
+            let text = |value: &Value| value.to_string().replace('"', "");
+            let fields =
+                ["number", "time", "reason", "tunnel", "spi", "sequence"].map(|name| text(&record[name]));
+            format!("{} {} {}", fields.join(" "), text(&record["packet"]["source"]), text(&record["inner"]))
+        })
+        .collect();
+    // The first of A's numbers is 4294967291; a number that is refused at once has 32 bits.
+    assert_eq!(
+        told,
+        [
+            "3 2023-11-14T22:13:20.002Z icv_failed site 0x00001002 4294967293 192.0.2.1 null",
+            "7 2023-11-14T22:13:20.006Z replay_duplicate site 0x00001002 4294967295 192.0.2.1 null",
+            "8 2023-11-14T22:13:20.007Z no_state null 0x00007777 0 192.0.2.1 null",
+            "9 2023-11-14T22:13:20.008Z clear_text null null null 10.1.0.2 null",
+        ]
+    );
+    let without = through(Site::B, &directory, &input, "without", &[]);
+    assert!(without["explained"].is_null() && without["drops"] == report["drops"]);
+    let out = |out: &str| std::fs::read(directory.0.join(out).join("inside.pcap")).unwrap();
+    assert_eq!(out("without").len(), out("explained").len());
+    assert_eq!(
+        packets(&directory.0.join("without/inside.pcap")),
+        packets(&directory.0.join("explained/inside.pcap"))
+    );
+
+    let config = directory.write("B.toml", &configuration(Site::B));
+    let out = directory.0.join("text");
+    let arguments =
+        ["--config", config.to_str().unwrap(), "--in", &input, "--out", out.to_str().unwrap(), "--explain"];
+    let text = offline(&arguments).unwrap();
+    let row = text.lines().find(|line| line.contains("0x00007777")).unwrap();
+    let cells: Vec<_> = row.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect();
+    assert_eq!(
+        cells[1..],
+        ["8", "no_state", "1", "in", "-", "0x00007777", "0", "192.0.2.1 > 198.51.100.9 esp", "-"]
+    );
+    let both = offline(&[&arguments[..], &["--burst", "8"]].concat()).unwrap_err();
+    assert!(both.contains("--explain") && both.contains("--burst"), "{both}");
+}
+
 #[test]
 fn a_described_network_decides_size_and_neighbours() {
     let directory = Directory::new("network");

@@ -245,6 +245,41 @@ fn negative_options(file: &Value, packet: &Value) -> Options {
     }
 }
 
+/// The record of the one packet that was dropped says what its bytes say, where RFC 791, RFC 768, RFC 4303 and RFC 4302
+/// have it. (IPv4, no options.)
+fn assert_recorded(gateway: &mut Gateway, packet: &[u8], reason: DropReason, what: &str) {
+    gateway.engine.tell_drops(0);
+    let record = gateway.engine.tables.audit.take().expect("a record");
+    assert_eq!(gateway.engine.tables.audit.take(), None, "{what}");
+    assert_eq!((record.reason, record.drops), (reason, 1), "{what}");
+    let seen = record.seen.expect("the packet was at hand");
+    let header = seen.packet.expect("it is IP");
+    let octets = |at: usize| <[u8; 4]>::try_from(&packet[at..at + 4]).unwrap();
+    assert_eq!(
+        (header.flow.source, header.flow.destination),
+        (octets(12).into(), octets(16).into()),
+        "{what}"
+    );
+    assert_eq!((header.flow.protocol, header.flow_label), (packet[9], None), "{what}");
+    let at = match packet[9] {
+        50 => 20,
+        51 => 24,
+        17 => 28,
+        other => panic!("{what}: protocol {other}"),
+    };
+    let is_later_fragment = u16::from_be_bytes([packet[6], packet[7]]) & 0x1fff != 0;
+    let length = usize::from(u16::from_be_bytes([packet[2], packet[3]]));
+    let word = |at: usize| (at + 4 <= length && !is_later_fragment).then(|| u32::from_be_bytes(octets(at)));
+    let spi = word(at).filter(|spi| packet[9] != 17 || *spi != 0);
+    assert_eq!(seen.spi, spi.map(Spi), "{what}");
+    assert_eq!(seen.sequence, spi.and_then(|_| word(at + 4)).map(u64::from), "{what}");
+    // The SA is looked for once the header is there, in what is whole.
+    let is_looked_for =
+        !matches!(reason, DropReason::NoState | DropReason::Malformed | DropReason::EspFragment);
+    let is_of_the_sa = spi == Some(0x00ab_cdef) && seen.sequence.is_some() && is_looked_for;
+    assert_eq!(seen.tunnel.as_deref(), is_of_the_sa.then_some("site"), "{what}");
+}
+
 #[test]
 fn negative_packets_are_refused_for_their_own_reason() {
     let mut tally = Tally::default();
@@ -260,6 +295,7 @@ fn negative_packets_are_refused_for_their_own_reason() {
             "replay" => {
                 assert_eq!(b.run(OUTSIDE, &[sealed.clone(), sealed.clone()]).len(), 1, "{what}");
                 assert_eq!(b.drops(), [(DropReason::ReplayDuplicate, 1)], "{what}");
+                assert_recorded(&mut b, &sealed, DropReason::ReplayDuplicate, &what);
             }
             // Carried by an SA for any port, dropped by one for some.
             "frag_policy" => {
@@ -270,9 +306,13 @@ fn negative_packets_are_refused_for_their_own_reason() {
                 let selectors = options.selectors.clone().unwrap().into_iter().map(narrow).collect();
                 let mut b = Gateway::new(Site::B, &Options { selectors: Some(selectors), ..options });
                 b.assert_drops(OUTSIDE, &sealed, DropReason::SelectorMismatch);
+                assert_recorded(&mut b, &sealed, DropReason::SelectorMismatch, &what);
             }
             _ => match expected_reason(packet) {
-                Some(reason) => b.assert_drops(OUTSIDE, &sealed, reason),
+                Some(reason) => {
+                    b.assert_drops(OUTSIDE, &sealed, reason);
+                    assert_recorded(&mut b, &sealed, reason, &what);
+                }
                 None => {
                     let opened = b.run_frames(vec![(OUTSIDE, frame(&sealed))]);
                     assert_eq!(opened.len(), 1, "{what}: {:?}", b.drops());

@@ -17,8 +17,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
+use super::audit::Auditor;
 use super::check;
-use super::config::{PolicyTable, ProfileTable, TunnelTable};
+use super::config::{AuditName, PolicyTable, ProfileTable, TunnelTable};
 use super::events::Events;
 use super::leases::{self, Fingerprint, Leases};
 use super::prepare::{Desired, DesiredSa, Prepared, WeakSa};
@@ -131,15 +132,16 @@ pub struct Live {
 
 /// Everything that control changes and shows.
 pub struct Control {
-    tables: Arc<Tables>,
+    pub(super) tables: Arc<Tables>,
     datapath: Box<dyn Datapath>,
     /// Fixed while the daemon runs.
     pub engine: Engine,
-    interfaces: Vec<Interface>,
+    pub(super) interfaces: Vec<Interface>,
     config: Option<PathBuf>,
     started: Instant,
     /// What happens.
     pub events: Events,
+    pub(super) auditor: Auditor,
     leases: Arc<Leases>,
     /// Held for the whole of a change: changes come one after another.
     change: Mutex<()>,
@@ -157,10 +159,12 @@ impl Control {
         interfaces: Vec<Interface>,
         config: Option<PathBuf>,
     ) -> Self {
+        tables.audit.switch(engine.audit != AuditName::Off);
         let live = Live { clamp_mss: engine.clamp_mss, allow_legacy: engine.allow_legacy, ..Live::default() };
         Self {
             tables,
             datapath,
+            auditor: Auditor::new(engine.audit),
             engine,
             interfaces,
             config,
@@ -197,6 +201,7 @@ impl Control {
         self.fixed(&settings, &mut problems);
         let turn = self.lock();
         problems.or(())?;
+        let audit = settings.engine.audit;
         let desired = Desired {
             tunnels: settings.tunnels.into_iter().map(Into::into).collect(),
             policies: settings.policies,
@@ -206,7 +211,9 @@ impl Control {
             profiles: settings.profiles,
             warnings: settings.warnings,
         };
-        self.transact(turn, desired)
+        let change = self.transact(turn, desired)?;
+        self.switch_audit(audit);
+        Ok(change)
     }
 
     /// What storage says, if it is nothing good.

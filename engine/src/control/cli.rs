@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde_json::json;
 use zeroize::Zeroizing;
 
+use super::audit::DropRecord;
 use super::check;
 use super::client::{CallError, Client};
 use super::config::{
@@ -73,9 +74,19 @@ enum Command {
         /// Reasons that counted nothing too.
         #[arg(long)]
         all: bool,
+        /// The newest records of dropped packets: which they are.
+        #[arg(long, conflicts_with = "all")]
+        recent: bool,
+        /// Of this reason only.
+        #[arg(long, requires = "recent")]
+        reason: Option<String>,
     },
     /// What happens, line by line, until interrupted: SAs that should be replaced, were replaced, or have ended.
-    Monitor,
+    Monitor {
+        /// What is dropped too, a line a second, reason and worker.
+        #[arg(long)]
+        drops: bool,
+    },
     /// The configuration file.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -442,13 +453,18 @@ fn run(cli: &Cli, hooks: &Hooks) -> Result<String, Failure> {
             let stats: Stats = call()?.call("Stats", &nothing)?;
             Ok(show(cli, &stats, render::stats))
         }
-        Command::Drops { all } => {
+        Command::Drops { recent: true, reason, .. } => {
+            let parameters = json!({ "reason": reason });
+            let records: Vec<DropRecord> = call()?.list("DropsRecent", &parameters, "records")?;
+            Ok(show(cli, &records, |records| render::drop_records(records)))
+        }
+        Command::Drops { all, .. } => {
             let mut drops = call()?
                 .call::<std::collections::HashMap<String, Vec<Drop>>>("Drops", &json!({ "all": all }))?;
             Ok(show(cli, &drops.remove("drops").unwrap_or_default(), |drops| render::drops(drops)))
         }
-        Command::Monitor => {
-            call()?.follow("Monitor", &nothing, |event: Event| {
+        Command::Monitor { drops } => {
+            call()?.follow("Monitor", &json!({ "drops": drops }), |event: Event| {
                 let line = if cli.json { json!(event).to_string() } else { render::event(&event) };
                 writeln!(std::io::stdout(), "{line}").is_ok()
             })?;

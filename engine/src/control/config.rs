@@ -58,6 +58,9 @@ pub struct EngineTable {
     pub clamp_mss: Option<bool>,
     /// The gateway itself speaks through its tunnels, by a device named after the instance ("adit0"); default false.
     pub host_path: Option<bool>,
+    /// Records of dropped packets: "recent" (default; the newest are kept for `adit drops --recent`), "log" (they are also
+    /// logged, a line a second and reason), or "off".
+    pub audit: Option<AuditName>,
     /// Fragments of ESP and AH.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reassembly: Option<ReassemblyTable>,
@@ -420,6 +423,10 @@ names! {
         PacketTooBig "packet-too-big", Unreachable "unreachable", TimeExceeded "time-exceeded",
         ParameterProblem "parameter-problem",
     }
+}
+names! {
+    /// What becomes of records of dropped packets.
+    AuditName { Off "off", Recent "recent", Log "log", }
 }
 names! {
     /// When what is too large is fragmented.

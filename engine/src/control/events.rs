@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
+use super::audit::DropRecord;
 use crate::wire::Spi;
 
 /// Events that a listener may be behind. One that is slower is told how many it missed.
@@ -12,7 +13,8 @@ const BACKLOG: usize = 256;
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Event {
     /// "listening" (the first of every stream), "soft_lifetime", "hard_lifetime", "sa_replaced" (by the SA that it
-    /// names), "sa_retired", "peer_moved" or "missed".
+    /// names), "sa_retired", "peer_moved", "dropped" (to who asked for
+    /// these) or "missed".
     pub event: String,
     /// The tunnel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -29,6 +31,9 @@ pub struct Event {
     /// And where it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<String>,
+    /// Packets that were dropped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropped: Option<DropRecord>,
     /// How many events this listener was too slow for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub missed: Option<u64>,
@@ -53,11 +58,15 @@ impl Event {
 }
 
 /// Where events come from, and where listeners get them.
-pub struct Events(broadcast::Sender<Event>);
+pub struct Events {
+    sas: broadcast::Sender<Event>,
+    /// Apart, so that whoever floods the gateway makes nobody miss anything else.
+    drops: broadcast::Sender<Event>,
+}
 
 impl Default for Events {
     fn default() -> Self {
-        Self(broadcast::Sender::new(BACKLOG))
+        Self { sas: broadcast::Sender::new(BACKLOG), drops: broadcast::Sender::new(BACKLOG) }
     }
 }
 
@@ -65,22 +74,45 @@ impl Events {
     /// Tells everybody who listens; never waits.
     pub fn tell(&self, event: Event) {
         // Fails when nobody does.
-        let _ = self.0.send(event);
+        let _ = self.sas.send(event);
     }
 
-    /// Listens from now on.
-    pub fn listen(&self) -> Listener {
-        Listener(self.0.subscribe())
+    /// Tells those who want to hear of dropped packets.
+    pub(super) fn tell_drop(&self, record: &DropRecord) {
+        if self.drops.receiver_count() > 0 {
+            let dropped = Some(record.clone());
+            let _ = self.drops.send(Event { event: "dropped".into(), dropped, ..Event::default() });
+        }
+    }
+
+    /// Listens from now on, to what is dropped too if `drops`.
+    pub fn listen(&self, drops: bool) -> Listener {
+        Listener { sas: self.sas.subscribe(), drops: drops.then(|| self.drops.subscribe()) }
     }
 }
 
 /// One who listens.
-pub struct Listener(broadcast::Receiver<Event>);
+pub struct Listener {
+    sas: broadcast::Receiver<Event>,
+    drops: Option<broadcast::Receiver<Event>>,
+}
 
 impl Listener {
     /// The next event; `None` when there will be none. Nothing is lost when it is not waited for to the end.
     pub async fn next(&mut self) -> Option<Event> {
-        match self.0.recv().await {
+        let Self { sas, drops } = self;
+        let dropped = async {
+            match drops {
+                Some(drops) => drops.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        let next = tokio::select! {
+            biased;
+            event = sas.recv() => event,
+            event = dropped => event,
+        };
+        match next {
             Ok(event) => Some(event),
             Err(broadcast::error::RecvError::Lagged(missed)) => {
                 Some(Event { event: "missed".into(), missed: Some(missed), ..Event::default() })

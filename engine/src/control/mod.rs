@@ -10,6 +10,7 @@
 //! whether it stands ([`check`]); one transaction puts it in place, whole or not at all ([`apply`]).
 
 pub mod apply;
+pub mod audit;
 pub mod check;
 pub mod cli;
 pub mod client;

@@ -9,6 +9,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::apply::{Control, LiveSa, LiveTunnel};
+use super::audit::DropRecord;
 use super::check;
 use super::config::{PolicyTable, SaTable, Scalar, TunnelTable, join, with_missing};
 use super::lifetimes;
@@ -17,7 +18,7 @@ use super::problem::{Problem, Problems};
 use super::report::{self, Change, PolicyReport, SaReport, Stats, Status, load};
 use super::settings::PolicySettings;
 use super::value;
-use crate::pipeline::IcmpRules;
+use crate::pipeline::{DropReason, IcmpRules};
 use crate::policy::spd::Fallback;
 use crate::sa::selector::Selector;
 use crate::sa::spec::{SaSpec, UdpPorts};
@@ -128,7 +129,10 @@ pub enum Request {
     /// A change, which may take a while (storage, workers).
     Change(ChangeRequest),
     /// What happens from now on, until the client leaves.
-    Monitor,
+    Monitor {
+        /// What is dropped, too.
+        drops: bool,
+    },
 }
 
 /// What is answered at once.
@@ -151,6 +155,8 @@ pub enum List {
     Sas(SaFilter),
     /// `PolicyList`
     Policies,
+    /// `DropsRecent`, of one reason or of all
+    Drops(Option<DropReason>),
 }
 
 /// Which SAs.
@@ -225,6 +231,20 @@ struct Nothing {}
 struct DropsParameters {
     #[serde(default)]
     all: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DropsRecentParameters {
+    #[serde(default)]
+    reason: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MonitorParameters {
+    #[serde(default)]
+    drops: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -345,7 +365,20 @@ fn request(method: &str, parameters: &str) -> Result<Request, ErrorReply> {
             let DropsParameters { all } = parse(parameters)?;
             Ok(Request::Read(Read::Drops(all.unwrap_or(false))))
         }
-        (INTERFACE, "Monitor") => nothing(Request::Monitor),
+        (INTERFACE, "DropsRecent") => {
+            let DropsRecentParameters { reason } = parse(parameters)?;
+            let known = |name: String| {
+                DropReason::named(&name).ok_or_else(|| {
+                    let found = value::found(&name);
+                    refused("reason", &format!("expected a reason of adit drops --all, found {found}"))
+                })
+            };
+            Ok(Request::List(List::Drops(reason.map(known).transpose()?)))
+        }
+        (INTERFACE, "Monitor") => {
+            let MonitorParameters { drops } = parse(parameters)?;
+            Ok(Request::Monitor { drops: drops.unwrap_or(false) })
+        }
         (INTERFACE, "SaList") => {
             let TunnelParameters { tunnel } = parse(parameters)?;
             Ok(Request::List(List::Sas(SaFilter { tunnel, ..SaFilter::default() })))
@@ -495,6 +528,7 @@ fn status(control: &Control) -> Status {
     let datapath = control.datapath_report();
     let live = control.live();
     let mut warnings = live.warnings.clone();
+    warnings.extend(report::alarms(&datapath.workers));
     warnings.extend(datapath.warnings);
     warnings.extend(control.lease_trouble());
     Status {
@@ -630,12 +664,14 @@ pub struct Cursor {
     next: usize,
     generation: Option<u64>,
     found: bool,
+    /// Of [`List::Drops`]: as they were at first.
+    drops: Option<Vec<DropRecord>>,
 }
 
 impl Cursor {
     /// At the list's beginning.
     pub fn new(list: List) -> Self {
-        Self { list, next: 0, generation: None, found: false }
+        Self { list, next: 0, generation: None, found: false, drops: None }
     }
 
     /// The next piece of about `size` bytes, and whether it is the last one. Holds the tables for as long as
@@ -644,13 +680,19 @@ impl Cursor {
     /// # Errors
     /// The list changed since the last piece, or a filter found nothing.
     pub fn piece(&mut self, control: &Control, size: usize) -> Result<(Vec<u8>, bool), ErrorReply> {
+        let drops = match self.list {
+            List::Drops(reason) => &**self.drops.get_or_insert_with(|| control.recent_drops(reason)),
+            List::Sas(_) | List::Policies => &[],
+        };
         let live = control.live();
-        if *self.generation.get_or_insert(live.generation) != live.generation {
+        let is_of_generation = !matches!(self.list, List::Drops(_));
+        if is_of_generation && *self.generation.get_or_insert(live.generation) != live.generation {
             return Err(ErrorReply::own("Changed", json!({})));
         }
         let (name, count) = match &self.list {
             List::Sas(_) => ("sas", live.tunnels.len()),
             List::Policies => ("policies", live.policies.len()),
+            List::Drops(_) => ("records", drops.len()),
         };
         let mut items = Vec::new();
         while self.next < count && items.len() < size {
@@ -665,6 +707,7 @@ impl Cursor {
                     let policy = &live.policies[index];
                     push(&mut items, &policy.settings.report(index, load(&policy.policy.packets)));
                 }
+                List::Drops(_) => push(&mut items, &drops[index]),
             }
         }
         self.found |= !items.is_empty();

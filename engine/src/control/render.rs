@@ -5,6 +5,7 @@ use std::io::IsTerminal as _;
 use comfy_table::presets::{NOTHING, UTF8_HORIZONTAL_ONLY};
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 
+use super::audit::{DropRecord, PacketHeader};
 use super::events::Event;
 use super::report::{Change, Counter, Drop, PolicyReport, SaReport, Stats, Status};
 use super::settings::Settings;
@@ -140,6 +141,52 @@ pub(super) fn drops(drops: &[Drop]) -> String {
     finish(&table)
 }
 
+pub(super) fn drop_records(records: &[DropRecord]) -> String {
+    if records.is_empty() {
+        return "no records: nothing was dropped lately, or engine.audit is \"off\"\n".into();
+    }
+    let mut table = table(&[
+        "time",
+        "packets",
+        "reason",
+        "interface",
+        "dir",
+        "tunnel",
+        "spi",
+        "sequence",
+        "first packet",
+        "inside it",
+    ]);
+    for record in records {
+        let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".into());
+        let header = |header: &Option<PacketHeader>| text(&header.as_ref().map(ToString::to_string));
+        table.add_row([
+            record.time.clone(),
+            record.packets.to_string(),
+            record.reason.clone(),
+            text(&record.interface),
+            text(&record.direction),
+            text(&record.tunnel),
+            text(&record.spi),
+            text(&record.sequence.map(|number| number.to_string())),
+            header(&record.packet),
+            header(&record.inner),
+        ]);
+    }
+    right(&mut table, [1, 7]);
+    finish(&table)
+}
+
+fn dropped(record: &DropRecord) -> String {
+    let DropRecord { time, packets, reason, interface, direction, tunnel, spi, sequence, .. } = record;
+    let mut words = vec![format!("{packets} {reason} at {time}")];
+    words.extend([interface, direction, tunnel, spi].into_iter().flatten().cloned());
+    words.extend(sequence.map(|number| number.to_string()));
+    words.extend(record.packet.as_ref().map(|packet| packet.to_string()));
+    words.extend(record.inner.as_ref().map(|inner| format!("inside it {inner}")));
+    words.join(" ")
+}
+
 fn algorithms(sa: &SaReport) -> String {
     if sa.protocol == "ah" {
         sa.authentication.clone()
@@ -254,6 +301,7 @@ pub(super) fn event(event: &Event) -> String {
     words.extend([&event.tunnel, &event.direction, &event.spi].into_iter().flatten().cloned());
     words.extend(event.from.as_ref().map(|from| format!("from {from}")));
     words.extend(event.to.as_ref().map(|to| format!("to {to}")));
+    words.extend(event.dropped.as_ref().map(dropped));
     words.extend(event.missed.map(|missed| missed.to_string()));
     words.join(" ")
 }

@@ -382,6 +382,20 @@ pub fn drops(workers: &[WorkerReport], all: bool) -> Vec<Drop> {
         .collect()
 }
 
+/// What only who has a key can send, and no right peer does: for somebody to look at.
+pub fn alarms(workers: &[WorkerReport]) -> Vec<String> {
+    use DropReason::{BadPadLength, BadPadding, InnerMalformed, NextHeader};
+    drops(workers, false)
+        .into_iter()
+        .filter(|drop| {
+            [BadPadLength, BadPadding, NextHeader, InnerMalformed].map(DropReason::name).contains(&&*drop.reason)
+        })
+        .map(|Drop { reason, packets, .. }| {
+            format!("a peer sealed {packets} packets that are wrong inside ({reason}): adit drops --recent --reason {reason} tells which peer")
+        })
+        .collect()
+}
+
 /// Sums over workers.
 pub fn total(workers: &[WorkerReport]) -> Vec<Counter> {
     type Column = (&'static str, fn(&WorkerReport) -> u64);
@@ -406,4 +420,26 @@ pub fn total(workers: &[WorkerReport]) -> Vec<Counter> {
 
 pub(super) fn load(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_seals_what_is_wrong_inside_is_told_of() {
+        let counters = WorkerCounters::default();
+        let dropped = |reason: DropReason| &counters.dropped[reason as usize];
+        for anybody in
+            [DropReason::IcvFailed, DropReason::ReplayDuplicate, DropReason::NoState, DropReason::Dummy]
+        {
+            dropped(anybody).store(1_000, Ordering::Relaxed);
+        }
+        let told = || alarms(&[0, 1].map(|worker| WorkerReport::read(worker, worker, 0, &counters)));
+        assert_eq!(told(), Vec::<String>::new());
+        dropped(DropReason::BadPadLength).store(2, Ordering::Relaxed);
+        let told = told();
+        assert!(told.len() == 1 && told[0].starts_with("a peer sealed 4 packets"), "{told:?}");
+        assert!(told[0].contains("adit drops --recent --reason bad_pad_length"), "{told:?}");
+    }
 }

@@ -94,6 +94,7 @@ async fn keep_time(control: &Arc<Control>) {
     loop {
         tokio::time::sleep(TICK).await;
         let now = lifetimes::now();
+        control.collect_drops();
         // It waits for other changes and for workers; time does not.
         if control.pass_time(now) && retiring.as_ref().is_none_or(|task| task.is_finished()) {
             let control = control.clone();
@@ -279,9 +280,9 @@ async fn serve(
             let asked = protocol::read(&buffer[..length], peer);
             buffer[..length].zeroize();
             match asked {
-                Ok(Asked { request: Ok(Request::Monitor), more: true, oneway: false, .. }) => {
+                Ok(Asked { request: Ok(Request::Monitor { drops }), more: true, oneway: false, .. }) => {
                     drop(buffer);
-                    return monitor(&mut stream, control, idle).await;
+                    return monitor(&mut stream, control, drops, idle).await;
                 }
                 Ok(asked) => answer(&mut stream, asked, peer, control).await?,
                 Err(reply) => return send(&mut stream, &reply.message()).await,
@@ -348,7 +349,7 @@ async fn answer(stream: &mut UnixStream, asked: Asked, peer: Peer, control: &Arc
             }
         }
         Ok(Request::List(list)) => Cursor::new(list).whole(control).unwrap_or_else(|error| error.message()),
-        Ok(Request::Monitor) => protocol::reply(&Event::listening()),
+        Ok(Request::Monitor { .. }) => protocol::reply(&Event::listening()),
         Ok(Request::Change(change)) => {
             let control = control.clone();
             let done = tokio::task::spawn_blocking(move || change.perform(&control)).await?;
@@ -375,8 +376,13 @@ async fn answer(stream: &mut UnixStream, asked: Asked, peer: Peer, control: &Arc
 
 /// Tells a client what happens until it leaves or says something. Between events its connection is idle like any
 /// other, and makes room when there is none.
-async fn monitor(stream: &mut UnixStream, control: &Control, idle: &impl Fn(bool)) -> io::Result<()> {
-    let mut listener = control.events.listen();
+async fn monitor(
+    stream: &mut UnixStream,
+    control: &Control,
+    drops: bool,
+    idle: &impl Fn(bool),
+) -> io::Result<()> {
+    let mut listener = control.events.listen(drops);
     let mut event = Event::listening();
     loop {
         send(stream, &protocol::piece_of(&event)).await?;

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::config::{ActionName, ProfileTable, XdpMode};
+use super::config::{ActionName, AuditName, ProfileTable, XdpMode};
 use super::lifetimes;
 use crate::crypto::Suite;
 use crate::crypto::key::KeyMaterial;
@@ -66,6 +66,8 @@ pub struct Engine {
     pub reassembly: reassembly::Limits,
     /// What to make of ICMP errors.
     pub icmp: IcmpRules,
+    /// What becomes of records of dropped packets, at first.
+    pub audit: AuditName,
 }
 
 /// An interface to steer.

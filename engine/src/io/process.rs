@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::pipeline::{Frames, Pipeline, Received, Results, Tables};
+use crate::pipeline::{DropReason, Frames, Pipeline, Received, Results, Tables};
 use crate::route::PortId;
 use crate::sa::publish::Reader;
 use crate::wire::ethernet::MacAddress;
@@ -32,6 +32,9 @@ pub trait Process {
     ) -> u64 {
         u64::MAX
     }
+
+    /// A frame that was to leave by `port` is dropped, and counted already: for whoever is asked which they were.
+    fn dropped(&mut self, _now: u64, _reason: DropReason, _port: PortId, _frame: &[u8]) {}
 
     /// Grows whenever a neighbour may have become known.
     fn network_generation(&mut self) -> u64;
@@ -68,14 +71,20 @@ impl Process for Online {
     }
 
     fn housekeeping<F: Frames>(&mut self, now: u64, frames: &mut F, results: &mut Results<F::Frame>) {
-        self.pipeline.expire(&self.tables, now);
         let guard = self.reader.pin();
+        self.pipeline.expire(&self.tables, &guard, now);
+        self.pipeline.tell_drops(&self.tables, now);
         self.pipeline.send_keepalives(&self.tables, &guard, now, frames, results);
     }
 
     fn send_unasked<F: Frames>(&mut self, now: u64, frames: &mut F, results: &mut Results<F::Frame>) -> u64 {
         let guard = self.reader.pin();
         self.pipeline.send_dummies(&self.tables, &guard, now, frames, results)
+    }
+
+    fn dropped(&mut self, now: u64, reason: DropReason, port: PortId, frame: &[u8]) {
+        let guard = self.reader.pin();
+        self.pipeline.look_at_dropped(&self.tables, &guard, now, reason, port, frame);
     }
 
     #[inline]

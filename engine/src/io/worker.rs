@@ -378,7 +378,7 @@ impl<P: Process> Worker<P> {
 
     #[inline]
     fn send_outputs(&mut self, now: u64) {
-        let Self { results, egress, waiting, counters, shared, .. } = self;
+        let Self { results, egress, waiting, counters, shared, process, .. } = self;
         for delivery in results.deliveries.drain(..) {
             egress.deliver(delivery);
         }
@@ -389,6 +389,7 @@ impl<P: Process> Worker<P> {
                     let Output { port, .. } = output;
                     if let Err(frame) = waiting.push(output, neighbour, now, &*shared.neighbours) {
                         drop_frames(counters, DropReason::NoNeighbour, 1);
+                        process.dropped(now, DropReason::NoNeighbour, port, &frame);
                         egress.give_back(port, frame);
                     }
                 }
@@ -404,6 +405,7 @@ impl<P: Process> Worker<P> {
         if !changed && !waiting.overdue(now) {
             return;
         }
+        let mut first = None;
         waiting.retry(
             now,
             |port, neighbour| process.neighbour(port, neighbour),
@@ -411,10 +413,17 @@ impl<P: Process> Worker<P> {
                 Fate::Send { port, frame, length } => egress.submit(port, frame, length),
                 Fate::Expired { port, frame } => {
                     drop_frames(counters, DropReason::NoNeighbour, 1);
-                    egress.give_back(port, frame);
+                    match first {
+                        None => first = Some((port, frame)),
+                        Some(_) => egress.give_back(port, frame),
+                    }
                 }
             },
         );
+        if let Some((port, frame)) = first {
+            process.dropped(now, DropReason::NoNeighbour, port, &frame);
+            egress.give_back(port, frame);
+        }
     }
 
     /// Puts frames that other workers sent home onto their fill rings.

@@ -10,16 +10,18 @@ use std::time::Duration;
 
 use clap::Parser;
 use comfy_table::Table;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::captures::{self, Captured, Writer};
 use super::{Engine, network};
+use crate::control::audit::{self, DropRecord, PacketHeader};
 use crate::control::check;
 use crate::control::config::ActionName;
 use crate::control::settings::{Settings, outermost_first, selectors_of};
 use crate::crypto::IvSource;
 use crate::pipeline::{BURST, DropReason, Received, Tables};
-use crate::policy::{Action, Path, Policy, Spd, Tunnel};
+use crate::policy::{Action, Policy, Spd, Tunnel};
 use crate::route::{PortId, Vlan};
 use crate::sa::inbound::SaCounters;
 use crate::sa::publish::Published;
@@ -51,6 +53,9 @@ struct Arguments {
     /// Decides every CBC IV: equal seeds give equal captures.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Tell every packet that is dropped, by its number in its capture, and why; packets go one by one.
+    #[arg(long, conflicts_with = "burst")]
+    explain: bool,
     /// Packets in a burst, 1 to 64.
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=BURST as i64))]
     burst: u16,
@@ -105,7 +110,19 @@ pub fn run(arguments: &[OsString]) -> Result<String, String> {
 /// A packet on its way in.
 struct Arrival {
     port: PortId,
+    /// Which of the captures, and the packet's number there, as Wireshark counts.
+    capture: usize,
+    number: usize,
     captured: Captured,
+}
+
+/// Packets that were dropped: mostly the one that is named, and at that one what had waited for others.
+#[derive(Serialize)]
+struct Explained {
+    capture: String,
+    number: usize,
+    #[serde(flatten)]
+    record: DropRecord,
 }
 
 fn execute(arguments: &Arguments) -> Result<String, String> {
@@ -133,7 +150,9 @@ fn execute(arguments: &Arguments) -> Result<String, String> {
 
     let began = arrivals.first().map_or(Duration::ZERO, |first| first.captured.time);
     let mut handed_over = 0;
-    for chunk in arrivals.chunks_mut(usize::from(arguments.burst)) {
+    let mut explained = Vec::new();
+    let burst_length = if arguments.explain { 1 } else { usize::from(arguments.burst) };
+    for chunk in arrivals.chunks_mut(burst_length) {
         let time = chunk.last().map_or(began, |last| last.captured.time);
         let mut burst: Vec<_> = chunk
             .iter_mut()
@@ -160,15 +179,46 @@ fn execute(arguments: &Arguments) -> Result<String, String> {
         });
         written?;
         handed_over += engine.take_handed_over().count();
+        if arguments.explain {
+            explain(&mut engine, arguments, &settings, chunk, &mut explained);
+        }
     }
     debug_assert_eq!(handed_over, 0, "there is one worker");
     // The captures are over: no fragment waits any longer.
     engine.expire(u64::MAX);
+    if arguments.explain {
+        let last = arrivals.len().saturating_sub(1);
+        explain(&mut engine, arguments, &settings, &arrivals[last..], &mut explained);
+    }
     for writer in writers.into_iter().flatten() {
         writer.finish()?;
     }
-    let report = report(&engine, &settings, &tunnels, &arrivals, &sent);
-    Ok(if arguments.json { format!("{report:#}\n") } else { text(&report, &settings) })
+    let mut report = report(&engine, &settings, &tunnels, &arrivals, &sent);
+    if arguments.explain {
+        report["explained"] = json!(explained);
+    }
+    Ok(if arguments.json { format!("{report:#}\n") } else { text(&report, &settings, &explained) })
+}
+
+/// What was dropped while the packets of `burst` were under way.
+fn explain(
+    engine: &mut Engine,
+    arguments: &Arguments,
+    settings: &Settings,
+    burst: &[Arrival],
+    explained: &mut Vec<Explained>,
+) {
+    engine.tell_drops(0);
+    let Some(last) = burst.last() else { return };
+    let interface =
+        |port: PortId| settings.interfaces.get(usize::from(port.0)).map(|interface| interface.name.clone());
+    for record in std::iter::from_fn(|| engine.tables.audit.take()) {
+        explained.push(Explained {
+            capture: arguments.inputs[last.capture].1.display().to_string(),
+            number: last.number,
+            record: DropRecord::of(&record, audit::utc(last.captured.time), interface),
+        });
+    }
 }
 
 fn tagged(frame: &[u8], tags: Tags) -> Vec<u8> {
@@ -187,15 +237,16 @@ fn seed(number: u64) -> [u8; 32] {
 /// Every frame of every capture, by time; of equal times, in the order of the arguments.
 fn arrivals(arguments: &Arguments, settings: &Settings) -> Result<Vec<Arrival>, String> {
     let mut arrivals = Vec::new();
-    for (interface, path) in &arguments.inputs {
+    for (capture, (interface, path)) in arguments.inputs.iter().enumerate() {
         let index = settings
             .interfaces
             .iter()
             .position(|known| known.name == *interface)
             .ok_or_else(|| format!("--in {interface}: expected an interface of the configuration"))?;
         let captured = captures::read(path)?;
-        arrivals
-            .extend(captured.into_iter().map(|captured| Arrival { port: PortId(index as u16), captured }));
+        let port = PortId(index as u16);
+        let numbered = (1..).zip(captured);
+        arrivals.extend(numbered.map(|(number, captured)| Arrival { port, capture, number, captured }));
     }
     arrivals.sort_by_key(|arrival| arrival.captured.time);
     Ok(arrivals)
@@ -239,7 +290,7 @@ fn tables(settings: &Settings, file: &network::NetworkFile) -> Result<(Tables, V
             tfc: wanted.tfc.runtime(),
             through: tunnels.iter().find(|tunnel| Some(&tunnel.name) == wanted.through.as_ref()).cloned(),
             fragmentation: wanted.fragmentation,
-            path: Path::default(),
+            path: Arc::default(),
             outbound: Published::new(outbound),
         }));
     }
@@ -337,7 +388,27 @@ fn report(
     })
 }
 
-fn text(report: &Value, settings: &Settings) -> String {
+impl Explained {
+    fn row(&self) -> Vec<String> {
+        let Self { capture, number, record } = self;
+        let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".into());
+        let header = |header: &Option<PacketHeader>| text(&header.as_ref().map(ToString::to_string));
+        vec![
+            capture.clone(),
+            number.to_string(),
+            record.reason.clone(),
+            record.packets.to_string(),
+            text(&record.direction),
+            text(&record.tunnel),
+            text(&record.spi),
+            text(&record.sequence.map(|number| number.to_string())),
+            header(&record.packet),
+            header(&record.inner),
+        ]
+    }
+}
+
+fn text(report: &Value, settings: &Settings, explained: &[Explained]) -> String {
     let mut text: String = settings.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
     let table = |columns: &[&str], rows: &mut dyn Iterator<Item = Vec<String>>| {
         let mut table = Table::new();
@@ -381,6 +452,23 @@ fn text(report: &Value, settings: &Settings) -> String {
     if dropped.peek().is_some() {
         text.push('\n');
         text += &table(&["reason", "packets", "meaning"], &mut dropped);
+    }
+    let mut explained = explained.iter().map(Explained::row).peekable();
+    if explained.peek().is_some() {
+        text.push('\n');
+        let columns = [
+            "capture",
+            "number",
+            "reason",
+            "packets",
+            "dir",
+            "tunnel",
+            "spi",
+            "sequence",
+            "packet",
+            "inside it",
+        ];
+        text += &table(&columns, &mut explained);
     }
     text
 }

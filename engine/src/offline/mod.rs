@@ -121,7 +121,13 @@ impl Engine {
 
     /// Drops fragments whose time is over by `now`.
     pub fn expire(&mut self, now: u64) {
-        self.pipeline.expire(&self.tables, now);
+        let guard = self.reader.pin();
+        self.pipeline.expire(&self.tables, &guard, now);
+    }
+
+    /// Leaves records of what was dropped since the last time in the tables.
+    pub fn tell_drops(&mut self, now: u64) {
+        self.pipeline.tell_drops(&self.tables, now);
     }
 
     /// Lets the second pass in which keepalives are sent; what comes of it waits for [`Engine::transmit`].

@@ -18,10 +18,19 @@ macro_rules! drop_reasons {
             pub const fn name(self) -> &'static str { match self { $(Self::$variant => $name,)* } }
             /// The counter of /proc/net/xfrm_stat that means the same, where there is one.
             pub const fn xfrm_stat(self) -> Option<&'static str> { match self { $(Self::$variant => $xfrm,)* } }
+            /// The one with this name.
+            pub fn named(name: &str) -> Option<Self> { Self::ALL.iter().copied().find(|known| known.name() == name) }
             /// One sentence for people.
             pub const fn explain(self) -> &'static str { match self { $(Self::$variant => $sentence,)* } }
         }
     };
+}
+
+impl DropReason {
+    /// Packets that are for the engine itself and go no further: nothing is wrong with them.
+    pub const fn is_intended(self) -> bool {
+        matches!(self, Self::NatKeepalive | Self::Dummy | Self::IcmpNoted)
+    }
 }
 
 drop_reasons! {

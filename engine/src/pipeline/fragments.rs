@@ -1,13 +1,18 @@
-//! Fragments of what is for us to decrypt: they wait, among those of all workers, and the datagram goes on from where its
-//! last one came in.
+//! Fragments of what is for us to decrypt, from outside or out of an SA: they wait, among those of all workers, and the
+//! datagram goes on from where its last one came in.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::reassembly::{Limits, Reassembler};
+use zeroize::Zeroize;
+
+use super::audit::{Evidence, Scene};
+use super::reassembly::{Arrival, Limits, Lost, Reassembler};
 use super::scratch::Tally;
-use super::{DropReason, Frames, Pass, Pipeline, Received, Tables};
+use super::{DropReason, Frames, Pass, Pipeline, Tables};
 use crate::route::PortId;
+use crate::sa::publish::Guard;
+use crate::wire::ethernet::HEADER_LENGTH;
 use crate::wire::ip::IpPacket;
 
 /// The fragments that wait. One for all workers, because those of one datagram need not come to the same: the ports of
@@ -40,9 +45,11 @@ impl Reassembly {
     }
 }
 
-/// A datagram that became whole in this burst: a frame, as if it had been received by `port`.
+/// A datagram that became whole in this burst: a frame, as if it had been received by `port`, or had come out of a
+/// tunnel.
 pub(super) struct Completed {
     pub(super) port: PortId,
+    pub(super) outer: Option<Arc<str>>,
     pub(super) frame: Vec<u8>,
 }
 
@@ -54,7 +61,8 @@ impl<F: Frames> Pass<'_, '_, F> {
     #[cold]
     pub(super) fn reassemble(
         &mut self,
-        received: &Received<'_>,
+        arrival: Arrival,
+        frame: &[u8],
         packet: &IpPacket,
     ) -> Result<(), DropReason> {
         if !self.reassembly.is_on {
@@ -62,16 +70,26 @@ impl<F: Frames> Pass<'_, '_, F> {
         }
         let mut out = self.own.spare_datagrams.pop().unwrap_or_default();
         let mut waiting = self.reassembly.lock();
-        let tally = &mut *self.tally;
-        let mut lost = |reason, count| tally.drop_all(reason, count);
-        let whole = waiting.take(self.now, received.port, received.frame, packet, &mut out, &mut lost);
+        let outer = arrival.outer.clone();
+        let evidence = match arrival.port {
+            PortId::OWN => Evidence::between(frame, frame.len() - HEADER_LENGTH).into_gateway(),
+            port => Evidence::framed(port, frame),
+        };
+        let scene = self.scene();
+        let (tally, audit) = (&mut *self.tally, &mut self.own.audit);
+        let mut lost = |Lost { reason, fragments, other }: Lost<'_>| {
+            tally.drop_all(reason, fragments);
+            let evidence = other.map_or(evidence, |other| Evidence::remains(&other));
+            audit.keep(reason, &evidence, &scene);
+        };
+        let whole = waiting.take(self.now, arrival, frame, packet, &mut out, &mut lost);
         self.reassembly.note(&waiting);
         drop(waiting);
         match whole {
             Some(whole) => {
                 // One of them stands for the datagram.
                 self.tally.absorbed += whole.fragments as u64 - 1;
-                self.own.completed.push(Completed { port: whole.port, frame: out });
+                self.own.completed.push(Completed { port: whole.port, outer, frame: out });
             }
             None => self.own.spare_datagrams.push(out),
         }
@@ -81,25 +99,35 @@ impl<F: Frames> Pass<'_, '_, F> {
 
 impl Pipeline {
     /// Gives up fragments whose time is over by `now` milliseconds; nobody else does while none comes in.
-    pub fn expire(&mut self, tables: &Tables, now: u64) {
+    pub fn expire(&mut self, tables: &Tables, guard: &Guard<'_>, now: u64) {
         if tables.reassembly.held() == 0 {
             return;
         }
         let mut tally = Tally::default();
         let mut waiting = tables.reassembly.lock();
-        waiting.expire(now, &mut |reason, count| tally.drop_all(reason, count));
+        let scene = Scene::of(tables, guard, now);
+        waiting.expire(now, &mut |Lost { reason, fragments, other }| {
+            tally.drop_all(reason, fragments);
+            if let (Some(scene), Some(other)) = (&scene, other) {
+                self.own.audit.keep(reason, &Evidence::remains(&other), scene);
+            }
+        });
         tables.reassembly.note(&waiting);
         drop(waiting);
-        tally.write_down(&self.counters);
+        tally.write_down(&self.own.counters);
     }
 
     /// Puts the buffers of completed datagrams back.
     pub(super) fn recycle(&mut self, mut completed: Vec<Completed>) {
-        for Completed { frame, .. } in completed.drain(..) {
-            if self.spare_datagrams.len() < SPARES {
-                self.spare_datagrams.push(frame);
+        for Completed { mut frame, .. } in completed.drain(..) {
+            frame.zeroize();
+            if self.own.spare_datagrams.len() < SPARES {
+                self.own.spare_datagrams.push(frame);
             }
         }
-        self.completed = completed;
+        // Unless there are more already.
+        if self.own.completed.is_empty() {
+            self.own.completed = completed;
+        }
     }
 }

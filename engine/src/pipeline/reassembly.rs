@@ -4,6 +4,9 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
+use std::sync::Arc;
+
+use zeroize::Zeroize;
 
 use super::DropReason;
 use crate::route::PortId;
@@ -12,6 +15,7 @@ use crate::wire::ethernet::HEADER_LENGTH;
 use crate::wire::fragment::{self, Place};
 use crate::wire::header::{DONT_FRAGMENT, IPV6_LENGTH};
 use crate::wire::ip::{self, IpPacket, IpVersion};
+use crate::wire::protocol;
 
 /// What reassembly may take.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,6 +66,19 @@ impl Piece {
     }
 }
 
+/// Where a fragment comes from. Those of one datagram all come from outside, or all out of one tunnel: what an SA has
+/// proven is not put together with what nobody proved.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Arrival {
+    /// Where it came in.
+    pub port: PortId,
+    /// The tunnel that it came out of, by its name, if any.
+    pub outer: Option<Arc<str>>,
+}
+
+/// Who sends fragments: an address, outside or inside a tunnel.
+type Source = (IpAddr, Option<Arc<str>>);
+
 /// Which datagram of a source.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Key {
@@ -74,6 +91,8 @@ struct Key {
 /// A datagram on its way to be whole.
 struct Datagram {
     key: Key,
+    /// Where the first of its fragments to arrive came in.
+    port: PortId,
     birth: u64,
     deadline: u64,
     /// Why whatever still comes of it is dropped.
@@ -101,7 +120,38 @@ struct Head {
 /// When a datagram of a source came into being, in order.
 struct Birth {
     number: u64,
-    source: IpAddr,
+    source: Source,
+}
+
+/// Fragments that come to nothing.
+pub struct Lost<'d> {
+    /// Why.
+    pub reason: DropReason,
+    /// How many.
+    pub fragments: usize,
+    /// What they were of, where that is not what the one at hand is of.
+    pub other: Option<Remains<'d>>,
+}
+
+/// What was there of a datagram that is given up.
+#[derive(Clone, Copy)]
+pub struct Remains<'d> {
+    /// Where its first fragment to arrive came in.
+    pub port: PortId,
+    /// Its source.
+    pub source: IpAddr,
+    /// Its destination.
+    pub destination: IpAddr,
+    /// What it carries, as far as its fragments said so.
+    pub protocol: u8,
+    /// How that begins, if its first fragment is there.
+    pub payload: &'d [u8],
+}
+
+impl Lost<'_> {
+    fn with_this(reason: DropReason, fragments: usize) -> Self {
+        Self { reason, fragments, other: None }
+    }
 }
 
 /// A datagram that is whole.
@@ -117,7 +167,7 @@ pub struct Whole {
 pub struct Reassembler {
     limits: Limits,
     /// Of each source, the oldest first; none is empty.
-    sources: HashMap<IpAddr, VecDeque<Datagram>>,
+    sources: HashMap<Source, VecDeque<Datagram>>,
     /// Of all datagrams, the oldest first, and of some that are gone.
     births: VecDeque<Birth>,
     datagrams: usize,
@@ -152,26 +202,27 @@ impl Reassembler {
         self.memory
     }
 
-    /// Takes a fragment: the IP packet `packet` in `frame`, which came in by `port`. When it was the last one missing,
-    /// the whole datagram is written into `out` as a frame. Every fragment taken is held, or part of a [`Whole`], or
-    /// told to `lost`: this one, or others that had to go for it. `now`: milliseconds.
+    /// Takes a fragment: the IP packet `packet` in `frame`. When it was the last one missing, the whole datagram is
+    /// written into `out` as a frame. Every fragment taken is held, or part of a [`Whole`], or told to `lost`: this one,
+    /// or others that had to go for it. `now`: milliseconds.
     pub fn take(
         &mut self,
         now: u64,
-        port: PortId,
+        arrival: Arrival,
         frame: &[u8],
         packet: &IpPacket,
         out: &mut Vec<u8>,
-        lost: &mut impl FnMut(DropReason, usize),
+        lost: &mut impl FnMut(Lost<'_>),
     ) -> Option<Whole> {
         self.expire(now, lost);
         let bytes = frame.get(HEADER_LENGTH..).unwrap_or_default();
         let place = fragment::place(bytes, packet).filter(is_possible);
         let Some(place) = place else {
-            lost(DropReason::ReassemblyInvalid, 1);
+            lost(Lost::with_this(DropReason::ReassemblyInvalid, 1));
             return None;
         };
-        let source = packet.flow.source;
+        let Arrival { port, outer } = arrival;
+        let source = (packet.flow.source, outer);
         let key = Key {
             destination: packet.flow.destination,
             identification: place.identification,
@@ -179,10 +230,10 @@ impl Reassembler {
         };
         let known =
             self.sources.get(&source).and_then(|queue| queue.iter().position(|known| known.key == key));
-        let index = known.unwrap_or_else(|| self.begin(now, source, key, lost));
+        let index = known.unwrap_or_else(|| self.begin(now, port, &source, key, lost));
         let datagram = &mut self.sources.get_mut(&source)?[index];
         if let Some(reason) = datagram.refused {
-            lost(reason, 1);
+            lost(Lost::with_this(reason, 1));
             return None;
         }
         let cost = datagram.cost();
@@ -190,7 +241,9 @@ impl Reassembler {
         self.memory += datagram.cost() - cost;
         match added {
             Ok(()) => self.held += 1,
-            Err(DropReason::ReassemblyDuplicate) => lost(DropReason::ReassemblyDuplicate, 1),
+            Err(DropReason::ReassemblyDuplicate) => {
+                lost(Lost::with_this(DropReason::ReassemblyDuplicate, 1));
+            }
             // RFC 5722 section 4: the datagram and all of it that is still to come "MUST be silently discarded".
             Err(reason) => {
                 let pieces = datagram.pieces.len();
@@ -199,17 +252,17 @@ impl Reassembler {
                 self.memory -= cost_of(&spare);
                 self.held -= pieces;
                 self.keep_spare(spare);
-                lost(reason, pieces + 1);
+                lost(Lost::with_this(reason, pieces + 1));
             }
         }
         let datagram = &self.sources.get(&source)?[index];
         if datagram.is_whole() {
             let written = datagram.write(out);
-            let fragments = self.remove(source, index);
+            let fragments = self.remove(&source, index);
             return match written {
                 Ok(port) => Some(Whole { port, fragments }),
                 Err(reason) => {
-                    lost(reason, fragments);
+                    lost(Lost::with_this(reason, fragments));
                     None
                 }
             };
@@ -219,7 +272,7 @@ impl Reassembler {
     }
 
     /// Gives up what has waited for too long.
-    pub fn expire(&mut self, now: u64, lost: &mut impl FnMut(DropReason, usize)) {
+    pub fn expire(&mut self, now: u64, lost: &mut impl FnMut(Lost<'_>)) {
         while self.oldest().is_some_and(|oldest| oldest.deadline <= now) {
             self.remove_oldest(DropReason::ReassemblyTimeout, lost);
         }
@@ -236,17 +289,19 @@ impl Reassembler {
     fn begin(
         &mut self,
         now: u64,
-        source: IpAddr,
+        port: PortId,
+        source: &Source,
         key: Key,
-        lost: &mut impl FnMut(DropReason, usize),
+        lost: &mut impl FnMut(Lost<'_>),
     ) -> usize {
-        if self.sources.get(&source).is_some_and(|queue| queue.len() >= self.limits.per_source) {
-            lost(DropReason::ReassemblySource, self.remove(source, 0));
+        if self.sources.get(source).is_some_and(|queue| queue.len() >= self.limits.per_source) {
+            self.lose(DropReason::ReassemblySource, source, 0, lost);
         }
         let (pieces, bytes) = self.spares.pop().unwrap_or_default();
         self.born += 1;
         let datagram = Datagram {
             key,
+            port,
             birth: self.born,
             deadline: now.saturating_add(self.limits.timeout),
             refused: None,
@@ -255,10 +310,10 @@ impl Reassembler {
             head: None,
             ecn: 0,
         };
-        self.births.push_back(Birth { number: self.born, source });
+        self.births.push_back(Birth { number: self.born, source: source.clone() });
         self.datagrams += 1;
         self.memory += datagram.cost();
-        let queue = self.sources.entry(source).or_default();
+        let queue = self.sources.entry(source.clone()).or_default();
         queue.push_back(datagram);
         queue.len() - 1
     }
@@ -278,24 +333,31 @@ impl Reassembler {
     }
 
     /// Removes the oldest datagram; false when there is none.
-    fn remove_oldest(&mut self, reason: DropReason, lost: &mut impl FnMut(DropReason, usize)) -> bool {
+    fn remove_oldest(&mut self, reason: DropReason, lost: &mut impl FnMut(Lost<'_>)) -> bool {
         if self.oldest().is_none() {
             return false;
         }
         let Some(Birth { source, .. }) = self.births.pop_front() else { return false };
-        let fragments = self.remove(source, 0);
-        if fragments > 0 {
-            lost(reason, fragments);
-        }
+        self.lose(reason, &source, 0, lost);
         true
     }
 
+    /// Removes a datagram that somebody else had to go for; what was left of it is told.
+    fn lose(&mut self, reason: DropReason, source: &Source, index: usize, lost: &mut impl FnMut(Lost<'_>)) {
+        let datagram = self.sources.get(source).and_then(|queue| queue.get(index));
+        if let Some(datagram) = datagram.filter(|datagram| !datagram.pieces.is_empty()) {
+            let other = Some(datagram.remains(source.0));
+            lost(Lost { reason, fragments: datagram.pieces.len(), other });
+        }
+        self.remove(source, index);
+    }
+
     /// Removes a datagram; how many fragments of it were held.
-    fn remove(&mut self, source: IpAddr, index: usize) -> usize {
-        let Some(queue) = self.sources.get_mut(&source) else { return 0 };
+    fn remove(&mut self, source: &Source, index: usize) -> usize {
+        let Some(queue) = self.sources.get_mut(source) else { return 0 };
         let Some(datagram) = queue.remove(index) else { return 0 };
         if queue.is_empty() {
-            self.sources.remove(&source);
+            self.sources.remove(source);
         }
         let fragments = datagram.pieces.len();
         self.memory -= datagram.cost();
@@ -306,9 +368,10 @@ impl Reassembler {
     }
 
     fn keep_spare(&mut self, (mut pieces, mut bytes): (Vec<Piece>, Vec<u8>)) {
+        // AH that came out of ESP: what was encrypted does not lie about.
+        bytes.zeroize();
         if self.spares.len() < SPARES && bytes.capacity() <= SPARE_LENGTH {
             pieces.clear();
-            bytes.clear();
             self.spares.push((pieces, bytes));
         }
     }
@@ -317,6 +380,14 @@ impl Reassembler {
 /// What the two buffers of a datagram cost.
 fn cost_of((pieces, bytes): &(Vec<Piece>, Vec<u8>)) -> usize {
     bytes.capacity() + pieces.capacity() * size_of::<Piece>()
+}
+
+/// Makes room for `capacity` bytes, and leaves no copy behind.
+fn grow(bytes: &mut Vec<u8>, capacity: usize) {
+    let mut larger = Vec::with_capacity(capacity);
+    larger.extend_from_slice(bytes);
+    bytes.zeroize();
+    *bytes = larger;
 }
 
 /// Whether a fragment can be part of a datagram at all: it carries something, all but the last in eights (RFC 791
@@ -370,7 +441,7 @@ impl Datagram {
         let front = if piece.offset == 0 { HEADER_LENGTH + place.headers } else { 0 };
         let wanted = self.bytes.len() + payload.len() + front;
         if wanted > self.bytes.capacity() {
-            self.bytes.reserve_exact(wanted.next_multiple_of(STEP) - self.bytes.len());
+            grow(&mut self.bytes, wanted.next_multiple_of(STEP));
         }
         self.bytes.extend_from_slice(payload);
         self.pieces.insert(at, piece);
@@ -390,6 +461,23 @@ impl Datagram {
         Ok(())
     }
 
+    fn remains(&self, source: IpAddr) -> Remains<'_> {
+        let first = self.pieces.first().filter(|piece| piece.offset == 0);
+        let payload =
+            first.and_then(|piece| self.bytes.get(piece.start as usize..)?.get(..piece.length as usize));
+        Remains {
+            port: self.port,
+            source,
+            destination: self.key.destination,
+            protocol: match (&self.head, source) {
+                (Some(head), _) => head.next_header,
+                (None, IpAddr::V4(_)) => self.key.protocol,
+                (None, IpAddr::V6(_)) => protocol::FRAGMENT,
+            },
+            payload: payload.unwrap_or_default(),
+        }
+    }
+
     /// From the first byte to the last.
     fn is_whole(&self) -> bool {
         let mut end = 0;
@@ -401,6 +489,7 @@ impl Datagram {
     fn write(&self, out: &mut Vec<u8>) -> Result<PortId, DropReason> {
         let head = self.head.as_ref().ok_or(DropReason::ReassemblyInvalid)?;
         out.clear();
+        out.reserve(self.bytes.len());
         out.extend_from_slice(&self.bytes[head.start..head.start + head.length]);
         for piece in &self.pieces {
             out.extend_from_slice(&self.bytes[piece.start as usize..][..piece.length as usize]);

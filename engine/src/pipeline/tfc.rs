@@ -3,6 +3,7 @@
 
 use arrayvec::ArrayVec;
 
+use super::audit::Evidence;
 use super::nesting::WayOut;
 use super::outbound::{Group, Lengths, Payload, Ready};
 use super::scratch::Notes;
@@ -30,7 +31,9 @@ impl Pipeline {
     ) -> u64 {
         let mut again = now + LOOK_EVERY;
         let mut notes = Notes::default();
-        let Some(mut pass) = self.pass(tables, guard, now, frames, results, &mut notes) else { return again };
+        let Some(mut pass) = self.own.pass(tables, guard, now, frames, results, &mut notes) else {
+            return again;
+        };
         for tunnel in &pass.spd.with_dummies {
             if let Some(stream) = &tunnel.tfc.dummies
                 && let Some(shared) = pass.own_group(tunnel)
@@ -42,7 +45,7 @@ impl Pipeline {
                 again = again.min(stream.due_at().max(now + 1));
             }
         }
-        notes.tally.write_down(&self.counters);
+        notes.tally.write_down(&self.own.counters);
         again
     }
 }
@@ -107,7 +110,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 start = 0;
             }
             if let Err(reason) = self.prepare(burst, index, &packets[index], shared, &mut ready) {
-                self.tally.drop(reason);
+                self.drop(reason, &Evidence::received(&burst[index]).outbound(&shared.sa.spec.sa));
             }
             // Fragments are padded where they are made, and sealed by now, with all that was ready before them.
             if ready.is_empty() {

@@ -273,7 +273,7 @@ fn answer(daemon: &Daemon, message: &[u8], peer: Peer) {
             Err(reply) => refused(&reply, message),
         },
         // Nothing happens here by itself.
-        Ok(Request::Monitor) => {}
+        Ok(Request::Monitor { .. }) => {}
         Ok(Request::Change(change)) => {
             assert!(peer.changes, "a change by one who may only read");
             let before = daemon.state();

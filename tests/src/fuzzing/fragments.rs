@@ -1,7 +1,6 @@
 //! Reassembly, and the packets that ICMP errors quote.
 
-use adit_engine::pipeline::DropReason;
-use adit_engine::pipeline::reassembly::{Limits, Reassembler};
+use adit_engine::pipeline::reassembly::{Arrival, Limits, Lost, Reassembler};
 use adit_engine::route::PortId;
 use adit_engine::wire::checksum::Sum;
 use adit_engine::wire::ip::{self, Fragment};
@@ -63,8 +62,9 @@ impl Bench {
         let Ok(packet) = ip::parse(&frame[14..]) else { return };
         self.taken += 1;
         let (mut out, mut lost) = (vec![0xee; 5], 0);
-        let mut count = |_: DropReason, fragments| lost += fragments;
-        let whole = self.reassembler.take(self.now, PortId(1), frame, &packet, &mut out, &mut count);
+        let mut count = |gone: Lost<'_>| lost += gone.fragments;
+        let arrival = Arrival { port: PortId(1), outer: None };
+        let whole = self.reassembler.take(self.now, arrival, frame, &packet, &mut out, &mut count);
         self.ended += lost + whole.map_or(0, |whole| whole.fragments);
         self.balance();
         if let Some(whole) = whole {
@@ -77,7 +77,7 @@ impl Bench {
 
     fn expire(&mut self, now: u64) {
         let mut lost = 0;
-        self.reassembler.expire(now, &mut |_, fragments| lost += fragments);
+        self.reassembler.expire(now, &mut |gone: Lost<'_>| lost += gone.fragments);
         self.ended += lost;
         self.balance();
     }

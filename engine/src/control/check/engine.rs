@@ -4,8 +4,8 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use super::super::config::{
-    EngineTable, FallbackName, IcmpErrorName, IcmpTable, InterfaceTable, ReassemblyTable, SideName,
-    VlanTable, XdpMode,
+    AuditName, EngineTable, FallbackName, IcmpErrorName, IcmpTable, InterfaceTable, ReassemblyTable,
+    SideName, VlanTable, XdpMode,
 };
 use super::super::problem::Problems;
 use super::super::settings::{Engine, Interface};
@@ -78,6 +78,7 @@ pub(super) fn engine(table: &EngineTable, problems: &mut Problems) -> Engine {
         host_path,
         reassembly: reassembly(table.reassembly.as_ref(), problems),
         icmp: icmp(table.icmp.as_ref(), problems),
+        audit: table.audit.unwrap_or(AuditName::Recent),
         instance,
     }
 }
