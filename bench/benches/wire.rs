@@ -2,10 +2,11 @@
 
 use std::hint::black_box;
 
+use adit_engine::transform::ecn::Ecn;
 use adit_engine::transform::esp::{self, Layout};
 use adit_engine::transform::fragment::{fragment_ipv4, write_fragment};
 use adit_engine::transform::mss;
-use adit_engine::transform::tunnel::{DontFragment, Dscp, OuterHeader};
+use adit_engine::transform::tunnel::{DontFragment, Dscp, OuterHeader, TrafficClass};
 use adit_engine::wire::header::{Ipv4Header, Ipv6Header};
 use adit_engine::wire::icmp::{self, IcmpError};
 use adit_engine::wire::{checksum, esp as esp_header, ethernet, ip, protocol};
@@ -112,7 +113,7 @@ fn tunnel(c: &mut Criterion) {
             protocol: protocol::ESP,
             udp_ports: None,
             ttl: 64,
-            dscp: Dscp::Copy,
+            traffic_class: TrafficClass::new(Dscp::Copy, Ecn::Copy),
             dont_fragment: DontFragment::Copy,
         };
         group.bench_function(name, |b| {

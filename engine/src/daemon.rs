@@ -42,7 +42,7 @@ use crate::io::steering::{
     AttachMode, AttachedPort, CoverPrefix, PortSpec, Steering, SteeringConfig, SteeringError, SteeringTables,
 };
 use crate::io::{self as packet_io, DatapathConfig, NeighbourRequests, Online, SocketRegistry};
-use crate::pipeline::{DropReason, Pipeline, Tables};
+use crate::pipeline::{DropReason, Identifications, Pipeline, Tables};
 use crate::policy::cover::Cover;
 use crate::policy::spd::Fallback;
 use crate::policy::{Prefix, Spd};
@@ -256,7 +256,10 @@ impl Daemon {
     /// Steps 2 to 4.
     fn start(settings: &Settings, force: bool) -> Result<Self, String> {
         let engine = &settings.engine;
-        let tables = Arc::new(Tables::new(engine.reassembly, engine.icmp));
+        let tables = Arc::new(Tables {
+            identifications: Identifications::scattered(),
+            ..Tables::new(engine.reassembly, engine.icmp)
+        });
         tables.spd.replace(Some(Arc::new(Spd::new(Vec::new(), Fallback::Discard, 0))));
         let ports = settings.interfaces.iter().map(|interface| PortHook {
             interface: interface.clone(),

@@ -185,6 +185,8 @@ pub struct Gateway<'t> {
     /// Of its files, and the last part of its instance's.
     name: &'static str,
     daemon: Option<Running>,
+    /// A library that the daemon is started with, from the next time on: see [`crate::preload`].
+    pub preload: Option<PathBuf>,
 }
 
 impl<'t> Gateway<'t> {
@@ -207,7 +209,7 @@ impl<'t> Gateway<'t> {
         name: &'static str,
         configuration: &str,
     ) -> Self {
-        let this = Self { topology, namespace, name, daemon: None };
+        let this = Self { topology, namespace, name, daemon: None, preload: None };
         this.configure(configuration);
         if configuration.contains("[[tunnel]]") {
             let config = this.file(".toml");
@@ -267,6 +269,9 @@ impl<'t> Gateway<'t> {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.file(".log")).unwrap();
         let mut command = self.topology.command(self.namespace, program("aditd"));
         command.arg("--config").arg(self.file(".toml")).stdout(log.try_clone().unwrap()).stderr(log);
+        if let Some(library) = &self.preload {
+            command.env("LD_PRELOAD", library);
+        }
         self.daemon = Some(Running::start(&mut command));
     }
 

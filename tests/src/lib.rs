@@ -11,6 +11,7 @@ pub mod netns;
 pub mod numbers;
 pub mod openssl;
 pub mod packet;
+pub mod preload;
 pub mod process;
 pub mod scapy;
 pub mod topology;

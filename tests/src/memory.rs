@@ -21,6 +21,7 @@ use adit_engine::sa::publish::Published;
 use adit_engine::sa::selector::{AddressRange, Selector, UpperSelector};
 use adit_engine::sa::spec::{InboundSpec, Mode, OutboundSpec, Protocol, SaSpec, UdpPorts, Workers};
 use adit_engine::sa::{InboundSa, Lease, OutboundSa};
+use adit_engine::transform::ecn::Ecn;
 use adit_engine::transform::esp::Layout;
 use adit_engine::transform::tunnel::{DontFragment, Dscp};
 use adit_engine::wire::Spi;
@@ -154,6 +155,8 @@ pub struct Options {
     pub tfc: TfcSettings,
     /// When what is too large is fragmented.
     pub fragmentation: Fragmentation,
+    /// Outer ECN.
+    pub ecn: Ecn,
     /// Outer DF.
     pub dont_fragment: DontFragment,
     /// Who numbers.
@@ -204,6 +207,7 @@ impl Options {
             clamp_mss: true,
             tfc: TfcSettings::default(),
             fragmentation: Fragmentation::Before,
+            ecn: Ecn::Copy,
             dont_fragment: DontFragment::Copy,
             workers: Workers::One,
             outside_mtu: 1500,
@@ -310,6 +314,7 @@ impl Options {
             workers: self.workers,
             ttl: 64,
             dscp: Dscp::Copy,
+            ecn: self.ecn,
             dont_fragment: self.dont_fragment,
             keepalive_seconds: 20,
             last_sequence: self.last_sequence,

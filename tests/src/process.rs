@@ -50,24 +50,6 @@ pub fn run(command: &mut Command) -> Output {
     output
 }
 
-/// Has `command` run where the kernel gives no random bytes: a library in `directory` answers getrandom(2) with an error.
-/// Seeds of hash maps, which ask for bytes of any kind (GRND_INSECURE), are given.
-pub fn without_random_bytes(command: &mut Command, directory: &Path) {
-    let (source, library) = (directory.join("blind.c"), directory.join("blind.so"));
-    let code = r#"
-        #include <errno.h>
-        #include <sys/syscall.h>
-        #include <unistd.h>
-        ssize_t getrandom(void *buffer, size_t length, unsigned flags) {
-            if (flags == 0) { errno = EIO; return -1; }
-            return syscall(SYS_getrandom, buffer, length, flags);
-        }
-    "#;
-    std::fs::write(&source, code).expect("a directory of the test's own");
-    run(Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source));
-    command.env("LD_PRELOAD", library);
-}
-
 /// Looks again until `condition` holds; ends the test when `patience` is over.
 pub fn eventually(what: &str, patience: Duration, condition: impl FnMut() -> bool) {
     assert!(settles(patience, condition), "{what}: not within {patience:?}");

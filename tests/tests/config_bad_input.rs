@@ -41,7 +41,7 @@ fn good() -> Value {
             "name": "b", "local": "192.0.2.1", "remote": "192.0.2.2", "profile": "strong", "protocol": "esp",
             "mode": "tunnel", "udp-port": 4500, "local-udp-port": 4501, "nat-keepalive-seconds": 30,
             "encryption": "aes-128-cbc", "authentication": "sha256", "icv-length": 16, "esn": true,
-            "replay-window": 64, "dscp": 46, "df": "copy", "fragmentation": "after", "ttl": 64, "workers": "one",
+            "replay-window": 64, "dscp": 46, "ecn": "clear", "df": "copy", "fragmentation": "after", "ttl": 64, "workers": "one",
             "clamp-mss": true,
             "tfc-padding": 256, "dummy-rate": 100, "dummy-size": "64-1400", "dummy-when": "always",
             "lifetime-packets-soft": 900, "lifetime-packets-hard": 1000, "lifetime-bytes-soft": 9000,
@@ -190,6 +190,7 @@ fn wrong(path: &str) -> Option<Vec<Value>> {
         "tunnel.destination-options" => vec![json!("outside")],
         "tunnel.profile" => vec![json!(""), json!("weak")],
         "tunnel.dscp" => vec![json!("all"), json!(64), json!(-1), json!("")],
+        "tunnel.ecn" => vec![json!("set"), json!("")],
         "tunnel.df" => vec![json!("keep"), json!("set")],
         "tunnel.fragmentation" => vec![json!("later"), json!("")],
         "tunnel.ttl" => vec![json!(0), json!(256), json!(-1)],
@@ -575,7 +576,9 @@ fn what_is_right_alone_and_wrong_together() {
     );
     refused(|file| file["tunnel"][1]["protocol"] = json!("esp"), "tunnel[1].ah-padding");
     refused(|file| file["tunnel"][1]["mode"] = json!("tunnel"), "tunnel[1].destination-options");
-    for (field, value) in [("dscp", json!(0)), ("df", json!("set")), ("ttl", json!(64))] {
+    for (field, value) in
+        [("dscp", json!(0)), ("ecn", json!("copy")), ("df", json!("set")), ("ttl", json!(64))]
+    {
         let mut file = good();
         file["tunnel"][1][field] = value;
         let (_, found) = problems(&file);

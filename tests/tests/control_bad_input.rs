@@ -17,7 +17,7 @@ fn good(method: &str) -> Value {
     let full = json!({
         "name": "t", "local": "192.0.2.1", "remote": "192.0.2.2", "profile": "strong",
         "encryption": "aes-128-cbc", "authentication": "sha256", "icv_length": 16, "esn": true, "replay_window": 64,
-        "dscp": "copy", "df": "set", "ttl": 64, "workers": "shared", "clamp_mss": false,
+        "dscp": "copy", "ecn": "clear", "df": "set", "ttl": 64, "workers": "shared", "clamp_mss": false,
         "through": "b", "tfc_padding": "mtu", "dummy_rate": 10, "dummy_size": "64-100", "dummy_when": "idle",
         "lifetime_packets_soft": 900, "lifetime_packets_hard": 1000,
         "lifetime_bytes_soft": 9000, "lifetime_bytes_hard": 10000, "lifetime_seconds_soft": 90, "lifetime_seconds_hard": 100,
@@ -95,7 +95,7 @@ fn wrong(path: &str) -> Vec<Value> {
             wrong
         }
         ("dscp", _) => vec![json!("64"), json!("all")],
-        ("df", _) => vec![json!("keep")],
+        ("ecn" | "df", _) => vec![json!("keep")],
         ("ttl", _) => vec![json!(0), json!(256)],
         ("mode", _) => vec![json!("host"), json!("")],
         // By the one or the other: not these words, or not beside ESP in a tunnel.

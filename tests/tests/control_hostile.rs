@@ -1,6 +1,7 @@
 //! Clients of the worst kind harm nobody else: while each of them is at it, a good client is answered.
 
 use std::io::Read as _;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::time::{Duration, Instant};
 
@@ -168,6 +169,29 @@ fn a_hundred_idle_connections_make_room() {
     // The oldest had to leave, the newest stays.
     assert!(idle[0].receive().is_none());
     assert!(idle[99].call("Status", json!({})).is_ok());
+}
+
+/// They connect, say nothing, and never close their end.
+#[test]
+fn ten_thousand_silent_clients_make_room() {
+    const CLIENTS: usize = 10_000;
+    let mut files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    files.current = files.maximum;
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, files).unwrap();
+    let daemon = Daemon::start(BASE);
+    let mut working = daemon.connect();
+    working.call("Status", json!({})).unwrap();
+    let mut silent = Vec::with_capacity(CLIENTS);
+    while silent.len() < CLIENTS {
+        silent.push(UnixStream::connect(&daemon.socket).expect("a descriptor"));
+        if silent.len() % 250 == 0 {
+            let start = Instant::now();
+            working.call("Status", json!({})).expect("who works stays");
+            assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+        }
+    }
+    answers(&daemon);
+    assert_eq!(silent[0].read(&mut [0]).unwrap(), 0, "the oldest had to leave");
 }
 
 #[test]

@@ -7,7 +7,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use adit_tests::control::Directory;
-use adit_tests::process::{Running, eventually, program, without_random_bytes};
+use adit_tests::preload;
+use adit_tests::process::{Running, eventually, program};
 use rustix::process::Signal;
 
 /// Key bytes stay in the process: it crashes, and leaves nothing behind.
@@ -57,7 +58,7 @@ fn without_random_bytes_there_is_no_key() {
     };
     assert!(generate(&mut Command::new(program("adit"))).status.success());
     let mut blind = Command::new(program("adit"));
-    without_random_bytes(&mut blind, directory.path());
+    blind.env("LD_PRELOAD", preload::without_random_bytes(directory.path()));
     let refused = generate(&mut blind);
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(refused.status.code() == Some(2) && said.contains("expected entropy"), "{refused:?}");

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use adit_tests::gateway::{Gateway, SPI_AB, SPI_BA, Setup};
 use adit_tests::numbers::Numbers;
+use adit_tests::preload;
 use adit_tests::process::{eventually, run};
 use adit_tests::topology::Topology;
 use adit_tests::traffic::Source;
@@ -200,6 +201,38 @@ fn a_disk_that_fails_stops_sas_at_their_ceilings() {
         let out = sas.as_array().unwrap().iter().find(|sa| sa["direction"] == "out").unwrap().clone();
         out["sequence"].as_u64().unwrap() > stopped
     });
+}
+
+/// A disk that takes a write and does not answer: as one that fails, and nobody waits with the keeper.
+#[test]
+fn a_disk_that_stalls_stops_sas_at_their_ceilings() {
+    let topology = Topology::new(1);
+    let (mut a, _b) = Gateway::pair(&topology, &gcm());
+    let stalled = topology.directory().join("stalled");
+    a.preload = Some(preload::stalling(topology.directory(), &stalled));
+    a.end(Signal::TERM);
+    a.restart();
+    topology.inside("ha", "ping -c 2 -i 0.2 -W 2 10.2.0.2");
+    std::fs::write(&stalled, "").unwrap();
+    let outbound = || {
+        let asked = Instant::now();
+        let sas = a.json(&["sa", "list"]);
+        assert!(asked.elapsed() < Duration::from_secs(2), "who asks does not wait for the disk");
+        sas.as_array().unwrap().iter().find(|sa| sa["direction"] == "out").unwrap().clone()
+    };
+    let ceiling = outbound()["ceiling"].as_u64().unwrap();
+    let _flood = flood(&topology, "ha", "10.2.0.2", 4);
+    eventually("the lease is used up", Duration::from_secs(60), || a.dropped("lease_exhausted") > 0);
+    let out = outbound();
+    assert_eq!((&out["sequence"], &out["ceiling"]), (&ceiling.into(), &ceiling.into()), "{out}");
+    eventually("status says so", Duration::from_secs(10), || {
+        a.json(&["status"])["warnings"].to_string().contains("has not answered for")
+    });
+    std::fs::remove_file(&stalled).unwrap();
+    eventually("it goes on when the disk answers", Duration::from_secs(20), || {
+        outbound()["sequence"].as_u64().unwrap() > ceiling
+    });
+    assert_eq!(a.json(&["status"])["warnings"], serde_json::json!([]));
 }
 
 /// A tmpfs of its own, gone with this.

@@ -2,10 +2,12 @@
 //! The topology is drawn in `scripts/topology`; both gateways have a default route that points outside, so a
 //! kernel left to itself would forward everything in clear (the negative control shows it).
 
-use std::time::Duration;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use adit_tests::gateway::{Gateway, SPI_AB, Setup};
-use adit_tests::process::eventually;
+use adit_tests::process::{eventually, repository, run};
 use adit_tests::topology::Topology;
 use adit_tests::traffic::{Sink, Source};
 use adit_tests::wire::{Kind, Listener};
@@ -55,13 +57,14 @@ impl Traffic {
     }
 }
 
-fn ends_closed(signal: Signal) {
+/// `end` ends A's daemon.
+fn ends_closed(end: impl FnOnce(&mut Gateway)) {
     let topology = Topology::new(1);
     let (mut a, b) = Gateway::pair(&topology, &restartable());
     let listener = Listener::start(&topology, "left");
     let traffic = Traffic::start(&topology);
     traffic.flows();
-    a.end(signal);
+    end(&mut a);
     traffic.beats_on();
     assert!(
         !topology.attempt("ha", "ping -c 1 -W 1 10.2.0.2").status.success(),
@@ -81,16 +84,34 @@ fn ends_closed(signal: Signal) {
 
 #[test]
 fn killed_under_traffic() {
-    ends_closed(Signal::KILL);
+    ends_closed(|a| assert!(!a.end(Signal::KILL).success()));
 }
 
 #[test]
 fn terminated_and_restarted_under_traffic() {
-    ends_closed(Signal::TERM);
+    ends_closed(|a| assert!(a.end(Signal::TERM).success()));
 }
 
+/// A worker comes to a `None` that was to be there.
+#[test]
+fn a_worker_that_panics_under_traffic() {
+    ends_closed(|a| {
+        let panicked = Instant::now();
+        let script = repository().join("tests/peers/panic_in.py");
+        run(Command::new("python3").arg(script).args([&a.daemon().0.id().to_string(), "adit-w0"]));
+        eventually("aditd has ended", Duration::from_secs(5), || a.has_ended());
+        assert!(panicked.elapsed() < Duration::from_secs(2), "{:?}", panicked.elapsed());
+        let status = a.daemon().wait_for_end(Duration::ZERO);
+        assert_eq!(status.signal(), Some(libc::SIGABRT));
+        assert!(a.log().contains("thread 'adit-w0'") && a.log().contains("panicked"), "{}", a.log());
+    });
+}
+
+/// `ADIT_RELOADS` times, or a hundred.
 #[test]
 fn reloaded_under_traffic() {
+    let reloads =
+        std::env::var("ADIT_RELOADS").map_or(100, |text| text.parse().expect("ADIT_RELOADS is a number"));
     let topology = Topology::new(1);
     let setup = restartable();
     let (a, b) = Gateway::pair(&topology, &setup);
@@ -98,7 +119,8 @@ fn reloaded_under_traffic() {
     let traffic = Traffic::start(&topology);
     traffic.flows();
     let before = (a.totals(), b.totals());
-    for n in 0..100 {
+    for n in 0..reloads {
+        let n = n % 256;
         let mut changed = setup.clone();
         changed.more = format!(
             "[[policy]]\nname = \"extra{n}\"\naction = \"discard\"\nlocal = [\"10.1.0.0/24\"]\nremote = [\"198.51.100.{n}/32\"]\n"

@@ -2,10 +2,11 @@
 
 use std::io::{Read as _, Write as _};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use adit_tests::gateway::{Gateway, Setup};
-use adit_tests::process::{Running, eventually, program, without_random_bytes};
+use adit_tests::preload;
+use adit_tests::process::{Running, eventually, program};
 use adit_tests::topology::Topology;
 use rustix::process::Signal;
 
@@ -74,13 +75,51 @@ fn a_log_that_nobody_reads_stops_nobody() {
     assert!(said.contains("the log was not read: ") && said.contains("changed"), "{said}");
 }
 
+/// The wall clock is stepped by a year forward, then by two back: lifetimes count what has passed (CLOCK_BOOTTIME), and
+/// only the log's dates are others.
+#[test]
+fn a_wall_clock_that_is_stepped_ends_no_sa_early_or_late() {
+    const YEAR: i64 = 365 * 86_400;
+    let topology = Topology::new(1);
+    let mut setup = Setup::new("aes-128-cbc", "sha256");
+    setup.tunnel = "lifetime-seconds-soft = 2\nlifetime-seconds-hard = 4\n".into();
+    let mut gateway = ended(&topology, &setup);
+    let step = topology.directory().join("step");
+    let stepped = |seconds: i64| std::fs::write(&step, seconds.to_string()).unwrap();
+    stepped(0);
+    gateway.preload = Some(preload::stepped(topology.directory(), &step));
+    let started = Instant::now();
+    gateway.restart();
+    let lifetime = |gateway: &Gateway| {
+        let sas = gateway.json(&["sa", "list"]);
+        sas[0]["lifetime"].as_str().unwrap_or_else(|| panic!("no SA in {sas}")).to_owned()
+    };
+    stepped(YEAR);
+    let dated = gateway.log();
+    gateway.attempt(&["policy", "delete", "nobody"]);
+    std::thread::sleep(Duration::from_millis(1000));
+    let age = started.elapsed();
+    assert!(age > Duration::from_millis(1700) || lifetime(&gateway) == "good", "{age:?}");
+    let year = |line: &str| line[..4].parse::<i64>().unwrap_or_else(|_| panic!("no date: {line}"));
+    let (now, then) = (gateway.log()[dated.len()..].to_owned(), dated);
+    assert_eq!(year(&now), year(&then) + 1, "the log tells the wall clock's time");
+    stepped(-YEAR);
+    let mut ended = Duration::ZERO;
+    eventually("the SA has ended", Duration::from_secs(20), || {
+        ended = started.elapsed();
+        lifetime(&gateway) == "over"
+    });
+    // The hard limit is exact, but for who looks once a second.
+    assert!((4.0..8.0).contains(&ended.as_secs_f64()), "{ended:?}");
+}
+
 /// An IV, or the hash that keeps chains short, is random or is not used.
 #[test]
 fn without_random_bytes_nothing_starts() {
     let topology = Topology::new(1);
     let gateway = ended(&topology, &Setup::new("aes-128-cbc", "sha256"));
     let mut command = daemon(&topology);
-    without_random_bytes(&mut command, topology.directory());
+    command.env("LD_PRELOAD", preload::without_random_bytes(topology.directory()));
     let mut blind = Running::start(command.stderr(Stdio::piped()));
     let status = blind.wait_for_end(Duration::from_secs(20));
     let mut said = String::new();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use adit_engine::crypto::{Authentication, Encryption};
 use adit_engine::offline::HeapFrames;
-use adit_engine::pipeline::DropReason;
+use adit_engine::pipeline::{DropReason, Tables};
 use adit_engine::policy::Action;
 use adit_engine::sa::selector::Selector;
 use adit_engine::transform::tunnel::DontFragment;
@@ -114,6 +114,25 @@ fn identifications_repeat_after_2_to_the_16_packets() {
         let (_, packet) = a.run(INSIDE, &burst[..1]).remove(0);
         [packet[4], packet[5]]
     }));
+}
+
+/// RFC 6864 section 4.3 asks it of all that goes between two addresses under one protocol: an SA's successor, whose numbers
+/// begin at 1, and another tunnel go on.
+#[test]
+fn identifications_are_those_of_the_addresses_and_not_of_the_sa() {
+    let options = Options { dont_fragment: DontFragment::Clear, ..Options::new() };
+    let tables = Arc::new(Tables::new(options.reassembly, options.icmp));
+    let other = Options { spi: Some(Spi(0x2000)), name: "other", ..options.clone() };
+    let mut seen = HashSet::new();
+    for options in [&options, &other, &options] {
+        // Each with SAs of its own, from the first number on.
+        let mut a = Gateway::over(Arc::clone(&tables), Site::A, options);
+        for (_, packet) in a.run(INSIDE, &vec![inner(0); 100]) {
+            assert_eq!(packet[6..8], [0, 0], "DF is clear");
+            assert!(seen.insert([packet[4], packet[5]]));
+        }
+    }
+    assert_eq!(seen.len(), 300);
 }
 
 /// RFC 4303 section 2.6: discarded "without prejudice", which its number is not.

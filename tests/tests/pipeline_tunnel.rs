@@ -8,6 +8,7 @@ use adit_engine::pipeline::{DropReason, Received};
 use adit_engine::policy::Action;
 use adit_engine::route::PortId;
 use adit_engine::sa::selector::{AddressRange, Selector, UpperSelector};
+use adit_engine::transform::ecn::Ecn;
 use adit_engine::wire::checksum::internet;
 use adit_tests::memory::{Gateway, INSIDE, OUTSIDE, Options, PEER_MAC, Peer, Site, address, policy, suite};
 use adit_tests::packet::{
@@ -285,6 +286,50 @@ fn congestion_outside_is_told_inside() {
     let sealed = with_traffic_class(peer.seal(1, 4, &capable), 3);
     let opened = b.run(OUTSIDE, &[sealed]);
     assert_eq!(opened[0].1, one_hop_on(&with_traffic_class(capable, 0x28 | 3)));
+}
+
+/// RFC 6040 section 4.1: "in compatibility mode, it clears the ECN field in the outer header", and never the inner one.
+#[test]
+fn a_peer_that_knows_no_congestion_marks_is_not_sent_any() {
+    let options = Options { ecn: Ecn::Clear, ..Options::new() };
+    let (mut a, mut b) = (Gateway::new(Site::A, &options), Gateway::new(Site::B, &options));
+    for ecn in 0..4 {
+        let inner = with_traffic_class(from_a(false, 64), 0xb8 | ecn);
+        let sealed = a.run(INSIDE, std::slice::from_ref(&inner));
+        assert_eq!(sealed[0].1[1], 0xb8);
+        let opened = b.run(OUTSIDE, &[sealed[0].1.clone()]);
+        assert_eq!(opened[0].1, one_hop_on(&one_hop_on(&inner)));
+    }
+}
+
+/// RFC 6040 section 4.2, figure 4: what is marked with one or three exclamation marks there, delivered or not.
+#[test]
+fn congestion_marks_that_no_tunnel_makes_are_counted() {
+    let options = Options::new();
+    let (mut b, mut peer) = (Gateway::new(Site::B, &options), Peer::of(Site::B, &options));
+    let (mut number, mut suspects) = (0, Vec::new());
+    for inner in 0..4 {
+        for outer in 0..4 {
+            number += 1;
+            let before = b.engine.counters().ecn_suspect.load(Relaxed);
+            let packet = with_traffic_class(from_a(false, 64), inner);
+            b.run(OUTSIDE, &[with_traffic_class(peer.seal(number, 4, &packet), outer)]);
+            if b.engine.counters().ecn_suspect.load(Relaxed) > before {
+                suspects.push((inner, outer));
+            }
+        }
+    }
+    const NOT_ECT: u8 = 0;
+    const ECT_1: u8 = 1;
+    const ECT_0: u8 = 2;
+    const CE: u8 = 3;
+    assert_eq!(suspects, [(NOT_ECT, ECT_1), (NOT_ECT, ECT_0), (NOT_ECT, CE), (ECT_1, ECT_0), (CE, ECT_1)]);
+    assert_eq!(b.drops(), [(DropReason::EcnForbidden, 1)]);
+    // Nor does a forged packet count.
+    let mut forged = with_traffic_class(peer.seal(number + 1, 4, &from_a(false, 64)), 1);
+    *forged.last_mut().unwrap() ^= 1;
+    b.run(OUTSIDE, &[forged]);
+    assert_eq!(b.engine.counters().ecn_suspect.load(Relaxed), 5);
 }
 
 fn site_to_anywhere() -> Selector {

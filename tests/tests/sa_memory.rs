@@ -7,6 +7,7 @@ use adit_engine::crypto::Suite;
 use adit_engine::sa::lifetime::Limits;
 use adit_engine::sa::spec::{InboundSpec, Mode, OutboundSpec, Protocol, SaSpec, Workers};
 use adit_engine::sa::{InboundSa, OutboundSa};
+use adit_engine::transform::ecn::Ecn;
 use adit_engine::transform::tunnel::{DontFragment, Dscp};
 use adit_engine::wire::Spi;
 use adit_tests::allocator::{self, Counting};
@@ -56,6 +57,7 @@ fn an_sa_is_at_most_a_kibibyte_and_its_window() {
                 workers,
                 ttl: 64,
                 dscp,
+                ecn: Ecn::Copy,
                 dont_fragment,
                 keepalive_seconds: 0,
                 last_sequence: 0,

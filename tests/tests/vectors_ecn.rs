@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use adit_engine::transform::ecn;
+use adit_engine::transform::ecn::{self, Ecn};
 use serde_json::Value;
 
 fn vectors(file: &str) -> Value {
@@ -35,6 +35,7 @@ fn egress_and_ingress_tables() {
         for dscp in [0, 46 << 2, 63 << 2] {
             assert_eq!(ecn::egress(dscp | inner, outer), result, "{cell}");
             assert_eq!(ecn::egress(inner, dscp | outer), result, "{cell}");
+            assert_eq!(ecn::is_suspect(dscp | inner, outer), text(cell, "alarm") != "none", "{cell}");
         }
         assert!(seen.insert((inner, outer)), "{cell} twice");
         ran += 1;
@@ -42,10 +43,14 @@ fn egress_and_ingress_tables() {
     let skipped = 0;
     assert_eq!(ran + skipped, entry["count"].as_u64().unwrap());
 
-    // Figure 3, normal mode. Compatibility mode (all Not-ECT) is for peers that do not know RFC 4301 or 6040,
-    // which an IPsec peer with these algorithms does; it is not offered.
-    for (inner, outer) in tables["ingress_normal_mode"].as_object().unwrap() {
-        assert_eq!(ecn::ingress(codepoint(inner)), codepoint(outer.as_str().unwrap()));
-        assert_eq!(ecn::ingress(46 << 2 | codepoint(inner)), codepoint(inner));
+    // Figure 3.
+    for (mode, ecn) in [("ingress_normal_mode", Ecn::Copy), ("ingress_compatibility_mode", Ecn::Clear)] {
+        let rows = tables[mode].as_object().unwrap();
+        assert_eq!(rows.len(), 4);
+        for (inner, outer) in rows {
+            let outer = codepoint(outer.as_str().unwrap());
+            assert_eq!(ecn.ingress(codepoint(inner)), outer);
+            assert_eq!(ecn.ingress(46 << 2 | codepoint(inner)), outer);
+        }
     }
 }

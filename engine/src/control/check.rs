@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use super::config::{
     ActionName, AhPaddingName, AuthenticationName, DestinationOptionsName, DfName, DirectionName, Document,
-    EncryptionName, File, FragmentationName, ModeName, PolicyTable, ProfileTable, ProtocolName, SaTable,
-    Scalar, Secret, TunnelTable, WorkersName,
+    EcnName, EncryptionName, File, FragmentationName, ModeName, PolicyTable, ProfileTable, ProtocolName,
+    SaTable, Scalar, Secret, TunnelTable, WorkersName,
 };
 use super::consistent::{Outline, consistent};
 use super::lifetimes;
@@ -26,6 +26,7 @@ use crate::sa::lifetime::{Limit, Limits};
 use crate::sa::selector::{PortRange, Selector, UpperSelector};
 use crate::sa::spec::{Mode, Protocol, UdpPorts, Workers};
 use crate::transform::ah::Padding;
+use crate::transform::ecn::Ecn;
 use crate::transform::transport::DestinationOptions;
 use crate::transform::tunnel::{DontFragment, Dscp};
 use crate::wire::protocol;
@@ -396,6 +397,10 @@ pub fn tunnel(
             seconds,
             ttl: table.ttl.unwrap_or(64),
             dscp: dscp?,
+            ecn: match table.ecn {
+                Some(EcnName::Clear) => Ecn::Clear,
+                Some(EcnName::Copy) | None => Ecn::Copy,
+            },
             dont_fragment: match table.df {
                 Some(DfName::Set) => DontFragment::Set,
                 Some(DfName::Clear) => DontFragment::Clear,
@@ -503,6 +508,7 @@ fn mode(table: &TunnelTable, path: &str, problems: &mut Problems) -> Mode {
     }
     let outer = [
         ("dscp", table.dscp.as_ref().map(|dscp| value::found(&dscp.0))),
+        ("ecn", table.ecn.map(|ecn| ecn.name().into())),
         ("df", table.df.map(|df| df.name().into())),
         ("ttl", table.ttl.map(|ttl| ttl.to_string())),
         // It fragments what it has sealed, always (RFC 4303 section 3.3.4).

@@ -17,8 +17,8 @@ use super::check;
 use super::client::{CallError, Client};
 use super::config::{
     ActionName, AhPaddingName, AuthenticationName, DestinationOptionsName, DfName, DirectionName, Document,
-    DummyWhenName, EncryptionName, FragmentationName, ModeName, PolicyTable, ProtocolName, SaTable, Scalar,
-    Secret, TunnelTable, WorkersName,
+    DummyWhenName, EcnName, EncryptionName, FragmentationName, ModeName, PolicyTable, ProtocolName, SaTable,
+    Scalar, Secret, TunnelTable, WorkersName,
 };
 use super::events::Event;
 use super::leases::{self, Leases};
@@ -239,6 +239,9 @@ struct SaAddArguments {
     /// Outer DSCP: copy, or 0 to 63.
     #[arg(long)]
     dscp: Option<String>,
+    /// Outer ECN: copy, or clear.
+    #[arg(long)]
+    ecn: Option<EcnName>,
     /// Outer DF: copy, set or clear.
     #[arg(long)]
     df: Option<DfName>,
@@ -620,6 +623,7 @@ impl SaAddArguments {
             lifetime_seconds_soft: self.lifetime_seconds_soft,
             lifetime_seconds_hard: self.lifetime_seconds_hard,
             dscp: self.dscp.clone().map(Scalar),
+            ecn: self.ecn,
             df: self.df,
             fragmentation: self.fragmentation,
             ttl: self.ttl,
@@ -751,5 +755,5 @@ macro_rules! value_enum {
 }
 
 value_enum! {
-    DummyWhenName EncryptionName AuthenticationName DfName FragmentationName WorkersName ActionName DirectionName
+    DummyWhenName EncryptionName AuthenticationName EcnName DfName FragmentationName WorkersName ActionName DirectionName
 }

@@ -241,6 +241,9 @@ pub struct TunnelTable {
     /// Outer DSCP: "copy" (default) or 0 to 63.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dscp: Option<Scalar>,
+    /// Outer ECN field: "copy" (default), or "clear" for a peer that does not propagate congestion marks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ecn: Option<EcnName>,
     /// Outer DF bit: "copy" (default), "set" or "clear".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub df: Option<DfName>,
@@ -405,6 +408,10 @@ names! {
 names! {
     /// Where destination options go in transport mode.
     DestinationOptionsName { After "after", Before "before", }
+}
+names! {
+    /// The outer ECN field (RFC 6040 section 4.1).
+    EcnName { Copy "copy", Clear "clear", }
 }
 names! {
     /// The outer DF bit (RFC 4301 section 8.1).

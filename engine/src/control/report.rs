@@ -91,6 +91,8 @@ pub struct WorkerReport {
     pub opened: u64,
     /// Forwarded in clear under a BYPASS policy.
     pub bypassed: u64,
+    /// Opened or dropped, with ECN fields that no tunnel makes (RFC 6040 section 4.2).
+    pub ecn_suspect: u64,
     /// Drops, in the order of [`DropReason::ALL`].
     #[serde(skip)]
     pub drops: Vec<u64>,
@@ -113,6 +115,7 @@ impl WorkerReport {
             sealed: load(&counters.sealed),
             opened: load(&counters.opened),
             bypassed: load(&counters.bypassed),
+            ecn_suspect: load(&counters.ecn_suspect),
             drops,
         }
     }
@@ -396,7 +399,7 @@ pub fn alarms(workers: &[WorkerReport]) -> Vec<String> {
 /// Sums over workers.
 pub fn total(workers: &[WorkerReport]) -> Vec<Counter> {
     type Column = (&'static str, fn(&WorkerReport) -> u64);
-    let columns: [Column; 10] = [
+    let columns: [Column; 11] = [
         ("received", |worker| worker.received),
         ("originated", |worker| worker.originated),
         ("transmitted", |worker| worker.transmitted),
@@ -407,6 +410,7 @@ pub fn total(workers: &[WorkerReport]) -> Vec<Counter> {
         ("sealed", |worker| worker.sealed),
         ("opened", |worker| worker.opened),
         ("bypassed", |worker| worker.bypassed),
+        ("ecn_suspect", |worker| worker.ecn_suspect),
     ];
     columns
         .iter()

@@ -6,8 +6,8 @@
 //!
 //! One thread, one task a connection. A client can be slow, silent, endless or gone; it is bounded by
 //! [`MESSAGE_LIMIT`], by [`READ_LIMIT`] for a message once begun, by [`WRITE_LIMIT`] for every piece of an
-//! answer, and by the number of connections, of all and of its uid. When they are used up, the uid's longest
-//! idle connection makes room. Workers know nothing of all this.
+//! answer, and by the number of connections, of all and of its uid. When they are used up, a connection of
+//! the uid makes room: one that never said anything before one that did, the longest idle first. Workers know nothing of all this.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -156,6 +156,7 @@ fn bind(path: &Path, gid: Option<u32>) -> io::Result<StdListener> {
 struct Seat {
     uid: u32,
     idle_since: Option<Instant>,
+    has_spoken: bool,
     leave: Rc<Notify>,
 }
 
@@ -186,8 +187,9 @@ impl Seats {
             .taken
             .iter()
             .filter(|(_, seat)| whose(seat))
-            .filter_map(|(id, seat)| Some((seat.idle_since?, *id)));
-        let Some((_, id)) = idle.min() else { return false };
+            // Who only connects, however fast, crowds out others who do no more, and nobody between two calls.
+            .filter_map(|(id, seat)| Some((seat.has_spoken, seat.idle_since?, *id)));
+        let Some((.., id)) = idle.min() else { return false };
         if let Some(seat) = self.taken.remove(&id) {
             seat.leave.notify_one();
         }
@@ -221,9 +223,9 @@ async fn accept(listener: UnixListener, control: Arc<Control>, gid: Option<u32>)
             let mut seats = seats.borrow_mut();
             seats.next += 1;
             let id = seats.next;
-            seats
-                .taken
-                .insert(id, Seat { uid: peer.uid, idle_since: Some(Instant::now()), leave: leave.clone() });
+            let idle_since = Some(Instant::now());
+            let seat = Seat { uid: peer.uid, idle_since, has_spoken: false, leave: leave.clone() };
+            seats.taken.insert(id, seat);
             id
         };
         let (seats, control) = (seats.clone(), control.clone());
@@ -231,6 +233,7 @@ async fn accept(listener: UnixListener, control: Arc<Control>, gid: Option<u32>)
             let idle = |idle: bool| {
                 if let Some(seat) = seats.borrow_mut().taken.get_mut(&id) {
                     seat.idle_since = idle.then(Instant::now);
+                    seat.has_spoken |= !idle;
                 }
             };
             tokio::select! {

@@ -17,6 +17,7 @@ use crate::route::{Side, Vlan};
 use crate::sa::lifetime::{Limit, Limits};
 use crate::sa::selector::Selector;
 use crate::sa::spec::{InboundSpec, Mode, OutboundSpec, Protocol, SaSpec, UdpPorts, Workers};
+use crate::transform::ecn::Ecn;
 use crate::transform::tunnel::{DontFragment, Dscp};
 use crate::wire::{Spi, protocol};
 
@@ -113,6 +114,8 @@ pub struct TunnelSettings {
     pub ttl: u8,
     /// Outer DSCP.
     pub dscp: Dscp,
+    /// Outer ECN.
+    pub ecn: Ecn,
     /// Outer DF.
     pub dont_fragment: DontFragment,
     /// Who numbers and transmits.
@@ -222,7 +225,7 @@ impl TunnelSettings {
 
     /// What an outbound SA depends on.
     pub(super) fn outbound_part(&self) -> impl PartialEq + use<> {
-        let header = (self.ttl, self.dscp, self.dont_fragment, self.nat_keepalive_seconds);
+        let header = (self.ttl, self.dscp, self.ecn, self.dont_fragment, self.nat_keepalive_seconds);
         (self.wire_part(), self.workers, header, self.limits, self.seconds)
     }
 
@@ -262,6 +265,7 @@ impl TunnelSettings {
             workers: self.workers,
             ttl: self.ttl,
             dscp: self.dscp,
+            ecn: self.ecn,
             dont_fragment: self.dont_fragment,
             keepalive_seconds: self.nat_keepalive_seconds,
             last_sequence,

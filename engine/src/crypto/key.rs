@@ -112,7 +112,7 @@ pub(super) fn check(suite: Suite, keys: &KeyMaterial) -> Result<(), KeyError> {
 /// differ only there are the same key.
 const WITHOUT_PARITY: u64 = 0xfefe_fefe_fefe_fefe;
 
-/// The four weak and twelve semi-weak keys that RFC 2405 section 3 says to refuse, as FIPS 74 lists them.
+/// The four weak and twelve semi-weak keys that RFC 2405 section 4 says to refuse, as FIPS 74 lists them.
 /// Each undoes what itself, or its neighbour, encrypts.
 #[rustfmt::skip]
 const WEAK_DES_KEYS: [u64; 16] = [

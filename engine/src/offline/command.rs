@@ -380,6 +380,7 @@ fn report(
         "sealed": load(&counters.sealed),
         "opened": load(&counters.opened),
         "bypassed": load(&counters.bypassed),
+        "ecn_suspect": load(&counters.ecn_suspect),
         "drops": drops,
         "interfaces": interfaces,
         "sas": sas,

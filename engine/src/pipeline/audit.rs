@@ -226,8 +226,12 @@ impl<'e> Evidence<'e> {
             },
             _ => Upper::Opaque,
         };
-        Self::of(port, Bytes::Parts { flow: Flow { source, destination, protocol, upper }, payload })
-            .into_gateway()
+        let evidence =
+            Self::of(port, Bytes::Parts { flow: Flow { source, destination, protocol, upper }, payload });
+        match port {
+            PortId::HOST_IN_FRAGMENTS => evidence,
+            _ => evidence.into_gateway(),
+        }
     }
 
     /// An IP packet that was made here.

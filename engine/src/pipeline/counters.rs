@@ -24,6 +24,8 @@ pub struct WorkerCounters {
     pub opened: AtomicU64,
     /// Packets forwarded in clear under a BYPASS policy.
     pub bypassed: AtomicU64,
+    /// Verified packets whose ECN fields inside and outside no tunnel makes together (RFC 6040 section 4.2).
+    pub ecn_suspect: AtomicU64,
 }
 
 impl Default for WorkerCounters {
@@ -38,6 +40,7 @@ impl Default for WorkerCounters {
             sealed: AtomicU64::new(0),
             opened: AtomicU64::new(0),
             bypassed: AtomicU64::new(0),
+            ecn_suspect: AtomicU64::new(0),
         }
     }
 }

@@ -31,6 +31,9 @@ use crate::wire::ip::{self, Fragment, IpPacket, IpVersion, Upper};
 use crate::wire::reader::{Reader, Seen};
 use crate::wire::{self, Spi, protocol, udp};
 
+/// The ECN field of a traffic class.
+const ECN: u8 = 0b11;
+
 /// ESP and AH packets of a burst by SA.
 pub(super) type Inbound<'g> = Groups<'g, InboundSa, Sealed>;
 
@@ -564,11 +567,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             return Err(DropReason::InnerMalformed);
         }
         if joint.is_none() {
-            const ECN: u8 = 0b11;
-            let ecn = ecn::egress(packet.traffic_class & ECN, sealed.traffic_class & ECN)
-                .ok_or(DropReason::EcnForbidden)?;
-            if ecn != packet.traffic_class & ECN {
-                ip::set_traffic_class(plaintext, version, packet.traffic_class & !ECN | ecn);
+            if (packet.traffic_class ^ sealed.traffic_class) & ECN != 0 {
+                self.mark(plaintext, version, packet.traffic_class, sealed.traffic_class)?;
             }
         } else if sa.spec.sa.udp.is_some() {
             natt::renew_checksum(plaintext, &seen.packet());
@@ -598,6 +598,24 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
         self.send_copy_inside(place, &seen.packet(), plaintext)?;
         Ok((place, Sent::Copied))
+    }
+
+    /// What the way between the gateways says of congestion comes inside (RFC 6040 section 4.2).
+    #[inline(never)]
+    fn mark(
+        &mut self,
+        plaintext: &mut [u8],
+        version: IpVersion,
+        inner: u8,
+        outer: u8,
+    ) -> Result<(), DropReason> {
+        // "the decapsulator SHOULD log the event": counted, as one log line a packet would be a weapon.
+        self.tally.ecn_suspect += u64::from(ecn::is_suspect(inner, outer));
+        let marked = inner & !ECN | ecn::egress(inner, outer).ok_or(DropReason::EcnForbidden)?;
+        if marked != inner {
+            ip::set_traffic_class(plaintext, version, marked);
+        }
+        Ok(())
     }
 
     /// The peer's SYN announces what we will send into the tunnel.

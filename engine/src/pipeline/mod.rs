@@ -35,6 +35,7 @@ mod forward;
 mod fragments;
 mod host;
 mod icmp;
+mod identification;
 mod inbound;
 mod keepalive;
 mod nesting;
@@ -54,6 +55,7 @@ pub use counters::WorkerCounters;
 pub use drop_reason::DropReason;
 pub use fragments::{Completed, Reassembly};
 pub use host::{Delivery, HostEnd};
+pub use identification::Identifications;
 pub use outside::IcmpRules;
 
 use crate::crypto::IvSource;
@@ -95,6 +97,8 @@ pub struct Tables {
     pub reassembly: Reassembly,
     /// What to make of ICMP errors.
     pub icmp: IcmpRules,
+    /// Of outer IPv4 headers.
+    pub identifications: Identifications,
     /// What there is to tell of dropped packets.
     pub audit: Trail,
 }
@@ -108,6 +112,7 @@ impl Tables {
             network: Published::new(None),
             reassembly: Reassembly::new(reassembly),
             icmp,
+            identifications: Identifications::default(),
             audit: Trail::default(),
         }
     }
@@ -382,13 +387,14 @@ impl Own {
     ) -> Option<Pass<'a, 'g, F>> {
         let (spd, network) = (tables.spd.load(guard)?, tables.network.load(guard)?);
         self.recent.look_at(network.generation);
-        let Tables { sad, reassembly, icmp, .. } = tables;
+        let Tables { sad, reassembly, icmp, identifications, .. } = tables;
         let Notes { tally, memo } = notes;
         Some(Pass {
             own: self,
             sad,
             reassembly,
             icmp,
+            identifications,
             guard,
             spd,
             network,
@@ -407,6 +413,7 @@ struct Pass<'a, 'g, F: Frames> {
     sad: &'g Sad,
     reassembly: &'g Reassembly,
     icmp: &'g IcmpRules,
+    identifications: &'g Identifications,
     guard: &'g Guard<'g>,
     spd: &'g Spd,
     network: &'g Network,

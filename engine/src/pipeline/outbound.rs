@@ -410,14 +410,14 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             sa.lifetime.end();
         }
         let Numbers { range, short } = sa.take_numbers(fitting as u64);
-        let numbered = ready.iter_mut().zip(range.into_iter().flatten()).map(
-            |(Ready { payload, packet, next_header, length, sealed, split, frame }, number)| {
+        let identification = self.identifications.take(outer, fitting);
+        let numbered = ready.iter_mut().zip(range.into_iter().flatten()).enumerate().map(
+            |(index, (Ready { payload, packet, next_header, length, sealed, split, frame }, number))| {
                 let bytes = match *payload {
                     Payload::Received { index } => &burst[index].frame[HEADER_LENGTH..][..*length],
                     Payload::Room { start } => &fragments[start..start + *length],
                 };
-                // Unique among the SA's last 2^16 packets, whichever workers send them (RFC 6864 section 4.3).
-                let identification = number.get() as u16;
+                let identification = identification.wrapping_add(index as u16);
                 let room = &mut frame[HEADER_LENGTH..sealed.of_frame(sa)];
                 let (split, inner) = (split.as_ref(), (*packet, *next_header, bytes));
                 (write_headers(outer, inner, *sealed, split, room, identification), number)

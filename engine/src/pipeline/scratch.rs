@@ -213,6 +213,7 @@ pub(super) struct Tally {
     pub(super) sealed: u64,
     pub(super) opened: u64,
     pub(super) bypassed: u64,
+    pub(super) ecn_suspect: u64,
 }
 
 impl Default for Tally {
@@ -225,6 +226,7 @@ impl Default for Tally {
             sealed: 0,
             opened: 0,
             bypassed: 0,
+            ecn_suspect: 0,
         }
     }
 }
@@ -247,6 +249,7 @@ impl Tally {
         add(&counters.sealed, self.sealed);
         add(&counters.opened, self.opened);
         add(&counters.bypassed, self.bypassed);
+        add(&counters.ecn_suspect, self.ecn_suspect);
         if self.any_dropped {
             for (counter, &count) in counters.dropped.iter().zip(&self.dropped) {
                 add(counter, u64::from(count));

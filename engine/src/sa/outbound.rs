@@ -11,7 +11,7 @@ use super::spec::{Mode, OutboundSpec, Protocol, Workers};
 use crate::crypto::key::{KeyError, KeyMaterial};
 use crate::crypto::sequence::{FreshRange, SequenceCounter};
 use crate::crypto::{Sealer, Signer};
-use crate::transform::tunnel::OuterHeader;
+use crate::transform::tunnel::{OuterHeader, TrafficClass};
 use crate::transform::{Layout, transport};
 use crate::wire::udp;
 
@@ -106,7 +106,7 @@ impl OutboundSa {
                 protocol: spec.sa.protocol.number(),
                 udp_ports: spec.sa.udp.map(|udp| (udp.local(), udp.remote())),
                 ttl: spec.ttl,
-                dscp: spec.dscp,
+                traffic_class: TrafficClass::new(spec.dscp, spec.ecn),
                 dont_fragment: spec.dont_fragment,
             },
             counters: SaCounters::default(),

@@ -7,6 +7,7 @@ use std::num::NonZeroU16;
 use super::lifetime::Limits;
 use super::selector::{AddressRange, PortRange, Selector, UpperSelector};
 use crate::crypto::{Encryption, Suite};
+use crate::transform::ecn::Ecn;
 use crate::transform::transport::DestinationOptions;
 use crate::transform::tunnel::{DontFragment, Dscp};
 use crate::transform::{Layout, ah, esp};
@@ -147,6 +148,8 @@ pub struct OutboundSpec {
     pub ttl: u8,
     /// Outer DSCP.
     pub dscp: Dscp,
+    /// Outer ECN.
+    pub ecn: Ecn,
     /// Outer DF.
     pub dont_fragment: DontFragment,
     /// In UDP: how long nothing may be sent before a keepalive is (RFC 3948 section 4), in seconds; 0 for never.

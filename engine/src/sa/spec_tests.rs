@@ -39,6 +39,7 @@ fn outbound() -> OutboundSpec {
         workers: Workers::One,
         ttl: 64,
         dscp: Dscp::Copy,
+        ecn: Ecn::Copy,
         dont_fragment: DontFragment::Copy,
         keepalive_seconds: 20,
         last_sequence: 0,

@@ -2,7 +2,8 @@
 
 use std::net::IpAddr;
 
-use super::{Layout, ecn, fixed_header};
+use super::ecn::Ecn;
+use super::{Layout, fixed_header};
 use crate::wire::header::{IPV4_LENGTH, IPV6_LENGTH, Ipv4Header, Ipv6Header};
 use crate::wire::ip::{IpPacket, IpVersion};
 use crate::wire::protocol;
@@ -15,6 +16,25 @@ pub enum Dscp {
     Copy,
     /// Always this value, 0..=63.
     Fixed(u8),
+}
+
+/// Both rules of the outer traffic class, as masks.
+#[derive(Clone, Copy, Debug)]
+pub struct TrafficClass {
+    /// Bits of the inner one that are copied.
+    copied: u8,
+    /// Bits that are always set.
+    fixed: u8,
+}
+
+impl TrafficClass {
+    /// DSCP as RFC 4301 section 5.1.2 has it, ECN as RFC 6040 section 4.1.
+    pub fn new(dscp: Dscp, ecn: Ecn) -> Self {
+        match dscp {
+            Dscp::Copy => Self { copied: 0xfc | ecn.copied(), fixed: 0 },
+            Dscp::Fixed(dscp) => Self { copied: ecn.copied(), fixed: dscp << 2 },
+        }
+    }
 }
 
 /// Where the outer DF bit comes from (RFC 4301 section 8.1).
@@ -42,8 +62,8 @@ pub struct OuterHeader {
     pub udp_ports: Option<(u16, u16)>,
     /// Outer TTL or hop limit; never copied from the inner one.
     pub ttl: u8,
-    /// DSCP rule.
-    pub dscp: Dscp,
+    /// DSCP and ECN rules.
+    pub traffic_class: TrafficClass,
     /// DF rule, IPv4 outer only.
     pub dont_fragment: DontFragment,
 }
@@ -73,12 +93,7 @@ impl OuterHeader {
     /// [`OuterHeader::inside_mtu`] leads to: the caller's own numbers, none of them a peer's.
     #[inline]
     pub fn write(&self, out: &mut [u8], inner: &IpPacket, behind: usize, identification: u16) {
-        // RFC 6040 section 4.1 for ECN, RFC 4301 section 5.1.2 for DSCP.
-        let dscp = match self.dscp {
-            Dscp::Copy => inner.traffic_class & 0xfc,
-            Dscp::Fixed(dscp) => dscp << 2,
-        };
-        let traffic_class = dscp | ecn::ingress(inner.traffic_class);
+        let traffic_class = inner.traffic_class & self.traffic_class.copied | self.traffic_class.fixed;
         let length = |bytes: usize| u16::try_from(bytes).expect("inside_mtu bounds the packet");
         let (protocol, behind) = match self.udp_ports {
             None => (self.protocol, behind),

@@ -12,7 +12,7 @@ fn outer(source: &str, destination: &str) -> OuterHeader {
         protocol: 50,
         udp_ports: None,
         ttl: 64,
-        dscp: Dscp::Copy,
+        traffic_class: TrafficClass::new(Dscp::Copy, Ecn::Copy),
         dont_fragment: DontFragment::Copy,
     }
 }
@@ -42,7 +42,11 @@ fn equals_what_scapy_builds() {
     // v4 in v4, DF copied.
     assert_eq!(written(&outer_v4(), &inner(V4_UDP)), frames::bytes(OUTER_V4_DF));
     // v4 in v4 with DF clear, fixed DSCP, ECN copied all the same.
-    let fixed = OuterHeader { dscp: Dscp::Fixed(10), dont_fragment: DontFragment::Clear, ..outer_v4() };
+    let fixed = OuterHeader {
+        traffic_class: TrafficClass::new(Dscp::Fixed(10), Ecn::Copy),
+        dont_fragment: DontFragment::Clear,
+        ..outer_v4()
+    };
     assert_eq!(written(&fixed, &inner(V4_UDP)), frames::bytes(OUTER_V4_CLEAR));
     // v6 in v6: the inner flow label 0x12345 stays inside (RFC 4301 section 5.1.2.2, note 8).
     assert_eq!(written(&outer_v6(), &inner(V6_TCP)), frames::bytes(OUTER_V6));
@@ -150,16 +154,23 @@ fn no_link_is_wider_than_the_length_fields() {
 }
 
 proptest! {
-    /// Every traffic class, DSCP rule and inner version: DSCP by rule, ECN a copy (RFC 6040 section 4.1).
+    /// Every traffic class, rule and inner version: DSCP by rule, ECN a copy or Not-ECT (RFC 6040 section 4.1, figure 3).
     #[test]
-    fn traffic_class(class in any::<u8>(), fixed in proptest::option::of(0u8..64), v6 in any::<bool>()) {
+    fn traffic_class(
+        class in any::<u8>(),
+        fixed in proptest::option::of(0u8..64),
+        clear in any::<bool>(),
+        v6 in any::<bool>(),
+    ) {
         let mut inner = inner(if v6 { V6_TCP } else { V4_UDP });
         inner.traffic_class = class;
         for header in [outer_v4(), outer_v6()] {
-            let header = OuterHeader { dscp: fixed.map_or(Dscp::Copy, Dscp::Fixed), ..header };
+            let ecn = if clear { Ecn::Clear } else { Ecn::Copy };
+            let traffic_class = TrafficClass::new(fixed.map_or(Dscp::Copy, Dscp::Fixed), ecn);
+            let header = OuterHeader { traffic_class, ..header };
             let mut out = written(&header, &inner);
             out.resize(header.length() + 132, 0);
-            let expected = fixed.map_or(class & 0xfc, |dscp| dscp << 2) | class & 3;
+            let expected = fixed.map_or(class & 0xfc, |dscp| dscp << 2) | if clear { 0 } else { class & 3 };
             prop_assert_eq!(ip::parse(&out).unwrap().traffic_class, expected);
         }
     }

@@ -208,7 +208,7 @@ fn control() -> Vec<Vec<u8>> {
     const KINDS: [u8; 7] = [0, 1, 1 << 2, 2 << 2, 3 << 2, 4 << 2, 5 << 2];
     let tunnel = json!({
         "name": "second", "local": "2001:db8::1", "remote": "2001:db8::2", "encryption": "aes-128-ccm",
-        "icv_length": 8, "esn": true, "replay_window": 64, "dscp": 46, "df": "clear", "ttl": 9,
+        "icv_length": 8, "esn": true, "replay_window": 64, "dscp": 46, "ecn": "clear", "df": "clear", "ttl": 9,
         "workers": "shared", "clamp_mss": false,
         "inbound": { "spi": "0x2001", "encryption_key": "hex:00112233445566778899aabbccddeeff010203", "fresh_key": true },
         "outbound": { "spi": 8194, "encryption_key": "hex:10112233445566778899aabbccddeeff010203", "fresh_key": true },
@@ -252,7 +252,7 @@ fn control() -> Vec<Vec<u8>> {
         .replace("[engine]", "[engine]\ncores = [0, 1]\nstate-dir = \"/var/lib/adit\"\ndefault = \"discard\"")
         .replace(
             "profile = \"cbc\"",
-            "profile = \"cbc\"\ndscp = \"copy\"\nttl = 7\nworkers = \"one\"\nesn = false",
+            "profile = \"cbc\"\ndscp = \"copy\"\necn = \"copy\"\nttl = 7\nworkers = \"one\"\nesn = false",
         )
         .replace("spi = 0x1002", "spi = \"0x1002\"\nlast-sequence = 7");
     for text in [CONFIGURATION.to_owned(), everything, tables()] {

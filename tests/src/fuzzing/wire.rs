@@ -4,12 +4,13 @@ use std::net::IpAddr;
 
 use adit_engine::crypto::Suite;
 use adit_engine::transform::ah::{Role, cover};
+use adit_engine::transform::ecn::Ecn;
 use adit_engine::transform::esp::{Layout, trailer};
 use adit_engine::transform::fragment::{fragment_ipv4, write_fragment};
 use adit_engine::transform::natt::{self, Datagram};
 use adit_engine::transform::transport::{self, DestinationOptions};
-use adit_engine::transform::tunnel::{DontFragment, Dscp, OuterHeader};
-use adit_engine::transform::{self, ecn, mss};
+use adit_engine::transform::tunnel::{DontFragment, Dscp, OuterHeader, TrafficClass};
+use adit_engine::transform::{self, mss};
 use adit_engine::wire::icmp::{IcmpError, write_error};
 use adit_engine::wire::ip::{self, Fragment, IpPacket, IpVersion, Upper};
 use adit_engine::wire::vlan::{self, Tags};
@@ -32,7 +33,8 @@ pub fn wire(input: &[u8]) {
     ah_header(bytes);
     nat_traversal(bytes);
     esp_lengths(bytes, &layout, mtu);
-    assert_eq!(ecn::ingress(traffic_class), traffic_class & 3);
+    assert_eq!(Ecn::Copy.ingress(traffic_class), traffic_class & 3);
+    assert_eq!(Ecn::Clear.ingress(traffic_class), 0);
 
     let mut packet = bytes.to_vec();
     mended(&mut packet, mend);
@@ -403,6 +405,8 @@ fn fragments(packet: &[u8], parsed: &IpPacket, mtu: u32) {
 /// RFC 4301 section 5.1.2: the header around `inner`, where the packet fits.
 fn outer(inner: &IpPacket, layout: &Layout, outside_mtu: u32, choice: u8) {
     let dscp = if choice & 4 != 0 { Dscp::Copy } else { Dscp::Fixed(choice >> 2) };
+    let ecn = if choice & 2 != 0 { Ecn::Copy } else { Ecn::Clear };
+    let traffic_class = TrafficClass::new(dscp, ecn);
     let dont_fragment = match choice >> 3 & 3 {
         0 => DontFragment::Set,
         1 => DontFragment::Clear,
@@ -412,7 +416,8 @@ fn outer(inner: &IpPacket, layout: &Layout, outside_mtu: u32, choice: u8) {
         let (source, destination) = (source.parse().unwrap(), destination.parse().unwrap());
         let ttl = choice.max(1);
         let (protocol, udp_ports) = (protocol::ESP, (choice & 0x40 != 0).then_some((4500, 1024)));
-        let header = OuterHeader { source, destination, protocol, udp_ports, ttl, dscp, dont_fragment };
+        let header =
+            OuterHeader { source, destination, protocol, udp_ports, ttl, traffic_class, dont_fragment };
         let inside = header.inside_mtu(outside_mtu, &transform::Layout::Esp(*layout));
         let sealed = |inner: u32| header.length() + layout.esp_length(inner as usize);
         assert!(inside == 0 || sealed(inside) <= outside_mtu as usize);
@@ -427,7 +432,7 @@ fn outer(inner: &IpPacket, layout: &Layout, outside_mtu: u32, choice: u8) {
         assert_eq!((read.flow.source, read.flow.destination), (source, destination));
         let carrier = if udp_ports.is_some() { protocol::UDP } else { protocol };
         assert_eq!((read.flow.protocol, read.ttl), (carrier, choice.max(1)));
-        assert_eq!(read.traffic_class & 3, inner.traffic_class & 3, "ECN, RFC 6040 section 4.1");
+        assert_eq!(read.traffic_class & 3, ecn.ingress(inner.traffic_class), "ECN, RFC 6040 section 4.1");
         let class = if choice & 4 != 0 { inner.traffic_class >> 2 } else { choice >> 2 };
         assert_eq!(read.traffic_class >> 2, class);
         let df = [true, false, inner.dont_fragment, inner.dont_fragment][usize::from(choice >> 3 & 3)];
