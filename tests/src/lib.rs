@@ -15,5 +15,6 @@ pub mod process;
 pub mod scapy;
 pub mod topology;
 pub mod traffic;
+pub mod tshark;
 pub mod vectors;
 pub mod wire;

@@ -14,7 +14,7 @@ use adit_engine::crypto::{Authentication, Encryption, IvSource, Seal, Sealer, Su
 use adit_engine::offline::Engine;
 use adit_engine::pipeline::{DropReason, HostEnd, IcmpRules, Tables, reassembly};
 use adit_engine::policy::spd::Fallback;
-use adit_engine::policy::{Action, Fragmentation, Path, Policy, Spd, Tunnel};
+use adit_engine::policy::{Action, Fragmentation, Policy, Spd, Tunnel};
 use adit_engine::route::{Network, NetworkBuilder, Port, PortId, RouteTarget, Side};
 use adit_engine::sa::lifetime::Limits;
 use adit_engine::sa::publish::Published;
@@ -298,7 +298,7 @@ impl Options {
             tfc: self.tfc.runtime(),
             through: self.through.as_ref().map(|outer| outer.tunnel(site)),
             fragmentation: self.fragmentation,
-            path: Path::default(),
+            path: Arc::default(),
             outbound: Published::new(Some(Arc::new(outbound))),
         })
     }

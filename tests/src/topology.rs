@@ -38,6 +38,37 @@ impl Topology {
         }
     }
 
+    /// Puts a router in the wire's place, with a link of `mtu` bytes to gateway B, which is at 198.51.100.2 and
+    /// 2001:db8:e::2 then. The router answers each packet that it cannot forward, however many there are.
+    pub fn put_a_router(&self, mtu: u32) {
+        for line in [
+            "ip link delete dev br",
+            "sysctl -qw net.ipv4.ip_forward=1 net.ipv4.icmp_ratelimit=0 net.ipv6.icmp.ratelimit=0",
+            "sysctl -qw net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.all.forwarding=1",
+            "ip address add 192.0.2.254/24 dev left",
+            "ip address add 2001:db8:f::fe/64 dev left nodad",
+            "ip address add 198.51.100.254/24 dev right",
+            "ip address add 2001:db8:e::fe/64 dev right nodad",
+        ] {
+            self.inside("wire", line);
+        }
+        for line in [
+            "ip address delete 192.0.2.2/24 dev out0",
+            "ip address delete 2001:db8:f::2/64 dev out0",
+            "ip address add 198.51.100.2/24 dev out0",
+            "ip address add 2001:db8:e::2/64 dev out0 nodad",
+        ] {
+            self.inside("gb", line);
+        }
+        for (gateway, link4, link6) in [("ga", "192.0.2", "2001:db8:f"), ("gb", "198.51.100", "2001:db8:e")] {
+            self.inside(gateway, &format!("ip route replace default via {link4}.254"));
+            self.inside(gateway, &format!("ip -6 route replace default via {link6}::fe"));
+        }
+        for (name, device) in [("wire", "right"), ("gb", "out0")] {
+            self.inside(name, &format!("ip link set dev {device} mtu {mtu}"));
+        }
+    }
+
     fn script(&self, verb: &str, more: &[&str]) {
         run(Command::new(repository().join("scripts/topology")).arg(verb).arg(&self.prefix).args(more));
     }

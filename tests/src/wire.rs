@@ -47,6 +47,8 @@ pub enum Kind {
 pub struct Heard {
     /// Every frame in order.
     pub frames: Vec<(Kind, Vec<u8>)>,
+    /// The file that they are in, for foreign readers.
+    pub capture: PathBuf,
 }
 
 impl Listener {
@@ -77,7 +79,7 @@ impl Listener {
         assert!(log.contains("\n0 packets dropped by kernel"), "the capture is incomplete: {log}");
         let file = std::fs::File::open(&self.capture).expect("tcpdump wrote");
         let mut reader = pcap_file::pcap::PcapReader::new(std::io::BufReader::new(file)).expect("a capture");
-        let mut heard = Heard::default();
+        let mut heard = Heard { frames: Vec::new(), capture: self.capture.clone() };
         while let Some(packet) = reader.next_packet() {
             let frame = packet.expect("a whole capture").data.into_owned();
             heard.frames.push((judge(&frame), frame));

@@ -99,6 +99,23 @@ fn a_file_may_name_them_in_any_order() {
     assert!(!after.layers().last().unwrap().clamp_mss);
     assert!(!Arc::ptr_eq(&before, &after));
     assert!(Arc::ptr_eq(&before.outbound.get().unwrap(), &after.outbound.get().unwrap()));
+
+    // What was told of their paths holds on, as long as they are the same paths.
+    let told = |tunnel: &Tunnel| tunnel.layers().map(|tunnel| tunnel.path.mtu(0, 1)).collect::<Vec<_>>();
+    for (tunnel, mtu) in after.layers().zip([1_301, 1_302, 1_303]) {
+        tunnel.path.learn(mtu, 0);
+    }
+    let reload = |text: &str| {
+        std::fs::write(&daemon.config, text).unwrap();
+        daemon.call("Reload", json!({})).unwrap();
+        innermost(&daemon)
+    };
+    let third = reload(&file(""));
+    assert!(!Arc::ptr_eq(&third, &after));
+    assert_eq!(told(&third), [Some(1_301), Some(1_302), Some(1_303)]);
+    daemon.call("SaDelete", json!({ "tunnel": "c" })).unwrap();
+    let elsewhere = file("").replace("remote = \"192.0.2.4\"", "remote = \"192.0.2.44\"");
+    assert_eq!(told(&reload(&elsewhere)), [None; 3], "and what goes through it goes another way");
 }
 
 #[test]

@@ -4,10 +4,12 @@
 use std::time::Duration;
 
 use adit_tests::gateway::{Gateway, SPI_AB, SPI_BA, Setup, Totals};
+use adit_tests::packet::unframe;
 use adit_tests::process::{Running, eventually, settles};
 use adit_tests::topology::Topology;
 use adit_tests::traffic::{Sink, Source};
-use adit_tests::wire::Listener;
+use adit_tests::wire::{Kind, Listener};
+use adit_tests::{openssl, scapy};
 
 /// Ping, TCP both ways, counted UDP both ways; then nothing may be unaccounted for.
 fn everything_passes(setup: &Setup, queues: u32) {
@@ -138,4 +140,48 @@ fn path_mtu_is_told_exactly() {
     assert!(said.contains(&format!("mtu = {inside}")) || said.contains(&format!("mtu={inside}")), "{said}");
     assert_eq!(a.dropped("too_big"), 2);
     assert_eq!(a.assert_conservation().originated, 2);
+}
+
+/// `fragmentation = "after"`, both ways: what is too large is sealed whole, leaves in two fragments, and the peer puts it
+/// together, as scapy does, which hands OpenSSL whole packets with the hosts' own inside.
+#[test]
+fn what_is_sealed_whole_leaves_in_fragments() {
+    for outer_v6 in [false, true] {
+        let topology = Topology::new(1);
+        let mut setup = Setup::new("aes-128-gcm", "none");
+        setup.outer_v6 = outer_v6;
+        setup.tunnel = "fragmentation = \"after\"".into();
+        let wire = Listener::start(&topology, "left");
+        let (a, b) = Gateway::pair(&topology, &setup);
+        const ECHOES: u64 = 20;
+        topology.inside("ha", &format!("ping -c {ECHOES} -i 0.02 -W 2 -M dont -s 1472 10.2.0.2"));
+        for gateway in [&a, &b] {
+            let Totals { received, originated, transmitted, absorbed, sealed, opened, dropped, .. } =
+                gateway.assert_conservation();
+            // Each way: a packet from the host and two fragments from the peer; two fragments and a packet out.
+            assert_eq!([received, transmitted, originated, absorbed], [3, 3, 1, 1].map(|each| each * ECHOES));
+            assert_eq!([sealed, opened, dropped], [ECHOES, ECHOES, 0]);
+        }
+        let heard = wire.stop();
+        let is_fragment = |frame: &[u8]| frame.get(20) == Some(&44) && frame[12..14] == [0x86, 0xdd];
+        heard.assert_no_clear_text(|_, frame| is_fragment(frame));
+        let packets = heard.frames.iter().filter(|(kind, _)| *kind != Kind::Link);
+        let packets: Vec<_> = packets.map(|(_, frame)| unframe(frame).to_vec()).collect();
+        assert_eq!(packets.len() as u64, 4 * ECHOES);
+        assert!(packets.iter().all(|packet| packet.len() <= 1_500));
+        let (whole, header) = (scapy::whole(&packets), if outer_v6 { 40 } else { 20 });
+        assert_eq!(whole.len() as u64, 2 * ECHOES);
+        for (spi, (key, _)) in [SPI_AB, SPI_BA].into_iter().zip(&setup.keys) {
+            let esp: Vec<_> = whole
+                .iter()
+                .map(|packet| &packet[header..])
+                .filter(|esp| esp[..4] == spi.to_be_bytes())
+                .collect();
+            let byte = |at: usize| u8::from_str_radix(&key[at..at + 2], 16).expect("hex");
+            let key: Vec<_> = (0..key.len()).step_by(2).map(byte).collect();
+            let opened = openssl::open(&key, &esp);
+            assert_eq!(opened.len() as u64, ECHOES);
+            assert!(opened.iter().all(|opened| opened.next_header == 4 && opened.payload.len() == 1_500));
+        }
+    }
 }

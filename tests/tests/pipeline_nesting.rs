@@ -6,17 +6,19 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use adit_engine::crypto::{Authentication, Encryption, IvSource};
 use adit_engine::offline::Engine;
+use adit_engine::pipeline::reassembly::Limits;
 use adit_engine::pipeline::{DropReason, Received};
+use adit_engine::policy::Fragmentation;
 use adit_engine::sa::InboundSa;
 use adit_engine::sa::spec::{Mode, Protocol, Workers};
 use adit_engine::transform::ah::Padding;
 use adit_engine::transform::transport::DestinationOptions;
 use adit_engine::wire::Spi;
 use adit_tests::memory::{Gateway, INSIDE, OUTSIDE, Options, Peer, Site, suite};
-use adit_tests::openssl;
 use adit_tests::packet::{
     DONT_FRAGMENT, frame, ip, one_hop_on, udp, unframe, with_fragment_field, with_traffic_class,
 };
+use adit_tests::{openssl, scapy};
 
 const ESP: u8 = 50;
 const AH: u8 = 51;
@@ -328,6 +330,155 @@ fn one_worker_numbers_all_layers_and_others_hand_over_untouched() {
     let mut engine = Engine::new(a.engine.tables.clone(), 0, IvSource::from_seed([5; 32]));
     engine.process(0, &mut [Received { port: INSIDE, frame: &mut bytes }]);
     assert_eq!(engine.take_handed_over().collect::<Vec<_>>(), [(0, 3)], "the inner one keeps its order");
+}
+
+/// What OpenSSL finds in ESP packets of AES-128-GCM over IPv4 or IPv6.
+fn opened(options: &Options, packets: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    let header = |packet: &Vec<u8>| if packet[0] >> 4 == 4 { 20 } else { 40 };
+    let esp: Vec<&[u8]> = packets.iter().map(|packet| &packet[header(packet)..]).collect();
+    openssl::open(&options.keys.0, &esp).into_iter().map(|opened| opened.payload).collect()
+}
+
+/// What OpenSSL makes of `packets` for `options`' SA of gateway B's, numbered from `first` on.
+fn sealed(options: &Options, first: u32, packets: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    let as_next_header = |packet: &Vec<u8>| if packet[0] >> 4 == 4 { 4 } else { 41 };
+    let spi = options.spi.expect("a layer has one").0;
+    let numbered = (first..).zip(packets);
+    let to_seal: Vec<_> =
+        numbered.map(|(number, packet)| (spi, number, as_next_header(packet), packet.clone())).collect();
+    let esp = openssl::seal(&options.keys.0, &to_seal);
+    esp.iter().map(|esp| ip(options.endpoint(Site::A), options.endpoint(Site::B), ESP, esp)).collect()
+}
+
+/// RFC 4301 section 8.2: a router behind the outer tunnel's peer tells us about the inner tunnel's packets, and what it
+/// tells comes out of the outer one.
+#[test]
+fn the_path_of_an_inner_tunnel_is_told_out_of_its_outer_one() {
+    for (inner_v6, outer_v6) in [(false, false), (true, false), (false, true), (true, true)] {
+        let outermost = Options { outer_ipv6: outer_v6, ..esp(1) };
+        let options = through(Options { outer_ipv6: inner_v6, ..esp(0) }, outermost);
+        let mut a = Gateway::new(Site::A, &options);
+        let told = |a: &Gateway| a.tunnel.layers().map(|tunnel| tunnel.path.mtu(0, 1)).collect::<Vec<_>>();
+        let sized = |length: usize| with_fragment_field(from_a(false, length - 28), DONT_FRAGMENT);
+        let sent: Vec<_> = a.run(INSIDE, &[sized(1_350)]).into_iter().map(|(_, packet)| packet).collect();
+        let inner = opened(outer(&options), &sent);
+        let mut peer = Peer::of(Site::A, outer(&options));
+        let mut number = 0;
+        let mut out_of_outer = |error: &Vec<u8>| {
+            number += 1;
+            peer.seal(number, if error[0] >> 4 == 4 { 4 } else { 41 }, error)
+        };
+        let error = |about: &Vec<u8>| {
+            let router = if about[0] >> 4 == 4 { "203.0.113.1" } else { "2001:db8:99::1" };
+            scapy::errors(std::slice::from_ref(about), router, "too-big", 1_300, 16).remove(0)
+        };
+
+        // About a number that was not sent, about the outer tunnel itself, about anything else: nobody's.
+        let mut another = inner[0].clone();
+        another[if inner_v6 { 46 } else { 26 }] ^= 1;
+        let not_ours = udp(options.endpoint(Site::A), options.endpoint(Site::B), 1_300);
+        for about in [&another, &sent[0], &not_ours] {
+            let packet = out_of_outer(&error(about));
+            a.assert_drops(OUTSIDE, &packet, DropReason::IcmpQuote);
+        }
+        assert_eq!(told(&a), [None, None]);
+        let packet = out_of_outer(&error(&inner[0]));
+        a.assert_drops(OUTSIDE, &packet, DropReason::IcmpNoted);
+        assert_eq!(told(&a), [Some(1_300), None]);
+
+        // The largest that fits leaves the inner tunnel in 1,300 bytes or a little less, and the host is told that.
+        let reply = a.run(INSIDE, &[sized(1_350)]).remove(0).1;
+        let largest = usize::from(u16::from_be_bytes([reply[26], reply[27]]));
+        let sent = a.run(INSIDE, &[sized(largest)]).remove(0).1;
+        let inside = opened(outer(&options), &[sent])[0].len();
+        assert!((1_297..=1_300).contains(&inside), "{largest} {inside}");
+        // The outer one's own path is as narrow as its own errors say, whoever goes through it.
+        a.tunnel.through.as_ref().unwrap().path.learn(1_280, 0);
+        assert!(a.run(INSIDE, &[sized(largest)]).remove(0).0 == INSIDE);
+    }
+}
+
+/// RFC 4303 section 3.4.1, for each layer: what a router behind the outer tunnel's peer has fragmented, by scapy.
+#[test]
+fn fragments_of_an_inner_layer_are_put_together() {
+    for (inner_v6, outer_v6) in [(false, false), (true, true), (true, false)] {
+        let outermost = Options { outer_ipv6: outer_v6, ..esp(1) };
+        let options = through(Options { outer_ipv6: inner_v6, ..esp(0) }, outermost);
+        let joining = Options { reassembly: Limits::default(), ..options.clone() };
+        let packets: Vec<_> = mixed().into_iter().skip(110).collect();
+        let inner = sealed(&options, 1, &packets);
+        let fragments = scapy::fragments(&inner, if inner_v6 { 1_280 } else { 576 }).concat();
+        assert!(fragments.len() > packets.len());
+        let sent = sealed(outer(&options), 1, &fragments);
+        let mut b = Gateway::new(Site::B, &joining);
+        let mut arrived: Vec<_> = b.run(OUTSIDE, &sent).into_iter().map(|(_, packet)| packet).collect();
+        let mut expected: Vec<_> = packets.iter().map(|packet| one_hop_on(packet)).collect();
+        // What was put together follows the rest of its burst.
+        arrived.sort();
+        expected.sort();
+        assert!(arrived == expected, "{inner_v6} {outer_v6}");
+        let counters = b.engine.counters();
+        assert_eq!(counters.absorbed.load(Relaxed), (fragments.len() - packets.len()) as u64);
+        assert_eq!(counters.opened.load(Relaxed), (fragments.len() + packets.len()) as u64);
+        assert_eq!((b.drops(), b.engine.tables.reassembly.held()), (vec![], 0));
+
+        // The other half from outside is another datagram's, which is never whole.
+        let inner = sealed(&options, 500, &[from_a(false, 1_400)]);
+        let halves = scapy::fragments(&inner, 1_280).remove(0);
+        assert_eq!(b.run(OUTSIDE, &sealed(outer(&options), 500, &halves[..1])), []);
+        assert_eq!(b.run(OUTSIDE, &halves[1..]), []);
+        assert_eq!(b.engine.tables.reassembly.held(), 2);
+        // And whole, but from outside altogether, it is what it is without fragments.
+        b.run(OUTSIDE, &halves[..1]);
+        assert_eq!(b.drops(), [(DropReason::PolicyMismatch, 1)]);
+        // Nothing is kept where that is not wanted.
+        let mut strict = Gateway::new(Site::B, &options);
+        strict.assert_drops(OUTSIDE, &sealed(outer(&options), 500, &halves[..1])[0], DropReason::EspFragment);
+    }
+}
+
+/// What is too large for the path of any layer is fragmented by the layer itself, and every chain carries 1,280 bytes of
+/// IPv6 (RFC 2473 section 7.1), through the narrowest links.
+#[test]
+fn each_layer_fragments_for_its_own_path() {
+    for options in chains() {
+        let options = Options {
+            fragmentation: Fragmentation::After,
+            reassembly: Limits::default(),
+            outside_mtu: 1_280,
+            ..options
+        };
+        let (mut a, mut b) = Gateway::pair(&Options { inside_mtu: 1_500, ..options.clone() });
+        let packets = [
+            udp(Site::A.host(true), Site::B.host(true), 1_280 - 48),
+            from_a(false, 1_400),
+            from_a(true, 100),
+        ];
+        for narrow in 0..=a.tunnel.layers().count() {
+            if let Some(tunnel) = a.tunnel.layers().nth(narrow) {
+                tunnel.path.learn(if tunnel.local.is_ipv6() { 1_280 } else { 900 }, 0);
+            }
+            let sent: Vec<_> = a.run(INSIDE, &packets).into_iter().map(|(_, packet)| packet).collect();
+            assert!(sent.len() >= 5 && sent.iter().all(|packet| packet.len() <= 1_280), "{narrow}");
+            let mut arrived: Vec<_> = b.run(OUTSIDE, &sent).into_iter().map(|(_, packet)| packet).collect();
+            let mut expected = twice_on(&packets);
+            arrived.sort();
+            expected.sort();
+            assert_eq!(arrived, expected, "{narrow} {:?}", options.name);
+            assert_eq!((a.drops(), b.drops()), (vec![], vec![]));
+            assert_eq!(b.engine.tables.reassembly.held(), 0);
+        }
+    }
+    // Seen from outside: OpenSSL opens the outer tunnel, scapy puts together what is in it, and OpenSSL opens that.
+    let options = through(Options { fragmentation: Fragmentation::After, ..esp(0) }, esp(1));
+    let mut a = Gateway::new(Site::A, &options);
+    a.tunnel.path.learn(700, 0);
+    let packet = from_a(false, 1_300);
+    let sent: Vec<_> =
+        a.run(INSIDE, std::slice::from_ref(&packet)).into_iter().map(|(_, packet)| packet).collect();
+    let fragments = opened(outer(&options), &sent);
+    assert!(fragments.len() == 3 && fragments.iter().all(|fragment| fragment.len() <= 700));
+    assert_eq!(opened(&options, &scapy::whole(&fragments)), [one_hop_on(&packet)]);
 }
 
 /// AH does not encrypt: what it carried between two layers, and what ESP gave, is not left in free frames.

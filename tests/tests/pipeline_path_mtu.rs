@@ -183,6 +183,25 @@ fn only_who_quotes_what_was_sent_is_believed() {
     assert_eq!(known(&a, 0), Some(1_400));
 }
 
+/// RFC 1191 section 5: a router older than that tells no MTU. The next smaller one of the table in its section 7 is
+/// tried, again and again, down to the floor.
+#[test]
+fn a_router_that_tells_no_mtu_leaves_the_next_plateau_to_try() {
+    for options in shapes() {
+        let v6 = options.outer_ipv6;
+        let mut a = Gateway::new(Site::A, &options);
+        for expected in [1_492, 1_006, 576, 576] {
+            // The largest that fits now.
+            let limit = told(&send_at(&mut a, 0, &[too_big(1_500)])[0]);
+            let sent = send_at(&mut a, 0, &[too_big(limit.into())]);
+            tell(&mut a, 0, &scapy::errors(&sent, router(v6), "too-big", 0, 16)[0]);
+            // RFC 4443 section 3.2: in IPv6 there is none that does not tell it.
+            assert_eq!(known(&a, 0), (!v6).then_some(expected), "{:?}", options.protocol);
+        }
+        assert_eq!(dropped(&a, if v6 { DropReason::IcmpRefused } else { DropReason::IcmpNoted }), 4);
+    }
+}
+
 /// What is said of an ICMP error is said of nothing else to us.
 #[test]
 fn other_icmp_to_us_is_as_it_was() {

@@ -190,6 +190,15 @@ impl Prepared {
     }
 }
 
+fn path_of(tunnel: &Option<Arc<Tunnel>>) -> Option<&Arc<Path>> {
+    tunnel.as_ref().map(|tunnel| &tunnel.path)
+}
+
+/// Whether both are the one, or neither is there.
+fn same<T>(old: Option<&Arc<T>>, new: Option<&Arc<T>>) -> bool {
+    old.map(Arc::as_ptr) == new.map(Arc::as_ptr)
+}
+
 fn spi_of(sa: &LiveSa<InboundSa>) -> Spi {
     sa.sa.spec.sa.spi
 }
@@ -299,11 +308,14 @@ impl Builder<'_> {
         {
             self.events.push(Event::of_sa("sa_replaced", &settings.name, "out", new.spec.sa.spi));
         }
-        let same_way = |live: &&LiveTunnel| match (&live.tunnel.through, &through) {
-            (Some(old), Some(new)) => Arc::ptr_eq(old, new),
-            (old, new) => old.is_none() && new.is_none(),
+        let same_outer = |live: &&LiveTunnel| same(live.tunnel.through.as_ref(), through.as_ref());
+        // What was told of the path holds on while its ends are the same, whatever else of the tunnel changes.
+        let same_path = |live: &&LiveTunnel| {
+            (live.settings.local, live.settings.remote) == (settings.local, settings.remote)
+                && same(path_of(&live.tunnel.through), path_of(&through))
         };
-        let tunnel = match live.filter(|live| live.settings == settings).filter(same_way) {
+        let path = live.filter(same_path).map(|live| live.tunnel.path.clone());
+        let tunnel = match live.filter(|live| live.settings == settings).filter(same_outer) {
             // Policies and flow caches name the tunnel, and it names its SA.
             Some(LiveTunnel { tunnel, outbound: old, .. }) => {
                 if old.as_ref().map(|old| Arc::as_ptr(&old.sa)) != sa.map(Arc::as_ptr) {
@@ -321,7 +333,7 @@ impl Builder<'_> {
                 tfc: settings.tfc.runtime(),
                 through,
                 fragmentation: settings.fragmentation,
-                path: Path::default(),
+                path: path.unwrap_or_default(),
                 outbound: Published::new(sa.cloned()),
             }),
         };

@@ -21,7 +21,7 @@ use crate::control::config::ActionName;
 use crate::control::settings::{Settings, outermost_first, selectors_of};
 use crate::crypto::IvSource;
 use crate::pipeline::{BURST, DropReason, Received, Tables};
-use crate::policy::{Action, Path, Policy, Spd, Tunnel};
+use crate::policy::{Action, Policy, Spd, Tunnel};
 use crate::route::{PortId, Vlan};
 use crate::sa::inbound::SaCounters;
 use crate::sa::publish::Published;
@@ -290,7 +290,7 @@ fn tables(settings: &Settings, file: &network::NetworkFile) -> Result<(Tables, V
             tfc: wanted.tfc.runtime(),
             through: tunnels.iter().find(|tunnel| Some(&tunnel.name) == wanted.through.as_ref()).cloned(),
             fragmentation: wanted.fragmentation,
-            path: Path::default(),
+            path: Arc::default(),
             outbound: Published::new(outbound),
         }));
     }

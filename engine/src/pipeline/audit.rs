@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crossbeam::queue::ArrayQueue;
 
 use super::reassembly::Remains;
-use super::{DropReason, Frames, Pass, Pipeline, Received, Tables, WorkerCounters};
+use super::{DropReason, Frames, Own, Pass, Pipeline, Received, Tables, WorkerCounters};
 use crate::policy::Spd;
 use crate::route::{Network, PortId, Side};
 use crate::sa::InboundSa;
@@ -203,7 +203,12 @@ enum Bytes<'e> {
 impl<'e> Evidence<'e> {
     /// As it was received.
     pub(super) fn received(received: &'e Received<'_>) -> Self {
-        Self::of(received.port, Bytes::Framed(&*received.frame))
+        Self::of_frame(received.port, received.frame)
+    }
+
+    /// In this frame, received by `port`.
+    pub(super) fn of_frame(port: PortId, frame: &'e [u8]) -> Self {
+        Self::of(port, Bytes::Framed(frame))
     }
 
     /// Between two layers: an IP packet of `length` bytes behind room for an Ethernet header.
@@ -425,15 +430,15 @@ impl Pipeline {
             Some(Side::Protected) => Direction::Inbound,
             Some(Side::Unprotected) | None => Direction::Outbound,
         };
-        let evidence = Evidence::of(port, Bytes::Framed(frame));
+        let evidence = Evidence::of_frame(port, frame);
         let evidence = Evidence { direction: Some(direction), is_leaving: true, ..evidence };
-        self.audit.keep(reason, &evidence, &scene);
+        self.own.audit.keep(reason, &evidence, &scene);
     }
 
     /// Leaves records of what was dropped since the last time in [`Tables::audit`]; to be called every second or so.
     /// `now` is as in [`Pipeline::process`].
     pub fn tell_drops(&mut self, tables: &Tables, now: u64) {
-        let Self { worker, counters, audit, .. } = self;
+        let Own { worker, counters, audit, .. } = &mut self.own;
         audit.tell(*worker, counters, &tables.audit, now);
     }
 }

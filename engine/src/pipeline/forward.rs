@@ -1,9 +1,10 @@
 //! What every way out shares: route, transmit frame, fragments, Ethernet header; and forwarding in clear.
 
 use std::net::IpAddr;
+use std::ops::DerefMut;
 
 use super::scratch::{Egress, Link, Route};
-use super::{DropReason, Frames, Output, Pass, Received};
+use super::{DropReason, Frames, Output, Pass, Received, Results};
 use crate::route::{NextHop, PortId};
 use crate::transform::fragment::{fragment_ipv4, write_fragment};
 use crate::wire::ethernet::{HEADER_LENGTH, ether_type};
@@ -84,7 +85,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     ) -> Result<(), DropReason> {
         let length = packet.total_length as usize;
         if packet.total_length > egress.port.mtu {
-            return self.send_fragments(egress, egress.port.mtu, packet, &bytes[..length]);
+            let emit = |this: &mut Self, frame, length| this.emit(egress, packet.version, frame, length);
+            return self.send_fragments(egress, egress.port.mtu, packet, &bytes[..length], emit);
         }
         let mut frame = self.take_frame(egress.id, HEADER_LENGTH + length)?;
         frame[HEADER_LENGTH..HEADER_LENGTH + length].copy_from_slice(&bytes[..length]);
@@ -92,13 +94,15 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         Ok(())
     }
 
-    /// The received packet's place is taken by its first fragment, of at most `mtu` bytes; the others are originated.
+    /// The packet's place is taken by its first fragment, of at most `mtu` bytes; the others are originated. Each goes to
+    /// `send` in a frame of its own.
     pub(super) fn send_fragments(
         &mut self,
         egress: &Egress<'g>,
         mtu: u32,
         packet: &IpPacket,
         bytes: &[u8],
+        send: impl Fn(&mut Self, F::Frame, usize),
     ) -> Result<(), DropReason> {
         let pieces = fragment_ipv4(bytes, packet, mtu).ok_or(DropReason::TooBig)?;
         for (number, piece) in pieces.enumerate() {
@@ -108,7 +112,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             }
             let mut frame = self.take_frame(egress.id, HEADER_LENGTH + piece.total_length())?;
             match write_fragment(&mut frame[HEADER_LENGTH..], bytes, &piece) {
-                Some(length) => self.emit(egress, packet.version, frame, length),
+                Some(length) => send(self, frame, length),
                 None => {
                     self.frames.give_back(egress.id, frame);
                     return Err(DropReason::TooBig);
@@ -119,24 +123,33 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     }
 
     /// Writes the Ethernet header and hands the frame out; `length` is that of the IP packet behind the header.
+    pub(super) fn emit(&mut self, egress: &Egress<'g>, version: IpVersion, frame: F::Frame, length: usize) {
+        self.results.emit(egress.id, &egress.link, version, frame, length);
+    }
+}
+
+impl<F: DerefMut<Target = [u8]>> Results<F> {
+    /// As [`Pass::emit`].
+    #[inline(always)]
     pub(super) fn emit(
         &mut self,
-        egress: &Egress<'g>,
+        port: PortId,
+        link: &Link,
         version: IpVersion,
-        mut frame: F::Frame,
+        mut frame: F,
         length: usize,
     ) {
         let ether_type = match version {
             IpVersion::V4 => ether_type::IPV4,
             IpVersion::V6 => ether_type::IPV6,
         };
-        frame[..12].copy_from_slice(&egress.link.addresses);
+        frame[..12].copy_from_slice(&link.addresses);
         frame[12..HEADER_LENGTH].copy_from_slice(&ether_type.to_be_bytes());
-        self.results.outputs.push(Output {
-            port: egress.id,
+        self.outputs.push(Output {
+            port,
             frame,
             length: HEADER_LENGTH + length,
-            unresolved: egress.link.unresolved,
+            unresolved: link.unresolved,
         });
     }
 }

@@ -1,13 +1,15 @@
-//! Fragments of what is for us to decrypt: they wait, among those of all workers, and the datagram goes on from where its
-//! last one came in.
+//! Fragments of what is for us to decrypt, from outside or out of an SA: they wait, among those of all workers, and the
+//! datagram goes on from where its last one came in.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use zeroize::Zeroize;
 
 use super::audit::{Evidence, Scene};
-use super::reassembly::{Limits, Lost, Reassembler};
+use super::reassembly::{Arrival, Limits, Lost, Reassembler};
 use super::scratch::Tally;
-use super::{DropReason, Frames, Pass, Pipeline, Received, Tables};
+use super::{DropReason, Frames, Pass, Pipeline, Tables};
 use crate::route::PortId;
 use crate::sa::publish::Guard;
 use crate::wire::ip::IpPacket;
@@ -42,9 +44,11 @@ impl Reassembly {
     }
 }
 
-/// A datagram that became whole in this burst: a frame, as if it had been received by `port`.
+/// A datagram that became whole in this burst: a frame, as if it had been received by `port`, or had come out of a
+/// tunnel.
 pub(super) struct Completed {
     pub(super) port: PortId,
+    pub(super) outer: Option<Arc<str>>,
     pub(super) frame: Vec<u8>,
 }
 
@@ -56,7 +60,8 @@ impl<F: Frames> Pass<'_, '_, F> {
     #[cold]
     pub(super) fn reassemble(
         &mut self,
-        received: &Received<'_>,
+        arrival: Arrival,
+        frame: &[u8],
         packet: &IpPacket,
     ) -> Result<(), DropReason> {
         if !self.reassembly.is_on {
@@ -66,19 +71,20 @@ impl<F: Frames> Pass<'_, '_, F> {
         let mut waiting = self.reassembly.lock();
         let scene = self.scene();
         let (tally, audit) = (&mut *self.tally, &mut self.own.audit);
+        let this = Evidence::of_frame(arrival.port, frame).into_gateway();
         let mut lost = |Lost { reason, fragments, other }: Lost<'_>| {
             tally.drop_all(reason, fragments);
-            let evidence = other.map_or(Evidence::received(received), |other| Evidence::remains(&other));
-            audit.keep(reason, &evidence, &scene);
+            audit.keep(reason, &other.map_or(this, |other| Evidence::remains(&other)), &scene);
         };
-        let whole = waiting.take(self.now, received.port, received.frame, packet, &mut out, &mut lost);
+        let outer = arrival.outer.clone();
+        let whole = waiting.take(self.now, arrival, frame, packet, &mut out, &mut lost);
         self.reassembly.note(&waiting);
         drop(waiting);
         match whole {
             Some(whole) => {
                 // One of them stands for the datagram.
                 self.tally.absorbed += whole.fragments as u64 - 1;
-                self.own.completed.push(Completed { port: whole.port, frame: out });
+                self.own.completed.push(Completed { port: whole.port, outer, frame: out });
             }
             None => self.own.spare_datagrams.push(out),
         }
@@ -98,21 +104,25 @@ impl Pipeline {
         waiting.expire(now, &mut |Lost { reason, fragments, other }| {
             tally.drop_all(reason, fragments);
             if let (Some(scene), Some(other)) = (&scene, other) {
-                self.audit.keep(reason, &Evidence::remains(&other), scene);
+                self.own.audit.keep(reason, &Evidence::remains(&other), scene);
             }
         });
         tables.reassembly.note(&waiting);
         drop(waiting);
-        tally.write_down(&self.counters);
+        tally.write_down(&self.own.counters);
     }
 
     /// Puts the buffers of completed datagrams back.
     pub(super) fn recycle(&mut self, mut completed: Vec<Completed>) {
-        for Completed { frame, .. } in completed.drain(..) {
-            if self.spare_datagrams.len() < SPARES {
-                self.spare_datagrams.push(frame);
+        for Completed { mut frame, .. } in completed.drain(..) {
+            frame.zeroize();
+            if self.own.spare_datagrams.len() < SPARES {
+                self.own.spare_datagrams.push(frame);
             }
         }
-        self.completed = completed;
+        // Unless there are more already.
+        if self.own.completed.is_empty() {
+            self.own.completed = completed;
+        }
     }
 }

@@ -10,6 +10,7 @@ use crate::sa::selector::Direction;
 use crate::wire::ethernet::HEADER_LENGTH;
 use crate::wire::icmp::{self, IcmpError};
 use crate::wire::ip::{self, IpPacket};
+use crate::wire::reader::FlowNumber;
 
 /// The engine's end of the host path: errors about the gateway's own packets come from these addresses, which must
 /// not be the gateway's own (its stack would not believe them).
@@ -38,9 +39,10 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         &mut self,
         index: usize,
         packet: &IpPacket,
+        flow: Option<FlowNumber>,
         outbound: &mut Outbound<'g>,
     ) -> Result<(), DropReason> {
-        match self.policy(Direction::Outbound, packet) {
+        match self.policy(Direction::Outbound, packet, flow) {
             // Whoever gets the kernel to forward something into the device must not get it into a tunnel.
             Some(Action::Protect(_)) if !self.is_our_source(packet.flow.source) => {
                 Err(DropReason::HostSource)

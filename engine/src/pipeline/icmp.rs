@@ -107,7 +107,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             return;
         };
         let Ok(packet) = ip::parse(&self.own.fragments[..length]) else { return };
-        let tunnel = match self.policy(Direction::Outbound, &packet) {
+        let tunnel = match self.policy(Direction::Outbound, &packet, None) {
             Some(action) => action.tunnel().map(|tunnel| &**tunnel),
             // The port's address need not be one that the tunnel is for: what it quotes is.
             None => self.tunnel_by_quote(&self.own.fragments[..length], &packet),
@@ -121,7 +121,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     fn must_not_leave_in_clear(&mut self, bytes: &[u8]) -> bool {
         match ip::parse(bytes) {
             Ok(packet) => matches!(
-                self.policy(Direction::Outbound, &packet),
+                self.policy(Direction::Outbound, &packet, None),
                 Some(Action::Protect(_) | Action::Discard)
             ),
             Err(_) => true,

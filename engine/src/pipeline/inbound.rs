@@ -6,10 +6,10 @@ use std::sync::atomic::Ordering;
 use arrayvec::ArrayVec;
 use zeroize::Zeroize;
 
-use super::admission::{Admittance, Admitted, Way};
+use super::admission::{Admitted, Way};
 use super::audit::Evidence;
 use super::nesting::Nested;
-use super::scratch::{Egress, Groups};
+use super::scratch::{Groups, Place};
 use super::{BURST, COVERED_HEADERS, DropReason, Frames, Pass, Received, datagram};
 use crate::crypto::{IcvValid, Open, Opener, Verifier, Verify};
 use crate::policy::Tunnel;
@@ -18,6 +18,7 @@ use crate::sa::InboundSa;
 use crate::sa::inbound::InboundKeys;
 use crate::sa::lifetime::Allowance;
 use crate::sa::replay::{Authenticated, Candidate, Refused};
+use crate::sa::selector::Selectors;
 use crate::sa::spec::{Mode, UdpPorts};
 use crate::transform::ah::{self, Role};
 use crate::transform::esp::{self, BadTrailer};
@@ -26,7 +27,8 @@ use crate::transform::transport::{self, Split};
 use crate::transform::{Layout, ecn, mss};
 use crate::wire::ethernet::HEADER_LENGTH;
 use crate::wire::icmp::IcmpError;
-use crate::wire::ip::{self, Fragment, HeaderNumber, IpPacket, IpVersion, Upper};
+use crate::wire::ip::{self, Fragment, IpPacket, IpVersion, Upper};
+use crate::wire::reader::{Reader, Seen};
 use crate::wire::{self, Spi, protocol, udp};
 
 /// ESP and AH packets of a burst by SA.
@@ -153,9 +155,9 @@ impl<'s> Judgement<'s> {
 
 /// How an inner packet goes on.
 #[derive(Clone, Copy)]
-enum Sent<'a, 'g> {
+enum Sent {
     /// In the frame it was decrypted into.
-    InPlace { egress: &'a Egress<'g>, version: IpVersion, length: u32 },
+    InPlace { version: IpVersion, length: u32 },
     /// To the gateway itself, from the frame it was decrypted into.
     Delivered { length: u32 },
     /// To an SA inside this one, likewise.
@@ -178,24 +180,22 @@ struct GroupCount {
 }
 
 impl<'g, F: Frames> Pass<'_, 'g, F> {
-    /// As [`Pass::sort`], for ESP whose headers are those of an earlier packet of the burst that was this SA's: whose
-    /// they are has been found out. `None`, and nothing done, for anything else; what there is to refuse, `sort`
+    /// As [`Pass::sort`], for ESP of the flow of an earlier packet of the burst that was this SA's: whose they are has been found out. `None`, and nothing done, for anything else; what there is to refuse, `sort`
     /// refuses.
     #[inline(always)]
     pub(super) fn sort_alike(
         &mut self,
         index: usize,
         received: &Received<'_>,
-        packet: &IpPacket,
-        header: Option<HeaderNumber>,
+        Seen { like, total_length, flow }: &Seen<'_>,
         inbound: &mut Inbound<'g>,
     ) -> Option<()> {
         let (known, port, sa) = self.memo.alike?;
-        if header? != known || received.port != port {
+        if *flow != Some(known) || received.port != port {
             return None;
         }
-        let start = HEADER_LENGTH + usize::from(packet.payload_offset);
-        let esp = received.frame.get(start..HEADER_LENGTH + packet.total_length as usize)?;
+        let start = HEADER_LENGTH + usize::from(like.payload_offset);
+        let esp = received.frame.get(start..HEADER_LENGTH + *total_length as usize)?;
         let header = wire::esp::parse(esp).ok()?;
         let Layout::Esp(layout) = &sa.layout else { return None };
         if header.spi != sa.spec.sa.spi {
@@ -205,7 +205,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             opened_length: layout.ciphertext_length(esp.len())? as u16,
             candidate: sa.replay.check(header.sequence_low).ok()?,
             index: index as u8,
-            traffic_class: packet.traffic_class,
+            traffic_class: like.traffic_class,
             next_header: protocol::NO_NEXT_HEADER,
             start: start as u32,
             length: esp.len() as u16,
@@ -296,6 +296,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         burst: &[Received<'_>],
         sa: &'g InboundSa,
         group: impl Iterator<Item = &'p Sealed>,
+        reader: &mut Reader,
     ) {
         if sa.lifetime.is_over() {
             return self.refuse_group(DropReason::HardLifetime, burst, sa, group);
@@ -323,8 +324,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let outcomes = judgement.commit();
         // What most SAs are is decided here, not for every packet.
         match is_plain(sa) {
-            true => self.send_group::<true>(burst, sa, &mut taken, &outcomes, &mut count),
-            false => self.send_group::<false>(burst, sa, &mut taken, &outcomes, &mut count),
+            true => self.send_group::<true>(burst, sa, &mut taken, &outcomes, &mut count, reader),
+            false => self.send_group::<false>(burst, sa, &mut taken, &outcomes, &mut count, reader),
         }
         if let Some(lease) = &sa.lease {
             lease.reach(sa.replay.right_edge());
@@ -357,10 +358,12 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         taken: &mut ArrayVec<Taken<'_, F::Frame>, BURST>,
         outcomes: &[Result<(), DropReason>],
         count: &mut GroupCount,
+        reader: &mut Reader,
     ) {
         let tail = tail_length(sa);
         let mut allowance = sa.allowance();
-        let mut admittance = Admittance::new(sa, self.spd, self.network, self.guard);
+        let selectors = sa.selectors.load(self.guard);
+        self.begin_to_admit(selectors, reader.round());
         for (Taken { sealed, port, mut frame }, outcome) in taken.drain(..).zip(outcomes) {
             if !PLAIN && let Some(joint) = &sealed.joint {
                 let headers = &sealed.headers(burst)[..usize::from(joint.at)];
@@ -369,9 +372,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             // Last of what is proven of the packet itself, so that a forged or repeated one takes nothing from it.
             let allowed = outcome.and_then(|()| count.spend(&mut allowance, sa, sealed.length));
             let sent = allowed
-                .and_then(|()| self.decapsulate::<PLAIN>(sa, sealed, port, &mut frame, &mut admittance));
+                .and_then(|()| self.decapsulate::<PLAIN>(sa, sealed, port, &mut frame, selectors, reader));
             let written = || sealed.opened().end + tail;
-            let (tunnel, sent) = match sent {
+            let (place, sent) = match sent {
                 Ok(sent) => sent,
                 Err(reason) => {
                     count.refuse(reason);
@@ -383,13 +386,19 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             };
             count.packets += 1;
             count.bytes += u64::from(sealed.length);
-            if !PLAIN && sa.spec.sa.udp.is_some() {
+            if !PLAIN
+                && sa.spec.sa.udp.is_some()
+                && let Some(tunnel) = self.tunnel_of(place)
+            {
                 self.follow(sa, sealed.candidate.sequence(), sealed.headers(burst), tunnel);
             }
             match sent {
-                Sent::InPlace { egress, version, length } => {
-                    self.emit(egress, version, frame, length as usize)
-                }
+                Sent::InPlace { version, length } => match self.own.admitted.at(place) {
+                    Some(Admitted { way: Way::Out { port, link }, .. }) => {
+                        self.results.emit(*port, link, version, frame, length as usize);
+                    }
+                    _ => unreachable!("`decapsulate` saw that it goes out"),
+                },
                 Sent::Delivered { length } => {
                     let length = length as usize;
                     // Whoever delivers wipes the packet, and does not know of the padding behind it.
@@ -509,14 +518,15 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     /// What one authentic packet still has to prove, in the order of RFC 4303 section 3.4.4 and RFC 4301 section 5.2, and its way on.
     /// `frame`, a frame of `port`, has it at [`HEADER_LENGTH`], in transport mode with its headers as they came.
     #[inline(always)]
-    fn decapsulate<'a, const PLAIN: bool>(
+    fn decapsulate<const PLAIN: bool>(
         &mut self,
         sa: &'g InboundSa,
         sealed: &Sealed,
         port: PortId,
         frame: &mut [u8],
-        admittance: &'a mut Admittance<'g>,
-    ) -> Result<(&'g Tunnel, Sent<'a, 'g>), DropReason> {
+        selectors: Option<&Selectors>,
+        reader: &mut Reader,
+    ) -> Result<(Place, Sent), DropReason> {
         let (opened, kept, joint) = match PLAIN {
             true => (HEADER_LENGTH..HEADER_LENGTH + usize::from(sealed.opened_length), 0, None),
             false => (sealed.opened(), sealed.kept(), sealed.joint),
@@ -547,8 +557,8 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         };
         let plaintext = &mut frame[HEADER_LENGTH..HEADER_LENGTH + kept + payload_length];
         // The inner length may be shorter than the payload: traffic-flow confidentiality padding (section 2.7).
-        let mut packet = IpPacket::EMPTY;
-        self.own.inside_reader.read(plaintext, &mut packet).map_err(|_| DropReason::InnerMalformed)?;
+        let seen = reader.read(plaintext).map_err(|_| DropReason::InnerMalformed)?;
+        let Seen { like: packet, total_length: length, .. } = seen;
         // Transport mode is for whole datagrams (RFC 4303 section 3.3.4).
         if packet.version != version || (joint.is_some() && packet.fragment != Fragment::Whole) {
             return Err(DropReason::InnerMalformed);
@@ -558,63 +568,67 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             let ecn = ecn::egress(packet.traffic_class & ECN, sealed.traffic_class & ECN)
                 .ok_or(DropReason::EcnForbidden)?;
             if ecn != packet.traffic_class & ECN {
-                packet.traffic_class = packet.traffic_class & !ECN | ecn;
-                ip::set_traffic_class(plaintext, version, packet.traffic_class);
+                ip::set_traffic_class(plaintext, version, packet.traffic_class & !ECN | ecn);
             }
         } else if sa.spec.sa.udp.is_some() {
-            natt::renew_checksum(plaintext, &packet);
+            natt::renew_checksum(plaintext, &seen.packet());
         }
 
-        let Admitted { tunnel, way, .. } = self.admit(sa, &packet, plaintext, admittance)?;
-        let tunnel = *tunnel;
-        let length = packet.total_length;
-        let egress = match way {
-            Way::Out(egress) => egress,
+        let place = self.admit(sa, &seen, plaintext, selectors)?;
+        let port_out = match self.own.admitted.at(place).ok_or(DropReason::NoRoute)?.way {
+            Way::Out { port, .. } => port,
+            Way::Host if self.frames.host().is_none() => return Err(DropReason::NoHostPath),
             Way::Host => {
-                self.clamp_syn(tunnel, plaintext, &packet);
-                return Ok((tunnel, Sent::Delivered { length }));
+                self.clamp_syn(place, plaintext, &seen);
+                return Ok((place, Sent::Delivered { length }));
             }
-            Way::Again { outer } => return Ok((tunnel, Sent::Again { length, outer: *outer })),
+            Way::Again { outer } => return Ok((place, Sent::Again { length, outer })),
         };
         if packet.ttl <= 1 {
-            self.originate_error_through_tunnel(egress, plaintext, IcmpError::TimeExceeded);
+            self.refuse_inside(place, plaintext, IcmpError::TimeExceeded);
             return Err(DropReason::TtlExceeded);
         }
         ip::decrement_ttl(plaintext, version);
-        self.clamp_syn(tunnel, plaintext, &packet);
-        self.send_inside(egress, &packet, port, plaintext).map(|sent| (tunnel, sent))
+        self.clamp_syn(place, plaintext, &seen);
+        self.own.inside = Some(port_out);
+        let mtu = self.network.ports.get(usize::from(port_out.0)).map_or(0, |port| port.mtu);
+        // From where it was decrypted, if that is a frame of its egress.
+        if port == port_out && length <= mtu {
+            return Ok((place, Sent::InPlace { version, length }));
+        }
+        self.send_copy_inside(place, &seen.packet(), plaintext)?;
+        Ok((place, Sent::Copied))
     }
 
     /// The peer's SYN announces what we will send into the tunnel.
     #[inline(always)]
-    fn clamp_syn(&mut self, tunnel: &'g Tunnel, plaintext: &mut [u8], packet: &IpPacket) {
-        if is_tcp_syn(plaintext, packet)
+    fn clamp_syn(&mut self, place: Place, plaintext: &mut [u8], seen: &Seen<'_>) {
+        if is_tcp_syn(plaintext, seen)
+            && let Some(tunnel) = self.tunnel_of(place)
             && tunnel.clamp_mss
             && let Some(inside_mtu) = self.inside_mtu(tunnel)
         {
-            mss::clamp(plaintext, packet, inside_mtu);
+            mss::clamp(plaintext, &seen.packet(), inside_mtu);
         }
     }
 
-    /// The inner packet goes from where it was decrypted, if that is a frame of its egress, else from a copy.
-    #[inline(always)]
-    fn send_inside<'a>(
-        &mut self,
-        egress: &'a Egress<'g>,
-        packet: &IpPacket,
-        port: PortId,
-        bytes: &[u8],
-    ) -> Result<Sent<'a, 'g>, DropReason> {
-        self.own.inside = Some(egress.id);
-        if port == egress.id && packet.total_length <= egress.port.mtu {
-            return Ok(Sent::InPlace { egress, version: packet.version, length: packet.total_length });
-        }
-        let sent = self.send_copy(egress, packet, bytes);
+    /// The inner packet goes on in other frames than the one it was decrypted into.
+    #[inline(never)]
+    fn send_copy_inside(&mut self, place: Place, packet: &IpPacket, bytes: &[u8]) -> Result<(), DropReason> {
+        let egress = self.egress_at(place).ok_or(DropReason::NoRoute)?;
+        let sent = self.send_copy(&egress, packet, bytes);
         if sent == Err(DropReason::TooBig) {
-            let mtu = egress.port.mtu;
-            self.originate_error_through_tunnel(egress, bytes, IcmpError::PacketTooBig { mtu });
+            self.refuse_inside(place, bytes, IcmpError::PacketTooBig { mtu: egress.port.mtu });
         }
-        sent.map(|()| Sent::Copied)
+        sent
+    }
+
+    /// Tells the sender of an inner packet why it does not go on.
+    #[cold]
+    fn refuse_inside(&mut self, place: Place, bytes: &[u8], error: IcmpError) {
+        if let Some(egress) = self.egress_at(place) {
+            self.originate_error_through_tunnel(&egress, bytes, error);
+        }
     }
 
     /// The SA that an ESP or AH packet names.
@@ -736,12 +750,12 @@ fn replay_reason(refused: Refused) -> DropReason {
 
 /// Only a SYN carries an MSS; the route for everything else need not be asked.
 #[inline(always)]
-fn is_tcp_syn(bytes: &[u8], packet: &IpPacket) -> bool {
+fn is_tcp_syn(bytes: &[u8], Seen { like, total_length, .. }: &Seen<'_>) -> bool {
     const FLAGS: usize = 13;
     const SYN: u8 = 0x02;
-    packet.flow.protocol == protocol::TCP
-        && packet.fragment != Fragment::Later
-        && bytes[..packet.total_length as usize]
-            .get(usize::from(packet.payload_offset) + FLAGS)
+    like.flow.protocol == protocol::TCP
+        && like.fragment != Fragment::Later
+        && bytes[..*total_length as usize]
+            .get(usize::from(like.payload_offset) + FLAGS)
             .is_some_and(|flags| flags & SYN != 0)
 }

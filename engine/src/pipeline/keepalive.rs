@@ -22,11 +22,11 @@ impl Pipeline {
         results: &mut Results<F::Frame>,
     ) {
         let mut notes = Notes::default();
-        let Some(mut pass) = self.pass(tables, guard, now, frames, results, &mut notes) else { return };
+        let Some(mut pass) = self.own.pass(tables, guard, now, frames, results, &mut notes) else { return };
         for tunnel in pass.spd.in_udp() {
             pass.send_keepalive(tunnel);
         }
-        notes.tally.write_down(&self.counters);
+        notes.tally.write_down(&self.own.counters);
     }
 }
 

@@ -55,7 +55,7 @@ pub use host::{Delivery, HostEnd};
 pub use outside::IcmpRules;
 
 use crate::crypto::IvSource;
-use crate::policy::{Action, FlowCache, FlowKey, PolicyCache, Spd};
+use crate::policy::{Action, FlowCache, PolicyCache, Spd};
 use crate::route::{Network, PortId, Side};
 use crate::sa::Sad;
 use crate::sa::publish::{Guard, Published};
@@ -63,16 +63,18 @@ use crate::sa::selector::Direction;
 use crate::transform::natt::{self, Datagram};
 use crate::wire::ethernet::{self, ether_type};
 use crate::wire::icmp::IcmpError;
-use crate::wire::ip::{self, Fragment, HeaderNumber, Hidden, IpPacket, IpVersion, Upper};
+use crate::wire::ip::{Fragment, Hidden, IpPacket, IpVersion, Upper};
+use crate::wire::reader::{FlowNumber, Reader, Seen};
 use crate::wire::vlan::{self, Tags};
 use crate::wire::{protocol, quote};
-use admission::Admission;
+use admission::{Admission, Admitted};
 use audit::{Audit, Evidence, Trail};
 use fragments::Completed;
 use inbound::Inbound;
 use nesting::Nested;
 use outbound::Outbound;
-use scratch::{Memo, Notes, Recent, Tally};
+use reassembly::Arrival;
+use scratch::{Few, Memo, Notes, Recent, Tally};
 
 /// Most packets in one burst.
 pub const BURST: usize = 64;
@@ -197,8 +199,14 @@ impl<F> Default for Results<F> {
     }
 }
 
-/// One worker's pipeline: what it keeps from burst to burst.
+/// One worker's pipeline.
 pub struct Pipeline {
+    own: Own,
+    reading: Reading,
+}
+
+/// What a worker keeps from burst to burst.
+struct Own {
     worker: u32,
     counters: Arc<WorkerCounters>,
     audit: Audit,
@@ -206,17 +214,15 @@ pub struct Pipeline {
     policies: PolicyCache,
     /// Where flows out of SAs go on.
     admissions: FlowCache<Admission, 3>,
+    /// The same, of a few flows.
+    decisions: [Few<usize, 2>; 2],
+    admitted: Few<Admitted, 4>,
     recent: Recent,
     errors: icmp::Budget,
     /// For tunnels that are searched one by one.
     searches: icmp::Budget,
     /// Where the last decrypted packet left: the likely egress of the next, which is not known before decryption.
     inside: Option<PortId>,
-    /// The packets of a burst, each read once. What could not be read is dropped already, and its place says nothing.
-    packets: Box<[IpPacket]>,
-    reader: ip::Reader,
-    /// Reads what comes out of SAs.
-    inside_reader: ip::Reader,
     /// Where packets are fragmented, padded and made up before encryption.
     fragments: Box<[u8]>,
     /// Where the headers that AH covers are put together, for a burst of them.
@@ -224,6 +230,15 @@ pub struct Pipeline {
     /// Datagrams that became whole in this burst, and buffers for more.
     completed: Vec<Completed>,
     spare_datagrams: Vec<Vec<u8>>,
+}
+
+/// What the packets of a burst are read with.
+struct Reading {
+    outside: Reader,
+    /// Reads what comes out of SAs.
+    inside: Reader,
+    /// The packets of a burst that are not sorted at sight. The place of any other says nothing.
+    packets: Box<[IpPacket]>,
 }
 
 /// Flows a worker remembers the policy of (64 bytes each), and whither those out of SAs go (128).
@@ -243,25 +258,27 @@ impl Pipeline {
         // Whoever cannot guess IVs cannot guess which flows share a line of the cache either.
         let mut seed = [[0; 8]; 2];
         seed.iter_mut().for_each(|word| ivs.fill(word));
-        Self {
+        let own = Own {
             worker,
             counters,
             audit: Audit::default(),
             ivs,
             policies: FlowCache::new(FLOWS, seed.map(u64::from_ne_bytes)),
             admissions: FlowCache::new(FLOWS, seed.map(u64::from_ne_bytes)),
+            decisions: Default::default(),
+            admitted: Few::default(),
             recent: Recent::default(),
             errors: icmp::Budget::errors(),
             searches: outside::SEARCH_BUDGET,
             inside: None,
-            packets: vec![IpPacket::EMPTY; BURST].into_boxed_slice(),
-            reader: ip::Reader::default(),
-            inside_reader: ip::Reader::default(),
             fragments: vec![0; FRAGMENTS_LENGTH].into_boxed_slice(),
             covered: vec![0; BURST * (COVERED_HEADERS + LONGEST_AH)].into_boxed_slice(),
             completed: Vec::new(),
             spare_datagrams: Vec::new(),
-        }
+        };
+        let (outside, inside) = (Reader::default(), Reader::default());
+        let packets = vec![IpPacket::EMPTY; BURST].into_boxed_slice();
+        Self { own, reading: Reading { outside, inside, packets } }
     }
 
     /// Processes up to [`BURST`] frames. Every one of them ends as an output, a delivery, a hand-over or one counted drop,
@@ -283,12 +300,12 @@ impl Pipeline {
         assert!(burst.len() <= BURST, "a burst of {} packets", burst.len());
         results.untagged.clear();
         self.process_burst(tables, guard, now, burst, frames, results);
-        if !self.completed.is_empty() {
+        if !self.own.completed.is_empty() {
             self.process_completed(tables, guard, now, frames, results);
         }
     }
 
-    /// Datagrams that a burst made whole are a burst of their own.
+    /// Datagrams that a burst made whole are a burst of their own; inside them may be the last fragments of others.
     #[cold]
     fn process_completed<F: Frames>(
         &mut self,
@@ -298,12 +315,22 @@ impl Pipeline {
         frames: &mut F,
         results: &mut Results<F::Frame>,
     ) {
-        let mut completed = std::mem::take(&mut self.completed);
-        let mut burst: ArrayVec<Received<'_>, BURST> =
-            completed.iter_mut().map(|Completed { port, frame }| Received { port: *port, frame }).collect();
-        self.process_burst(tables, guard, now, &mut burst, frames, results);
-        drop(burst);
-        self.recycle(completed);
+        while !self.own.completed.is_empty() {
+            let mut completed = std::mem::take(&mut self.own.completed);
+            let outside = completed.iter_mut().filter(|datagram| datagram.outer.is_none());
+            let mut burst: ArrayVec<Received<'_>, BURST> =
+                outside.map(|Completed { port, frame, .. }| Received { port: *port, frame }).collect();
+            if !burst.is_empty() {
+                self.process_burst(tables, guard, now, &mut burst, frames, results);
+            }
+            drop(burst);
+            let mut notes = Notes::default();
+            if let Some(pass) = self.own.pass(tables, guard, now, frames, results, &mut notes) {
+                pass.open_completed(&mut completed, &mut self.reading.inside);
+            }
+            notes.tally.write_down(&self.own.counters);
+            self.recycle(completed);
+        }
     }
 
     fn process_burst<F: Frames>(
@@ -316,14 +343,16 @@ impl Pipeline {
         results: &mut Results<F::Frame>,
     ) {
         let mut notes = Notes::default();
-        match self.pass(tables, guard, now, frames, results, &mut notes) {
-            Some(pass) => pass.run(burst),
+        match self.own.pass(tables, guard, now, frames, results, &mut notes) {
+            Some(pass) => pass.run(burst, &mut self.reading),
             // No way around the policy: none published yet means that nothing passes.
             None => notes.tally.drop_all(DropReason::PolicyDiscard, burst.len()),
         }
-        notes.tally.write_down(&self.counters);
+        notes.tally.write_down(&self.own.counters);
     }
+}
 
+impl Own {
     /// A way through the tables as they are now; `None` while there is no policy, or no picture of the network.
     #[inline(always)]
     fn pass<'a, 'g, F: Frames>(
@@ -358,7 +387,7 @@ impl Pipeline {
 
 /// One burst on its way through the stages.
 struct Pass<'a, 'g, F: Frames> {
-    own: &'a mut Pipeline,
+    own: &'a mut Own,
     sad: &'g Sad,
     reassembly: &'g Reassembly,
     icmp: &'g IcmpRules,
@@ -373,28 +402,28 @@ struct Pass<'a, 'g, F: Frames> {
 }
 
 impl<'g, F: Frames> Pass<'_, 'g, F> {
-    fn run(mut self, burst: &mut [Received<'_>]) {
+    fn run(mut self, burst: &mut [Received<'_>], reading: &mut Reading) {
         // All of them first, so that the frames come into the cache side by side rather than one by one.
-        let mut room = std::mem::take(&mut self.own.packets);
-        let packets = &mut room[..burst.len()];
-        let mut readable = ArrayVec::<Result<Option<HeaderNumber>, DropReason>, BURST>::new();
-        for (index, (received, packet)) in burst.iter_mut().zip(&mut *packets).enumerate() {
-            readable.push(match read_frame(&mut self.own.reader, received.frame, packet) {
-                Err(DropReason::Vlan) => self.read_tagged(index, received, packet),
-                read => read,
-            });
-        }
-        let packets = &*packets;
+        let versions: ArrayVec<_, BURST> = burst.iter().map(|received| ip_version(received.frame)).collect();
+        let Reading { outside, inside, packets } = reading;
         let mut inbound = Inbound::new();
         let mut outbound = Outbound::new();
-        for (index, ((received, packet), readable)) in
-            burst.iter_mut().zip(packets).zip(&readable).enumerate()
+        let stamps = [self.spd.generation, outside.round()];
+        self.own.decisions.iter_mut().for_each(|decisions| decisions.look_at(stamps));
+        for (index, ((received, packet), version)) in
+            burst.iter_mut().zip(&mut *packets).zip(versions).enumerate()
         {
-            let sorted = readable.and_then(|header| {
-                if self.sort_alike(index, received, packet, header, &mut inbound).is_some() {
+            let version = match version {
+                Err(DropReason::Vlan) => self.untag(index, received),
+                version => version,
+            };
+            let seen = version.and_then(|version| read_ip(outside, received.frame, version));
+            let sorted = seen.and_then(|seen| {
+                if self.sort_alike(index, received, &seen, &mut inbound).is_some() {
                     return Ok(());
                 }
-                self.sort(index, received, packet, header, &mut inbound, &mut outbound)
+                seen.write(packet);
+                self.sort(index, received, packet, seen.flow, &mut inbound, &mut outbound)
             });
             if let Err(reason) = sorted {
                 self.drop(reason, &Evidence::received(received));
@@ -406,32 +435,26 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 self.refuse_group(DropReason::PolicyMismatch, burst, sa, group);
                 continue;
             }
-            self.open_group(burst, sa, group);
+            self.open_group(burst, sa, group, inside);
         }
         if !self.results.opened.is_empty() {
-            self.open_onwards();
+            self.open_onwards(inside);
         }
         for (tunnel, group) in outbound.iter() {
             self.seal_group(burst, packets, tunnel, group.copied());
         }
         self.write_down_policy();
-        self.own.packets = room;
     }
 
-    /// Takes the tags out of a frame and reads it as one of its VLAN's port.
+    /// Takes the tags out of a frame, which is one of its VLAN's port then.
     #[cold]
-    fn read_tagged(
-        &mut self,
-        index: usize,
-        received: &mut Received<'_>,
-        packet: &mut IpPacket,
-    ) -> Result<Option<HeaderNumber>, DropReason> {
+    fn untag(&mut self, index: usize, received: &mut Received<'_>) -> Result<IpVersion, DropReason> {
         let (tags, length) = Tags::read(received.frame).ok_or(DropReason::Vlan)?;
         let port = self.network.port_of_tags(received.port, tags).ok_or(DropReason::Vlan)?;
         received.port = port;
         received.frame = vlan::strip(std::mem::take(&mut received.frame), length);
         self.results.untagged.push(Untagged { index, port, length });
-        read_frame(&mut self.own.reader, received.frame, packet)
+        ip_version(received.frame)
     }
 
     /// Puts one packet where it belongs: into a group, or forward in clear, or away.
@@ -440,26 +463,27 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         index: usize,
         received: &mut Received<'_>,
         packet: &IpPacket,
-        header: Option<HeaderNumber>,
+        flow: Option<FlowNumber>,
         inbound: &mut Inbound<'g>,
         outbound: &mut Outbound<'g>,
     ) -> Result<(), DropReason> {
         if received.port == PortId::HOST {
-            return self.sort_host(index, packet, outbound);
+            return self.sort_host(index, packet, flow, outbound);
         }
         // A port that is gone from the picture has no side: fail closed.
         let port = self.network.ports.get(usize::from(received.port.0)).ok_or(DropReason::PolicyDiscard)?;
         let to_us = self.is_our_destination(packet.flow.destination);
         // RFC 4301 section 5.2 step 2: only what is addressed to us is for us to decrypt.
         if to_us && packet.fragment != Fragment::Whole && self.may_be_sealed(packet) {
-            return self.reassemble(received, packet);
+            let arrival = Arrival { port: received.port, outer: None };
+            return self.reassemble(arrival, received.frame, packet);
         }
         if to_us && matches!(packet.flow.protocol, protocol::ESP | protocol::AH) {
             self.sort_sealed(index, received.frame, packet, inbound)?;
-            if let (Some(header), Some((_, sa))) = (header, self.memo.sa)
+            if let (Some(flow), Some((_, sa))) = (flow, self.memo.sa)
                 && inbound::is_plain(sa)
             {
-                self.memo.alike = Some((header, received.port, sa));
+                self.memo.alike = Some((flow, received.port, sa));
             }
             return Ok(());
         }
@@ -476,7 +500,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
         match port.side {
             Side::Protected if to_us => Err(DropReason::NoHostPath),
-            Side::Protected => match self.policy(Direction::Outbound, packet) {
+            Side::Protected => match self.policy(Direction::Outbound, packet, flow) {
                 Some(Action::Protect(tunnel)) => {
                     outbound.push(tunnel, index);
                     Ok(())
@@ -484,7 +508,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 Some(Action::Bypass) => self.forward(received, packet),
                 decided => self.discard(index, received, packet, decided.is_some(), outbound),
             },
-            Side::Unprotected => match self.policy(Direction::Inbound, packet) {
+            Side::Unprotected => match self.policy(Direction::Inbound, packet, flow) {
                 // RFC 4301 section 5.2 step 3b: what should have come protected.
                 Some(Action::Protect(_)) => Err(DropReason::ClearText),
                 Some(Action::Bypass) => self.forward(received, packet),
@@ -521,12 +545,23 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     }
 
     /// What the policy says of a packet; counts it for the policy that decides.
-    fn policy(&mut self, direction: Direction, packet: &IpPacket) -> Option<&'g Action> {
-        let key = FlowKey::new(direction, &packet.flow, packet.fragment);
-        let (flow, fragment) = (&packet.flow, packet.fragment);
-        let policies = &mut self.own.policies;
-        let ask = || policies.classify(self.spd, &key, direction, flow, fragment).ok_or(());
-        let index = *self.memo.decisions.get_or_try(key, ask).ok()?;
+    fn policy(
+        &mut self,
+        direction: Direction,
+        packet: &IpPacket,
+        flow: Option<FlowNumber>,
+    ) -> Option<&'g Action> {
+        // Whoever is outside may send what looks like a flow from inside.
+        let decisions = &mut self.own.decisions[direction as usize];
+        let index = match decisions.find(flow).and_then(|place| decisions.at(place)) {
+            Some(&index) => index,
+            None => {
+                let policies = &mut self.own.policies;
+                let index = policies.classify(self.spd, direction, &packet.flow, packet.fragment)?;
+                decisions.put(flow, index);
+                index
+            }
+        };
         self.count_policy(index);
         self.spd.policies.get(index).map(|policy| &policy.action)
     }
@@ -591,22 +626,22 @@ fn datagram<'f>(frame: &'f [u8], packet: &IpPacket) -> &'f [u8] {
     &frame[start..ethernet::HEADER_LENGTH + packet.total_length as usize]
 }
 
-/// Ethernet and IP headers, each validated once; the IP version must be the one the EtherType says.
+/// The IP version that the Ethernet header says.
 #[inline(always)]
-fn read_frame(
-    reader: &mut ip::Reader,
-    frame: &[u8],
-    packet: &mut IpPacket,
-) -> Result<Option<HeaderNumber>, DropReason> {
-    let ethernet = ethernet::parse(frame).map_err(|_| DropReason::Malformed)?;
-    let version = match ethernet.ether_type {
-        ether_type::IPV4 => IpVersion::V4,
-        ether_type::IPV6 => IpVersion::V6,
-        ether_type::VLAN | ether_type::QINQ => return Err(DropReason::Vlan),
-        _ => return Err(DropReason::NotIp),
-    };
-    match reader.read(&frame[ethernet::HEADER_LENGTH..], packet) {
-        Ok(header) if packet.version == version => Ok(header),
+fn ip_version(frame: &[u8]) -> Result<IpVersion, DropReason> {
+    match ethernet::parse(frame).map_err(|_| DropReason::Malformed)?.ether_type {
+        ether_type::IPV4 => Ok(IpVersion::V4),
+        ether_type::IPV6 => Ok(IpVersion::V6),
+        ether_type::VLAN | ether_type::QINQ => Err(DropReason::Vlan),
+        _ => Err(DropReason::NotIp),
+    }
+}
+
+/// The packet behind the Ethernet header, which must be of that version.
+#[inline(always)]
+fn read_ip<'r>(reader: &'r mut Reader, frame: &[u8], version: IpVersion) -> Result<Seen<'r>, DropReason> {
+    match reader.read(&frame[ethernet::HEADER_LENGTH..]) {
+        Ok(seen) if seen.like.version == version => Ok(seen),
         _ => Err(DropReason::Malformed),
     }
 }

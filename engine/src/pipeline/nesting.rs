@@ -4,23 +4,27 @@
 //! Layer by layer, a burst at a time: no layer calls the next. There are at most [`MOST_NESTED`] of them, and none
 //! twice: a tunnel is made of those that exist already, so they cannot go round in a circle.
 
+use std::sync::Arc;
+
 use arrayvec::ArrayVec;
 
 use super::audit::Evidence;
+use super::fragments::Completed;
 use super::inbound::Inbound;
-use super::outbound::Group;
+use super::outbound::{Group, carried};
+use super::reassembly::Arrival;
 use super::scratch::Egress;
 use super::{BURST, DropReason, Frames, Pass, Received};
 use crate::policy::Tunnel;
 use crate::policy::spd::MOST_NESTED;
 use crate::route::PortId;
 use crate::sa::OutboundSa;
-use crate::sa::spec::{Mode, Workers};
-use crate::transform::transport;
+use crate::sa::spec::Workers;
 use crate::transform::tunnel::OuterHeader;
 use crate::wire::ethernet::HEADER_LENGTH;
 use crate::wire::ip::{self, Fragment, IpPacket};
 use crate::wire::protocol;
+use crate::wire::reader::Reader;
 
 /// A packet between two layers, in a transmit frame.
 pub(super) struct Nested<F> {
@@ -39,6 +43,9 @@ pub(super) struct WayOut<'g> {
 /// Tunnels that carry one another, with their SAs.
 type Layers<'g> = ArrayVec<(&'g Tunnel, &'g OutboundSa), MOST_NESTED>;
 
+/// The place of a tunnel that no other goes through any more.
+const NO_OUTER: usize = usize::MAX;
+
 /// Whether a packet is what an SA makes.
 pub(super) fn is_sealed(packet: &IpPacket) -> bool {
     matches!(packet.flow.protocol, protocol::ESP | protocol::AH)
@@ -51,26 +58,26 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         tunnel: &'g Tunnel,
         outer: &OuterHeader,
     ) -> Result<WayOut<'g>, DropReason> {
-        match &tunnel.through {
+        let way = match &tunnel.through {
             None => {
                 let egress = self.outer_egress(outer)?;
-                Ok(WayOut { mtu: self.outside_mtu(tunnel, &egress), egress })
+                WayOut { mtu: egress.port.mtu, egress }
             }
-            Some(through) => self.way_through(through),
-        }
+            Some(through) => self.way_through(through)?,
+        };
+        Ok(WayOut { mtu: self.path_mtu(tunnel, way.mtu), ..way })
     }
 
     /// The same through all the tunnels from `tunnel` on.
     #[cold]
     fn way_through(&mut self, tunnel: &'g Tunnel) -> Result<WayOut<'g>, DropReason> {
         let layers = self.layers(tunnel)?;
-        let (outermost, sa) = *layers.last().ok_or(DropReason::NoOutboundSa)?;
-        let egress = self.outer_egress(&sa.outer_now())?;
-        let inside = |mtu: u32, (_, sa): &(&Tunnel, &OutboundSa)| match sa.spec.sa.mode {
-            Mode::Tunnel => sa.outer.inside_mtu(mtu, &sa.layout),
-            Mode::Transport(_) => transport::usual_inside_mtu(mtu, &sa.layout, sa.outer.version()),
-        };
-        let mtu = layers.iter().rev().fold(self.outside_mtu(outermost, &egress), inside);
+        let (_, outermost) = layers.last().ok_or(DropReason::NoOutboundSa)?;
+        let egress = self.outer_egress(&outermost.outer_now())?;
+        // The path of each layer begins where the next one's peer opens it: any of them may be the narrowest.
+        let inside =
+            |mtu: u32, &(tunnel, sa): &(&Tunnel, &OutboundSa)| carried(sa, self.path_mtu(tunnel, mtu));
+        let mtu = layers.iter().rev().fold(egress.port.mtu, inside);
         Ok(WayOut { egress, mtu })
     }
 
@@ -157,7 +164,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
 
     /// Opens what came out of an SA and is for another, layer by layer.
     #[cold]
-    pub(super) fn open_onwards(&mut self) {
+    pub(super) fn open_onwards(&mut self, reader: &mut Reader) {
         // The first layer is what was received.
         for depth in 2.. {
             let mut opened = std::mem::take(&mut self.results.opened);
@@ -167,7 +174,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             }
             for layer in opened.chunks_mut(BURST) {
                 match depth <= MOST_NESTED {
-                    true => self.open_layer(layer),
+                    true => self.open_layer(layer, reader),
                     false => {
                         for (Nested { frame, length, .. }, _) in layer {
                             self.drop(DropReason::Nesting, &Evidence::between(frame, *length).into_gateway());
@@ -181,21 +188,44 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
     }
 
-    fn open_layer(&mut self, layer: &mut [(Nested<F::Frame>, usize)]) {
+    /// The same of datagrams whose fragments came out of SAs: none of them was opened yet.
+    pub(super) fn open_completed(mut self, completed: &mut [Completed], reader: &mut Reader) {
+        let spd = self.spd;
+        let place = |name: &Arc<str>| spd.place_of_outer(name).unwrap_or(NO_OUTER);
+        let layer = completed.iter_mut().filter_map(|Completed { outer, frame, .. }| {
+            let outer = place(outer.as_ref()?);
+            Some((&mut frame[..], outer))
+        });
+        self.open_frames(layer, reader);
+        self.open_onwards(reader);
+        self.write_down_policy();
+    }
+
+    fn open_layer(&mut self, layer: &mut [(Nested<F::Frame>, usize)], reader: &mut Reader) {
+        self.open_frames(
+            layer
+                .iter_mut()
+                .map(|(Nested { frame, length, .. }, outer)| (&mut frame[..HEADER_LENGTH + *length], *outer)),
+            reader,
+        );
+    }
+
+    /// Up to a burst of packets, and the places of the tunnels that they came out of.
+    fn open_frames<'b>(&mut self, layer: impl Iterator<Item = (&'b mut [u8], usize)>, reader: &mut Reader) {
         let mut burst = ArrayVec::<Received<'_>, BURST>::new();
         let mut inbound = Inbound::new();
-        for (Nested { frame, length, .. }, outer) in layer {
-            let (index, frame) = (burst.len(), &mut frame[..HEADER_LENGTH + *length]);
+        for (frame, outer) in layer {
+            let index = burst.len();
             let sorted = ip::parse(&frame[HEADER_LENGTH..])
                 .map_err(|_| DropReason::InnerMalformed)
-                .and_then(|packet| self.sort_nested(index, frame, &packet, *outer, &mut inbound));
+                .and_then(|packet| self.sort_nested(index, frame, &packet, outer, &mut inbound));
             if let Err(reason) = sorted {
-                self.drop(reason, &Evidence::between(frame, *length).into_gateway());
+                self.drop(reason, &Evidence::made(&frame[HEADER_LENGTH..]).into_gateway());
             }
             burst.push(Received { port: PortId::OWN, frame });
         }
         for (sa, group) in inbound.iter() {
-            self.open_group(&burst, sa, group);
+            self.open_group(&burst, sa, group, reader);
         }
     }
 
@@ -208,12 +238,14 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         outer: usize,
         inbound: &mut Inbound<'g>,
     ) -> Result<(), DropReason> {
-        // RFC 4303 and RFC 4302 section 3.4.1; nobody puts it together here.
+        // RFC 4303 and RFC 4302 section 3.4.1: put together first, of what came out of that tunnel only.
         if packet.fragment != Fragment::Whole {
-            return Err(DropReason::EspFragment);
+            let outer = self.spd.outer_name(outer).cloned();
+            return self.reassemble(Arrival { port: PortId::OWN, outer }, frame, packet);
         }
         let sa = self.sa_of(frame, packet)?;
-        if self.spd.outer_of(&sa.spec.sa.tunnel).map(|tunnel| &tunnel.name) != self.spd.outer_name(outer) {
+        let wanted = self.spd.outer_of(&sa.spec.sa.tunnel).map(|tunnel| &tunnel.name);
+        if wanted.is_none() || wanted != self.spd.outer_name(outer) {
             return Err(DropReason::Nesting);
         }
         self.sort_sealed(index, frame, packet, inbound)

@@ -6,7 +6,7 @@ use arrayvec::ArrayVec;
 use super::audit::Evidence;
 use super::nesting::{Nested, WayOut};
 use super::scratch::{Egress, Groups, Route};
-use super::{BURST, COVERED_HEADERS, DropReason, Frames, Pass, Pipeline, Received};
+use super::{BURST, COVERED_HEADERS, DropReason, Frames, Own, Pass, Received};
 use crate::crypto::{Seal, Sign};
 use crate::policy::tfc::Padding;
 use crate::policy::{Fragmentation, Tunnel};
@@ -21,7 +21,6 @@ use crate::transform::transport::{self, Split};
 use crate::transform::tunnel::{DontFragment, OuterHeader};
 use crate::transform::{Layout, mss};
 use crate::wire::ah::AhHeader;
-use crate::wire::checksum::Sum;
 use crate::wire::ethernet::HEADER_LENGTH;
 use crate::wire::icmp::IcmpError;
 use crate::wire::ip::{self, Fragment, IpPacket, IpVersion};
@@ -65,7 +64,8 @@ pub(super) struct Group<'g> {
     outside_mtu: u32,
     /// The same, where nothing else is to be done with it.
     leaves_up_to: usize,
-    is_nested: bool,
+    /// How the tunnel carries that this one goes through.
+    carrier: Option<Mode>,
     /// What a tunnel carries; in transport mode it depends on the packet's own headers.
     pub(super) tunnel_mtu: u32,
     /// For traffic-flow confidentiality.
@@ -82,14 +82,14 @@ impl<'g> Group<'g> {
         egress: Egress<'g>,
         mtu: u32,
     ) -> Self {
-        let is_nested = tunnel.through.is_some();
+        let carrier = tunnel.through.as_ref().map(|outer| outer.mode);
         Self {
             sa,
             outer,
             egress,
             outside_mtu: mtu,
-            leaves_up_to: if is_nested { 0 } else { mtu as usize },
-            is_nested,
+            leaves_up_to: if carrier.is_some() { 0 } else { mtu as usize },
+            carrier,
             tunnel_mtu: outer.inside_mtu(mtu, &sa.layout),
             padding: tunnel.tfc.padding,
             clamp_mss: tunnel.clamp_mss,
@@ -224,23 +224,18 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
     }
 
-    /// The largest packet on the way of `tunnel`: what its egress carries, or less where the path is told to.
-    pub(super) fn outside_mtu(&self, tunnel: &Tunnel, egress: &Egress<'g>) -> u32 {
+    /// The largest packet on the path of `tunnel`: `mtu`, which its link carries or the tunnel that it goes through, or
+    /// less where the path is told to.
+    pub(super) fn path_mtu(&self, tunnel: &Tunnel, mtu: u32) -> u32 {
         let told = tunnel.path.mtu(self.now, self.icmp.path_mtu_ageing);
-        told.map_or(egress.port.mtu, |told| told.min(egress.port.mtu))
+        told.map_or(mtu, |told| told.min(mtu))
     }
 
     /// What `tunnel` carries now, or `None` while it carries nothing.
     pub(super) fn inside_mtu(&mut self, tunnel: &'g Tunnel) -> Option<u32> {
         let sa = tunnel.outbound.load(self.guard)?;
         let mtu = self.way_out(tunnel, &sa.outer_now()).ok()?.mtu;
-        Some(match sa.spec.sa.mode {
-            Mode::Tunnel => sa.outer.inside_mtu(mtu, &sa.layout),
-            Mode::Transport(_) => {
-                let mtu = mtu.saturating_sub(in_udp(sa) as u32);
-                transport::usual_inside_mtu(mtu, &sa.layout, sa.outer.version())
-            }
-        })
+        Some(carried(sa, mtu))
     }
 
     /// Everything that can refuse a packet comes before it gets a number.
@@ -258,7 +253,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             self.originate_error(received, IcmpError::TimeExceeded);
             return Err(DropReason::TtlExceeded);
         }
-        if has_partial_checksum(&received.frame[HEADER_LENGTH..], packet) {
+        if ip::has_partial_checksum(&received.frame[HEADER_LENGTH..], packet) {
             return Err(DropReason::PartialChecksum);
         }
         let whole = &received.frame[HEADER_LENGTH..];
@@ -302,9 +297,11 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         group: &Group<'g>,
         split: Option<&Split>,
     ) -> Result<(), DropReason> {
-        // RFC 2473 section 7.1 (b): what every IPv6 link carries, a tunnel carries too, in fragments if need be.
+        // RFC 2473 section 7.1 (b): what every IPv6 link carries, a tunnel carries too, in fragments if need be. A layer
+        // inside this one has seen to that already.
         let is_least = packet.version == IpVersion::V6 && packet.total_length <= IPV6_MINIMUM_MTU;
-        if packet.dont_fragment && !is_least {
+        let is_nested = received.port == PortId::OWN;
+        if packet.dont_fragment && !is_least && !is_nested {
             let mtu = match packet.version {
                 IpVersion::V4 => inside_mtu,
                 IpVersion::V6 => inside_mtu.max(IPV6_MINIMUM_MTU),
@@ -502,7 +499,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     ) {
         self.tally.drop(reason);
         let scene = self.scene();
-        let Pipeline { audit, fragments, .. } = &mut *self.own;
+        let Own { audit, fragments, .. } = &mut *self.own;
         let evidence = match *payload {
             Payload::Received { index } => Evidence::received(&burst[index]),
             Payload::Room { start } => Evidence::made(&fragments[start..start + length]),
@@ -522,11 +519,21 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     /// Into the next tunnel, or in fragments: it is larger than the way carries.
     #[cold]
     fn send_otherwise(&mut self, group: &Group<'g>, frame: F::Frame, length: usize) {
-        let egress = &group.egress;
-        if group.is_nested {
-            return self.results.made.push(Nested { port: egress.id, frame, length });
+        match group.carrier {
+            // Takes whole datagrams only (RFC 4303 section 3.3.4), and fragments what it makes of them.
+            Some(Mode::Transport(_)) => self.send_on(group, frame, length),
+            Some(Mode::Tunnel) if length <= group.outside_mtu as usize => self.send_on(group, frame, length),
+            Some(Mode::Tunnel) | None => self.send_sealed_in_fragments(group, frame, length),
         }
-        self.send_sealed_in_fragments(group, frame, length);
+    }
+
+    /// A sealed packet, or a fragment of one, into the next tunnel or out.
+    fn send_on(&mut self, group: &Group<'g>, frame: F::Frame, length: usize) {
+        let egress = &group.egress;
+        match group.carrier {
+            Some(_) => self.results.made.push(Nested { port: egress.id, frame, length }),
+            None => self.emit(egress, group.sa.outer.version(), frame, length),
+        }
     }
 
     /// The sealed packet's place is taken by its first fragment; the others are originated.
@@ -536,9 +543,10 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let bytes = &frame[HEADER_LENGTH..HEADER_LENGTH + length];
         let sent = match ip::parse(bytes) {
             Ok(packet) if packet.version == IpVersion::V4 => {
-                self.send_fragments(egress, *outside_mtu, &packet, bytes)
+                let send = |this: &mut Self, frame, length| this.send_on(group, frame, length);
+                self.send_fragments(egress, *outside_mtu, &packet, bytes, send)
             }
-            Ok(packet) => self.send_ipv6_fragments(egress, *outside_mtu, &packet, bytes),
+            Ok(packet) => self.send_ipv6_fragments(group, &packet, bytes),
             Err(_) => Err(DropReason::TooBig),
         };
         if let Err(reason) = sent {
@@ -551,28 +559,39 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
 
     fn send_ipv6_fragments(
         &mut self,
-        egress: &Egress<'g>,
-        mtu: u32,
+        group: &Group<'g>,
         packet: &IpPacket,
         bytes: &[u8],
     ) -> Result<(), DropReason> {
-        let pieces = fragment_ipv6(bytes, packet, mtu).ok_or(DropReason::TooBig)?;
+        let port = group.egress.id;
+        let pieces = fragment_ipv6(bytes, packet, group.outside_mtu).ok_or(DropReason::TooBig)?;
         // Not to be guessed (RFC 7739), and of all SAs between the same endpoints: by chance.
         let mut identification = [0; 8];
         self.own.ivs.fill(&mut identification);
         let identification = u64::from_ne_bytes(identification) as u32;
         for (number, piece) in pieces.enumerate() {
             self.tally.originated += u64::from(number > 0);
-            let mut frame = self.take_frame(egress.id, HEADER_LENGTH + piece.total_length())?;
+            let mut frame = self.take_frame(port, HEADER_LENGTH + piece.total_length())?;
             match write_fragment_ipv6(&mut frame[HEADER_LENGTH..], bytes, &piece, identification) {
-                Some(length) => self.emit(egress, IpVersion::V6, frame, length),
+                Some(length) => self.send_on(group, frame, length),
                 None => {
-                    self.frames.give_back(egress.id, frame);
+                    self.frames.give_back(port, frame);
                     return Err(DropReason::TooBig);
                 }
             }
         }
         Ok(())
+    }
+}
+
+/// The largest packet that `sa` carries where `mtu` bytes leave; in transport mode one without options.
+pub(super) fn carried(sa: &OutboundSa, mtu: u32) -> u32 {
+    match sa.spec.sa.mode {
+        Mode::Tunnel => sa.outer.inside_mtu(mtu, &sa.layout),
+        Mode::Transport(_) => {
+            let mtu = mtu.saturating_sub(in_udp(sa) as u32);
+            transport::usual_inside_mtu(mtu, &sa.layout, sa.outer.version())
+        }
     }
 }
 
@@ -702,26 +721,4 @@ impl Lengths {
         };
         HEADER_LENGTH + self.sum() + tail
     }
-}
-
-/// Whether the sender left the TCP or UDP checksum to hardware that is not there: the field then holds the sum of
-/// the pseudo-header alone. One right checksum in 2^16 looks like that too, so the whole sum decides.
-fn has_partial_checksum(bytes: &[u8], packet: &IpPacket) -> bool {
-    let field = match packet.flow.protocol {
-        protocol::TCP => 16,
-        protocol::UDP => 6,
-        _ => return false,
-    };
-    // Who fragments has to sum first; behind extension headers the final destination may be another.
-    if packet.fragment != Fragment::Whole || packet.payload_offset != packet.header_length {
-        return false;
-    }
-    let segment = &bytes[usize::from(packet.payload_offset)..packet.total_length as usize];
-    let Some(&found) = segment.get(field..).and_then(<[u8]>::first_chunk) else { return false };
-    let addresses = match packet.version {
-        IpVersion::V4 => Sum::default().bytes(bytes[12..].first_chunk::<8>().unwrap_or(&[0; 8])),
-        IpVersion::V6 => Sum::default().bytes(bytes[8..].first_chunk::<32>().unwrap_or(&[0; 32])),
-    };
-    let pseudo = addresses.number(segment.len() as u32).number(packet.flow.protocol.into());
-    u16::from_be_bytes(found) == pseudo.fold() && pseudo.bytes(segment).checksum() != 0
 }

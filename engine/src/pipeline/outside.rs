@@ -3,7 +3,7 @@
 
 use super::icmp::Budget;
 use super::{DropReason, Frames, Pass, Received};
-use crate::policy::path::Trouble;
+use crate::policy::path::{self, Trouble};
 use crate::policy::{Spd, Tunnel};
 use crate::sa::OutboundSa;
 use crate::wire::ethernet::HEADER_LENGTH;
@@ -30,6 +30,17 @@ pub struct IcmpRules {
     pub path_mtu_floor_v6: u32,
     /// How long a path MTU holds after it was told, milliseconds.
     pub path_mtu_ageing: u64,
+}
+
+impl IcmpRules {
+    fn accepts(&self, kind: ErrorKind) -> bool {
+        match kind {
+            ErrorKind::PacketTooBig { .. } => self.accept_too_big,
+            ErrorKind::Unreachable => self.accept_unreachable,
+            ErrorKind::TimeExceeded => self.accept_time_exceeded,
+            ErrorKind::ParameterProblem => self.accept_parameter_problem,
+        }
+    }
 }
 
 impl Default for IcmpRules {
@@ -61,21 +72,43 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let Some((kind, quote)) = quote::read(&received.frame[HEADER_LENGTH..], packet) else {
             return DropReason::IcmpForged;
         };
-        let rules = self.icmp;
-        let accepted = match kind {
-            ErrorKind::PacketTooBig { .. } => rules.accept_too_big,
-            ErrorKind::Unreachable => rules.accept_unreachable,
-            ErrorKind::TimeExceeded => rules.accept_time_exceeded,
-            ErrorKind::ParameterProblem => rules.accept_parameter_problem,
-        };
-        if !accepted {
+        if !self.icmp.accepts(kind) {
             return DropReason::IcmpRefused;
         }
-        let Some(tunnel) = self.tunnel_that_sent(&quote) else { return DropReason::IcmpForged };
+        match self.tunnel_that_sent(&quote) {
+            Some(tunnel) => self.heed(tunnel, kind, &quote),
+            None => DropReason::IcmpForged,
+        }
+    }
+
+    /// An ICMP error to one of our addresses that came out of `outer`: of a router behind its peer, about what went into
+    /// it, if it quotes a tunnel that goes through it. `None` where it does not, and is like any other packet.
+    #[cold]
+    pub(super) fn error_from_inside(
+        &mut self,
+        outer: &str,
+        bytes: &[u8],
+        packet: &IpPacket,
+    ) -> Option<DropReason> {
+        let (kind, quote) = quote::read(bytes, packet)?;
+        let tunnel = self.tunnel_that_sent(&quote)?;
+        tunnel.through.as_ref().filter(|through| &*through.name == outer)?;
+        Some(if self.icmp.accepts(kind) { self.heed(tunnel, kind, &quote) } else { DropReason::IcmpRefused })
+    }
+
+    /// What an error says of the path of `tunnel`, which sent what it quotes.
+    fn heed(&self, tunnel: &Tunnel, kind: ErrorKind, quote: &Quote<'_>) -> DropReason {
+        let rules = self.icmp;
         let trouble = match kind {
             ErrorKind::PacketTooBig { mtu } => {
                 let v6 = quote.flow.source.is_ipv6();
-                if mtu < if v6 { rules.path_mtu_floor_v6 } else { rules.path_mtu_floor_v4 } {
+                let floor = if v6 { rules.path_mtu_floor_v6 } else { rules.path_mtu_floor_v4 };
+                let mtu = match mtu {
+                    // RFC 1191 section 5: the router is older than that. Whoever may tell any MTU may tell this one.
+                    0 if !v6 => path::plateau_below(quote.length).max(floor),
+                    mtu => mtu,
+                };
+                if mtu < floor {
                     return DropReason::IcmpRefused;
                 }
                 // RFC 8201 section 4: an error never makes the path's MTU larger; time does.

@@ -4,6 +4,9 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
+use std::sync::Arc;
+
+use zeroize::Zeroize;
 
 use super::DropReason;
 use crate::route::PortId;
@@ -63,6 +66,19 @@ impl Piece {
     }
 }
 
+/// Where a fragment comes from. Those of one datagram all come from outside, or all out of one tunnel: what an SA has
+/// proven is not put together with what nobody proved.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Arrival {
+    /// Where it came in.
+    pub port: PortId,
+    /// The tunnel that it came out of, by its name, if any.
+    pub outer: Option<Arc<str>>,
+}
+
+/// Who sends fragments: an address, outside or inside a tunnel.
+type Source = (IpAddr, Option<Arc<str>>);
+
 /// Which datagram of a source.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Key {
@@ -104,7 +120,7 @@ struct Head {
 /// When a datagram of a source came into being, in order.
 struct Birth {
     number: u64,
-    source: IpAddr,
+    source: Source,
 }
 
 /// Fragments that come to nothing.
@@ -151,7 +167,7 @@ pub struct Whole {
 pub struct Reassembler {
     limits: Limits,
     /// Of each source, the oldest first; none is empty.
-    sources: HashMap<IpAddr, VecDeque<Datagram>>,
+    sources: HashMap<Source, VecDeque<Datagram>>,
     /// Of all datagrams, the oldest first, and of some that are gone.
     births: VecDeque<Birth>,
     datagrams: usize,
@@ -186,13 +202,13 @@ impl Reassembler {
         self.memory
     }
 
-    /// Takes a fragment: the IP packet `packet` in `frame`, which came in by `port`. When it was the last one missing,
-    /// the whole datagram is written into `out` as a frame. Every fragment taken is held, or part of a [`Whole`], or
-    /// told to `lost`: this one, or others that had to go for it. `now`: milliseconds.
+    /// Takes a fragment: the IP packet `packet` in `frame`. When it was the last one missing, the whole datagram is
+    /// written into `out` as a frame. Every fragment taken is held, or part of a [`Whole`], or told to `lost`: this one,
+    /// or others that had to go for it. `now`: milliseconds.
     pub fn take(
         &mut self,
         now: u64,
-        port: PortId,
+        arrival: Arrival,
         frame: &[u8],
         packet: &IpPacket,
         out: &mut Vec<u8>,
@@ -205,7 +221,8 @@ impl Reassembler {
             lost(Lost::with_this(DropReason::ReassemblyInvalid, 1));
             return None;
         };
-        let source = packet.flow.source;
+        let Arrival { port, outer } = arrival;
+        let source = (packet.flow.source, outer);
         let key = Key {
             destination: packet.flow.destination,
             identification: place.identification,
@@ -213,7 +230,7 @@ impl Reassembler {
         };
         let known =
             self.sources.get(&source).and_then(|queue| queue.iter().position(|known| known.key == key));
-        let index = known.unwrap_or_else(|| self.begin(now, port, source, key, lost));
+        let index = known.unwrap_or_else(|| self.begin(now, port, &source, key, lost));
         let datagram = &mut self.sources.get_mut(&source)?[index];
         if let Some(reason) = datagram.refused {
             lost(Lost::with_this(reason, 1));
@@ -241,7 +258,7 @@ impl Reassembler {
         let datagram = &self.sources.get(&source)?[index];
         if datagram.is_whole() {
             let written = datagram.write(out);
-            let fragments = self.remove(source, index);
+            let fragments = self.remove(&source, index);
             return match written {
                 Ok(port) => Some(Whole { port, fragments }),
                 Err(reason) => {
@@ -273,11 +290,11 @@ impl Reassembler {
         &mut self,
         now: u64,
         port: PortId,
-        source: IpAddr,
+        source: &Source,
         key: Key,
         lost: &mut impl FnMut(Lost<'_>),
     ) -> usize {
-        if self.sources.get(&source).is_some_and(|queue| queue.len() >= self.limits.per_source) {
+        if self.sources.get(source).is_some_and(|queue| queue.len() >= self.limits.per_source) {
             self.lose(DropReason::ReassemblySource, source, 0, lost);
         }
         let (pieces, bytes) = self.spares.pop().unwrap_or_default();
@@ -293,10 +310,10 @@ impl Reassembler {
             head: None,
             ecn: 0,
         };
-        self.births.push_back(Birth { number: self.born, source });
+        self.births.push_back(Birth { number: self.born, source: source.clone() });
         self.datagrams += 1;
         self.memory += datagram.cost();
-        let queue = self.sources.entry(source).or_default();
+        let queue = self.sources.entry(source.clone()).or_default();
         queue.push_back(datagram);
         queue.len() - 1
     }
@@ -321,26 +338,26 @@ impl Reassembler {
             return false;
         }
         let Some(Birth { source, .. }) = self.births.pop_front() else { return false };
-        self.lose(reason, source, 0, lost);
+        self.lose(reason, &source, 0, lost);
         true
     }
 
     /// Removes a datagram that somebody else had to go for; what was left of it is told.
-    fn lose(&mut self, reason: DropReason, source: IpAddr, index: usize, lost: &mut impl FnMut(Lost<'_>)) {
-        let datagram = self.sources.get(&source).and_then(|queue| queue.get(index));
+    fn lose(&mut self, reason: DropReason, source: &Source, index: usize, lost: &mut impl FnMut(Lost<'_>)) {
+        let datagram = self.sources.get(source).and_then(|queue| queue.get(index));
         if let Some(datagram) = datagram.filter(|datagram| !datagram.pieces.is_empty()) {
-            let other = Some(datagram.remains(source));
+            let other = Some(datagram.remains(source.0));
             lost(Lost { reason, fragments: datagram.pieces.len(), other });
         }
         self.remove(source, index);
     }
 
     /// Removes a datagram; how many fragments of it were held.
-    fn remove(&mut self, source: IpAddr, index: usize) -> usize {
-        let Some(queue) = self.sources.get_mut(&source) else { return 0 };
+    fn remove(&mut self, source: &Source, index: usize) -> usize {
+        let Some(queue) = self.sources.get_mut(source) else { return 0 };
         let Some(datagram) = queue.remove(index) else { return 0 };
         if queue.is_empty() {
-            self.sources.remove(&source);
+            self.sources.remove(source);
         }
         let fragments = datagram.pieces.len();
         self.memory -= datagram.cost();
@@ -351,9 +368,10 @@ impl Reassembler {
     }
 
     fn keep_spare(&mut self, (mut pieces, mut bytes): (Vec<Piece>, Vec<u8>)) {
+        // AH that came out of ESP: what was encrypted does not lie about.
+        bytes.zeroize();
         if self.spares.len() < SPARES && bytes.capacity() <= SPARE_LENGTH {
             pieces.clear();
-            bytes.clear();
             self.spares.push((pieces, bytes));
         }
     }
@@ -362,6 +380,14 @@ impl Reassembler {
 /// What the two buffers of a datagram cost.
 fn cost_of((pieces, bytes): &(Vec<Piece>, Vec<u8>)) -> usize {
     bytes.capacity() + pieces.capacity() * size_of::<Piece>()
+}
+
+/// Makes room for `capacity` bytes, and leaves no copy behind.
+fn grow(bytes: &mut Vec<u8>, capacity: usize) {
+    let mut larger = Vec::with_capacity(capacity);
+    larger.extend_from_slice(bytes);
+    bytes.zeroize();
+    *bytes = larger;
 }
 
 /// Whether a fragment can be part of a datagram at all: it carries something, all but the last in eights (RFC 791
@@ -415,7 +441,7 @@ impl Datagram {
         let front = if piece.offset == 0 { HEADER_LENGTH + place.headers } else { 0 };
         let wanted = self.bytes.len() + payload.len() + front;
         if wanted > self.bytes.capacity() {
-            self.bytes.reserve_exact(wanted.next_multiple_of(STEP) - self.bytes.len());
+            grow(&mut self.bytes, wanted.next_multiple_of(STEP));
         }
         self.bytes.extend_from_slice(payload);
         self.pieces.insert(at, piece);
@@ -463,6 +489,7 @@ impl Datagram {
     fn write(&self, out: &mut Vec<u8>) -> Result<PortId, DropReason> {
         let head = self.head.as_ref().ok_or(DropReason::ReassemblyInvalid)?;
         out.clear();
+        out.reserve(self.bytes.len());
         out.extend_from_slice(&self.bytes[head.start..head.start + head.length]);
         for piece in &self.pieces {
             out.extend_from_slice(&self.bytes[piece.start as usize..][..piece.length as usize]);

@@ -74,6 +74,8 @@ impl Sent {
 /// A reassembler with its books.
 struct Bench {
     reassembler: Reassembler,
+    /// The tunnel that fragments come out of from now on.
+    outer: Option<Arc<str>>,
     taken: usize,
     merged: usize,
     lost: BTreeMap<&'static str, usize>,
@@ -81,7 +83,8 @@ struct Bench {
 
 impl Bench {
     fn new(limits: Limits) -> Self {
-        Self { reassembler: Reassembler::new(limits), taken: 0, merged: 0, lost: BTreeMap::new() }
+        let reassembler = Reassembler::new(limits);
+        Self { reassembler, outer: None, taken: 0, merged: 0, lost: BTreeMap::new() }
     }
 
     fn take(&mut self, now: u64, frame: &[u8]) -> Option<Vec<u8>> {
@@ -89,7 +92,8 @@ impl Bench {
         let (mut out, books) = (vec![0xee; 3], &mut self.lost);
         let mut lost = |lost: Lost<'_>| *books.entry(lost.reason.name()).or_default() += lost.fragments;
         self.taken += 1;
-        let whole = self.reassembler.take(now, PORT, frame, &packet, &mut out, &mut lost);
+        let arrival = Arrival { port: PORT, outer: self.outer.clone() };
+        let whole = self.reassembler.take(now, arrival, frame, &packet, &mut out, &mut lost);
         self.merged += whole.map_or(0, |whole| whole.fragments);
         self.balance();
         whole.map(|whole| {
@@ -357,4 +361,26 @@ fn births_of_what_is_gone_do_not_pile_up() {
         assert!(bench.reassembler.births.len() < 2 * STALE_BIRTHS);
     }
     assert_eq!(bench.reassembler.held(), 1);
+}
+
+/// What came out of a tunnel waits by itself: nobody outside, nor in another tunnel, has a part in it, or can push it out.
+#[test]
+fn fragments_of_one_datagram_come_the_same_way() {
+    let mut bench = Bench::new(LIMITS);
+    let (first, last) = (sent(0, true, &[1; 8]).frame(), sent(8, false, &[2; 8]).frame());
+    let ways = [None, Some("a".into()), Some("b".into())];
+    for way in &ways {
+        bench.outer.clone_from(way);
+        assert!(bench.take(0, &first).is_none());
+    }
+    bench.outer = None;
+    for identification in 100..100 + 2 * LIMITS.per_source as u16 {
+        bench.take(0, &Sent { identification, ..sent(0, true, &[3; 8]) }.frame());
+    }
+    assert!(bench.take(0, &last).is_none(), "pushed out, by others of the same source outside");
+    for way in &ways[1..] {
+        bench.outer.clone_from(way);
+        let whole = bench.take(0, &last).unwrap();
+        assert_eq!(whole[HEADER_LENGTH + 20..], [[1; 8], [2; 8]].concat());
+    }
 }

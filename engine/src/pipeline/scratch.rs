@@ -7,12 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arrayvec::ArrayVec;
 
 use super::{BURST, DropReason, WorkerCounters};
-use crate::policy::FlowKey;
 use crate::route::{Port, PortId};
 use crate::sa::InboundSa;
 use crate::wire::Spi;
 use crate::wire::ethernet::MacAddress;
-use crate::wire::ip::HeaderNumber;
+use crate::wire::reader::FlowNumber;
 
 /// The packets of a burst by what they share (an SA, a tunnel), each group in order of arrival: a linked list
 /// per group through one array.
@@ -113,55 +112,67 @@ pub(super) enum Route<'g> {
     Unreachable,
 }
 
-/// Flows of a burst whose answers are at hand.
+/// Flows whose answers are at hand.
 const PLACES: usize = 8;
 
-/// Answers about a few flows, for as long as a burst lasts: its packets are mostly of those. A flow has one place, where
-/// the latest that asked stays.
-pub(super) struct Few<A> {
-    places: [Option<(FlowKey, A)>; PLACES],
+/// Answers about a few flows, as long as what they were taken from stays what it is: `STAMPS` generations. Bursts are
+/// mostly of those flows. A flow has one place, where the latest that asked stays.
+pub(super) struct Few<A, const STAMPS: usize> {
+    stamps: [u64; STAMPS],
+    /// The last is for the answers that are good for one packet only.
+    places: [Option<(Option<FlowNumber>, A)>; PLACES + 1],
 }
 
-impl<A> Default for Few<A> {
+/// Where an answer is until the next one comes.
+#[derive(Clone, Copy)]
+pub(super) struct Place(u8);
+
+impl<A, const STAMPS: usize> Default for Few<A, STAMPS> {
     fn default() -> Self {
-        Self { places: [const { None }; PLACES] }
+        Self { stamps: [0; STAMPS], places: [const { None }; PLACES + 1] }
     }
 }
 
-impl<A> Few<A> {
-    /// What is there for `key`, or what `ask` says now.
-    #[inline(always)]
-    pub(super) fn get_or_try<E>(
-        &mut self,
-        key: FlowKey,
-        ask: impl FnOnce() -> Result<A, E>,
-    ) -> Result<&A, E> {
-        self.get_or_ask(key, || ask().map(|answer| (key, answer)))
+impl<A, const STAMPS: usize> Few<A, STAMPS> {
+    /// Forgets what was taken from something else. One of the stamps is that of the numbers, [`Reader::round`].
+    ///
+    /// [`Reader::round`]: crate::wire::reader::Reader::round
+    pub(super) fn look_at(&mut self, stamps: [u64; STAMPS]) {
+        if self.stamps != stamps {
+            *self = Self { stamps, ..Self::default() };
+        }
     }
 
-    /// The same, where the answer may be good for another key than the one that was asked for.
+    /// Where the answer about a flow is, if it is known.
     #[inline(always)]
-    pub(super) fn get_or_ask<E>(
-        &mut self,
-        key: FlowKey,
-        ask: impl FnOnce() -> Result<(FlowKey, A), E>,
-    ) -> Result<&A, E> {
-        let place = &mut self.places[key.place(PLACES)];
-        if !matches!(place, Some((known, _)) if known.differences(&key) == 0) {
-            *place = Some(ask()?);
+    pub(super) fn find(&self, flow: Option<FlowNumber>) -> Option<Place> {
+        let place = flow?.place(PLACES);
+        match &self.places[place] {
+            Some((known, _)) if *known == flow => Some(Place(place as u8)),
+            _ => None,
         }
-        let (_, answer) = place.as_ref().expect("it was there, or was put there");
-        Ok(answer)
+    }
+
+    /// Keeps an answer; without a flow until the next one without.
+    pub(super) fn put(&mut self, flow: Option<FlowNumber>, answer: A) -> Place {
+        let place = flow.map_or(PLACES, |flow| flow.place(PLACES));
+        self.places[place] = Some((flow, answer));
+        Place(place as u8)
+    }
+
+    /// The answer that was put there.
+    #[inline(always)]
+    pub(super) fn at(&self, Place(place): Place) -> Option<&A> {
+        self.places[usize::from(place) % (PLACES + 1)].as_ref().map(|(_, answer)| answer)
     }
 }
 
 /// The last answers of the tables in this burst: consecutive packets mostly ask the same.
 #[derive(Default)]
 pub(super) struct Memo<'g> {
-    /// A packet with this header, received by this port, was ESP of this SA: in tunnel mode, not in UDP.
-    pub(super) alike: Option<(HeaderNumber, PortId, &'g InboundSa)>,
+    /// A packet of this flow, received by this port, was ESP of this SA: in tunnel mode, not in UDP.
+    pub(super) alike: Option<(FlowNumber, PortId, &'g InboundSa)>,
     pub(super) sa: Option<(Spi, &'g InboundSa)>,
-    pub(super) decisions: Few<usize>,
     /// A policy and how many packets it decided since it was last written down.
     pub(super) policy: Option<(usize, u64)>,
 }

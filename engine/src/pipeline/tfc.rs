@@ -31,7 +31,9 @@ impl Pipeline {
     ) -> u64 {
         let mut again = now + LOOK_EVERY;
         let mut notes = Notes::default();
-        let Some(mut pass) = self.pass(tables, guard, now, frames, results, &mut notes) else { return again };
+        let Some(mut pass) = self.own.pass(tables, guard, now, frames, results, &mut notes) else {
+            return again;
+        };
         for tunnel in &pass.spd.with_dummies {
             if let Some(stream) = &tunnel.tfc.dummies
                 && let Some(shared) = pass.own_group(tunnel)
@@ -43,7 +45,7 @@ impl Pipeline {
                 again = again.min(stream.due_at().max(now + 1));
             }
         }
-        notes.tally.write_down(&self.counters);
+        notes.tally.write_down(&self.own.counters);
         again
     }
 }

@@ -99,21 +99,20 @@ impl<A: Copy + Default, const STAMPS: usize> FlowCache<A, STAMPS> {
 }
 
 impl PolicyCache {
-    /// As [`Spd::classify`]; `key` is that of the others.
+    /// As [`Spd::classify`].
     pub fn classify(
         &mut self,
         spd: &Spd,
-        key: &FlowKey,
         direction: Direction,
         flow: &Flow,
         fragment: Fragment,
     ) -> Option<usize> {
-        let stamps = [spd.generation];
-        if let Some(answer) = self.get(key, &stamps) {
+        let (key, stamps) = (FlowKey::new(direction, flow, fragment), [spd.generation]);
+        if let Some(answer) = self.get(&key, &stamps) {
             return answer.map(|policy| policy as usize);
         }
         let policy = spd.classify(direction, flow, fragment);
-        self.put(*key, stamps, policy.map(|policy| policy as u32));
+        self.put(key, stamps, policy.map(|policy| policy as u32));
         policy
     }
 }
@@ -148,19 +147,10 @@ impl FlowKey {
         Self([s0, s1, d0, d1, rest])
     }
 
-    /// One of `places`, a power of two: a few flows at a time mostly have different ones.
-    #[inline(always)]
-    pub fn place(&self, places: usize) -> usize {
-        let Self([source, _, destination, _, rest]) = self;
-        // Ports, and the ends of addresses.
-        let mixed = (rest >> 32 ^ rest >> 48) ^ source ^ destination;
-        mixed as usize & (places - 1)
-    }
-
     /// Not 0 where they differ. Whole words without a branch between them: the derived comparison is a call of
     /// `memcmp`.
     #[inline(always)]
-    pub fn differences(&self, Self(other): &Self) -> u64 {
+    fn differences(&self, Self(other): &Self) -> u64 {
         self.0.iter().zip(other).fold(0, |all, (own, asked)| all | (own ^ asked))
     }
 }

@@ -30,6 +30,14 @@ impl Trouble {
     }
 }
 
+/// MTUs that links have (RFC 1191 section 7), less than which each is the next to try.
+const PLATEAUS: [u32; 11] = [65_535, 32_000, 17_914, 8_166, 4_352, 2_002, 1_492, 1_006, 508, 296, 68];
+
+/// The likely MTU of a path that did not carry a packet of `length` bytes, where nobody told it.
+pub fn plateau_below(length: u32) -> u32 {
+    PLATEAUS.into_iter().find(|&plateau| plateau < length).unwrap_or(0)
+}
+
 /// A tunnel's path: a figure and when it was told, in one word each, so that any worker may write and none waits.
 #[derive(Debug, Default)]
 pub struct Path {

@@ -36,8 +36,8 @@ pub struct Tunnel {
     pub through: Option<Arc<Tunnel>>,
     /// What may be fragmented and is too large.
     pub fragmentation: Fragmentation,
-    /// What the way to the peer is told to be like.
-    pub path: Path,
+    /// What the way to the peer is told to be like. Another tunnel of the same way shares it.
+    pub path: Arc<Path>,
     /// The SA that outbound packets take now.
     pub outbound: Published<OutboundSa>,
 }
@@ -218,10 +218,9 @@ impl Spd {
         self.through.get(name).map(|outer| &**outer)
     }
 
-    /// The tunnel called `name`, if others go through it, and a place that [`Spd::outer_name`] knows it by.
-    pub fn place_of_outer(&self, name: &str) -> Option<(usize, &Tunnel)> {
-        let &place = self.outer.get(name)?;
-        Some((place, self.tunnels.get(place)?))
+    /// The place among [`Spd::tunnels`] of the tunnel called `name`, if others go through it.
+    pub fn place_of_outer(&self, name: &str) -> Option<usize> {
+        self.outer.get(name).copied()
     }
 
     /// The name of the tunnel at a place of [`Spd::place_of_outer`].

@@ -114,7 +114,7 @@ fn tunnel() -> Arc<Tunnel> {
         tfc: Default::default(),
         through: None,
         fragmentation: spd::Fragmentation::Before,
-        path: Path::default(),
+        path: Arc::default(),
         outbound: Published::new(None),
     })
 }
@@ -203,8 +203,8 @@ proptest! {
         let mut cache = PolicyCache::new(flows, seed);
         for (which, (direction, flow, fragment)) in packets {
             let expected = spds[which].classify_linear(direction, &flow, fragment);
-            prop_assert_eq!(cache.classify(&spds[which], &FlowKey::new(direction, &flow, fragment), direction, &flow, fragment), expected);
-            prop_assert_eq!(cache.classify(&spds[which], &FlowKey::new(direction, &flow, fragment), direction, &flow, fragment), expected);
+            prop_assert_eq!(cache.classify(&spds[which], direction, &flow, fragment), expected);
+            prop_assert_eq!(cache.classify(&spds[which], direction, &flow, fragment), expected);
         }
     }
 

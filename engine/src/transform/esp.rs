@@ -87,13 +87,14 @@ pub fn trailer(plaintext: &[u8]) -> Result<Trailer, BadTrailer> {
         plaintext.split_last_chunk::<TRAILER_LENGTH>().ok_or(BadTrailer::PadLength)?;
     let payload_length = body.len().checked_sub(usize::from(pad_length)).ok_or(BadTrailer::PadLength)?;
     let (_, padding) = body.split_at(payload_length);
-    // RFC 4303 section 2.4: 1, 2, 3, …; mostly a few bytes, which are the end of a word.
-    let is_right = match (body.last_chunk::<8>(), pad_length) {
-        (Some(end), 0..=8) => {
-            const ASCENDING: u64 = u64::from_le_bytes([1, 2, 3, 4, 5, 6, 7, 8]);
-            let outside = 64 - 8 * u32::from(pad_length);
-            let [expected, mask] = [ASCENDING, u64::MAX].map(|word| word.checked_shl(outside).unwrap_or(0));
-            u64::from_le_bytes(*end) & mask == expected
+    // RFC 4303 section 2.4: 1, 2, 3, …; mostly less than a cipher's block, which is the end of a word.
+    let is_right = match (body.last_chunk::<16>(), pad_length) {
+        (Some(end), 0..=16) => {
+            const ASCENDING: u128 =
+                u128::from_le_bytes([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]);
+            let outside = 128 - 8 * u32::from(pad_length);
+            let [expected, mask] = [ASCENDING, u128::MAX].map(|word| word.checked_shl(outside).unwrap_or(0));
+            u128::from_le_bytes(*end) & mask == expected
         }
         _ => padding.iter().zip(1..=u8::MAX).all(|(&found, expected)| found == expected),
     };

@@ -227,103 +227,10 @@ fn read_v4(bytes: &[u8], out: &mut IpPacket) -> Result<(), Malformed> {
 
 /// The numbers that the words of a header are on the wire.
 #[inline(always)]
-fn in_words(header: &[u8; IPV4_LENGTH]) -> (u64, u64, u32) {
+pub(super) fn in_words(header: &[u8; IPV4_LENGTH]) -> (u64, u64, u32) {
     let (words, last) = header.as_chunks::<8>();
     let last = last.first_chunk().map_or(0, |last| u32::from_be_bytes(*last));
     (u64::from_be_bytes(words[0]), u64::from_be_bytes(words[1]), last)
-}
-
-/// Reads packet after packet. Those of a burst mostly have the same headers but for length, identification and checksum;
-/// what is like the one before is not taken apart again.
-pub struct Reader {
-    /// The header of the latest IPv4 packet without options that was no fragment, and what it says.
-    like: Option<Like>,
-    packet: IpPacket,
-    /// Counts those headers.
-    number: u32,
-}
-
-/// Packets of one [`Reader`] with the same number have the same IPv4 header, but for length, identification and checksum,
-/// and no options; none of them is a fragment. Good for a burst: there are 2^32 of them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct HeaderNumber(u32);
-
-/// A header whose checksum was right.
-#[derive(Clone, Copy)]
-struct Like {
-    words: (u64, u64, u32),
-    varying: u32,
-    /// What follows has ports, or type and code.
-    shows_upper: bool,
-}
-
-impl Default for Reader {
-    fn default() -> Self {
-        Self { like: None, packet: IpPacket::EMPTY, number: 0 }
-    }
-}
-
-impl Reader {
-    /// As [`read`]; the number of its header, if that is of the usual kind.
-    ///
-    /// # Errors
-    /// As [`read`].
-    #[inline(always)]
-    pub fn read(&mut self, bytes: &[u8], packet: &mut IpPacket) -> Result<Option<HeaderNumber>, Malformed> {
-        const LENGTH_AND_IDENTIFICATION: u64 = 0x0000_ffff_ffff_0000;
-        const CHECKSUM: u64 = 0x0000_ffff_0000_0000;
-        let (Some(fixed), Some(like)) = (bytes.first_chunk::<IPV4_LENGTH>(), &self.like) else {
-            return self.read_anew(bytes, packet);
-        };
-        let words = in_words(fixed);
-        let differences = (words.0 ^ like.words.0) & !LENGTH_AND_IDENTIFICATION
-            | (words.1 ^ like.words.1) & !CHECKSUM
-            | u64::from(words.2 ^ like.words.2);
-        if differences != 0 {
-            return self.read_anew(bytes, packet);
-        }
-        let total_length = (words.0 >> 32 & 0xffff) as usize;
-        let payload = bytes.get(IPV4_LENGTH..total_length).ok_or(Malformed::TotalLength)?;
-        // The rest of the header adds up to the same.
-        if varying_sum(words) != like.varying {
-            return Err(Malformed::Checksum);
-        }
-        *packet = self.packet;
-        packet.total_length = total_length as u32;
-        if like.shows_upper {
-            read_upper(&mut packet.flow.upper, self.packet.flow.protocol, payload, Fragment::Whole);
-        }
-        Ok(Some(HeaderNumber(self.number)))
-    }
-
-    #[inline(never)]
-    fn read_anew(&mut self, bytes: &[u8], packet: &mut IpPacket) -> Result<Option<HeaderNumber>, Malformed> {
-        read(bytes, packet)?;
-        let is_plain = packet.version == IpVersion::V4
-            && usize::from(packet.header_length) == IPV4_LENGTH
-            && packet.fragment == Fragment::Whole;
-        if is_plain && let Some(fixed) = bytes.first_chunk() {
-            let words = in_words(fixed);
-            // If a packet of it that shows none hides them.
-            let shown = Flow { upper: Upper::Opaque, ..packet.flow };
-            let shows_upper = shown.hides(Fragment::Whole) == Hidden::Upper;
-            self.like = Some(Like { words, varying: varying_sum(words), shows_upper });
-            // Of a protocol that has no such thing, this is all there is to say.
-            self.packet = *packet;
-            self.number = self.number.wrapping_add(1);
-            return Ok(Some(HeaderNumber(self.number)));
-        }
-        Ok(None)
-    }
-}
-
-/// The one's complement sum of length, identification and checksum: never 0, so each has one form.
-#[inline(always)]
-fn varying_sum((first, middle, _): (u64, u64, u32)) -> u32 {
-    let word = |word: u64, shift: u32| (word >> shift) as u32 & 0xffff;
-    let sum = word(first, 32) + word(first, 16) + word(middle, 32);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    (sum & 0xffff) + (sum >> 16)
 }
 
 #[inline]
@@ -494,28 +401,27 @@ fn mend_v4(header: &mut [u8; IPV4_LENGTH], old: u16, new: u16) {
     [header[10], header[11]] = checksum.to_be_bytes();
 }
 
-/// Whether a TCP or UDP packet holds, instead of its checksum, the sum of the pseudo-header only: what
-/// Linux leaves there for the hardware when transmit checksum offload is on. Such a packet is useless to its
-/// receiver. `packet` is what `parsed` was read from.
-///
-/// No false alarm: one right checksum in 65,536 equals that sum by chance, so a match is settled by the full
-/// checksum. Fragments are never offloaded.
-#[inline]
-pub fn has_partial_checksum(packet: &[u8], parsed: &IpPacket) -> bool {
-    let at = match (parsed.fragment, parsed.flow.protocol) {
-        (Fragment::Whole, protocol::TCP) => 16,
-        (Fragment::Whole, protocol::UDP) => 6,
+/// Whether the sender of a packet left its TCP or UDP checksum to hardware that is not there (Linux, where transmit
+/// checksum offload is on): the field then holds the sum of the pseudo-header alone. One right checksum in 2^16 looks
+/// like that too, so the whole sum decides. `bytes` begins at the IP header of `packet`.
+pub fn has_partial_checksum(bytes: &[u8], packet: &IpPacket) -> bool {
+    let field = match packet.flow.protocol {
+        protocol::TCP => 16,
+        protocol::UDP => 6,
         _ => return false,
     };
-    let addresses = match parsed.version {
-        IpVersion::V4 => packet.get(12..20),
-        IpVersion::V6 => packet.get(8..40),
+    // Who fragments has to sum first; behind extension headers the final destination may be another.
+    if packet.fragment != Fragment::Whole || packet.payload_offset != packet.header_length {
+        return false;
+    }
+    let segment = &bytes[usize::from(packet.payload_offset)..packet.total_length as usize];
+    let Some(&found) = segment.get(field..).and_then(<[u8]>::first_chunk) else { return false };
+    let addresses = match packet.version {
+        IpVersion::V4 => Sum::default().bytes(bytes[12..].first_chunk::<8>().unwrap_or(&[0; 8])),
+        IpVersion::V6 => Sum::default().bytes(bytes[8..].first_chunk::<32>().unwrap_or(&[0; 32])),
     };
-    let segment = packet.get(usize::from(parsed.payload_offset)..parsed.total_length as usize);
-    let (Some(addresses), Some(segment)) = (addresses, segment) else { return false };
-    let Some(stored) = segment.get(at..).and_then(|rest| rest.first_chunk()) else { return false };
-    let pseudo = Sum::default().pseudo_header(addresses, segment.len() as u32, parsed.flow.protocol);
-    u16::from_be_bytes(*stored) == pseudo.fold() && pseudo.bytes(segment).checksum() != 0
+    let pseudo = addresses.number(segment.len() as u32).number(packet.flow.protocol.into());
+    u16::from_be_bytes(found) == pseudo.fold() && pseudo.bytes(segment).checksum() != 0
 }
 
 #[cfg(test)]

@@ -327,37 +327,3 @@ proptest! {
         prop_assert_eq!(&after[8..], &before[8..]);
     }
 }
-
-proptest! {
-    /// What is remembered of the packet before never changes what is read of this one.
-    #[test]
-    fn a_reader_reads_what_a_fresh_one_does(
-        changes in proptest::collection::vec((0..6_usize, 0..28_usize, any::<u8>(), any::<bool>()), 1..40),
-    ) {
-        let frames = [V4_UDP, V4_TCP_OPTIONS, V4_SCTP, V4_ECHO, V4_LARGE_0, V4_ESP].map(bytes);
-        let mut reader = Reader::default();
-        let mut numbered = std::collections::HashMap::new();
-        for (frame, at, value, mended) in changes {
-            let mut bytes = frames[frame].clone();
-            bytes[at] = value;
-            if mended {
-                bytes[10..12].fill(0);
-                let header = (usize::from(bytes[0] & 15) * 4).min(bytes.len());
-                let sum = checksum::internet(&bytes[..header]);
-                bytes[10..12].copy_from_slice(&sum.to_be_bytes());
-            }
-            let mut packet = IpPacket::EMPTY;
-            let read = reader.read(&bytes, &mut packet);
-            prop_assert_eq!(read.map(|_| packet), parse(&bytes));
-            // The same number, the same header.
-            if let Ok(Some(HeaderNumber(number))) = read {
-                for varying in [2, 3, 4, 5, 10, 11] {
-                    bytes[varying] = 0;
-                }
-                let header = bytes[..20].to_vec();
-                prop_assert_eq!(numbered.entry(number).or_insert(header.clone()), &header);
-                prop_assert_eq!((packet.header_length, packet.fragment), (20, Fragment::Whole));
-            }
-        }
-    }
-}

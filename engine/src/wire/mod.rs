@@ -11,6 +11,7 @@ pub mod icmp;
 pub mod ip;
 pub mod options;
 pub mod quote;
+pub mod reader;
 pub mod udp;
 pub mod vlan;
 

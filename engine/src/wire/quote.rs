@@ -36,6 +36,8 @@ pub enum ErrorKind {
 pub struct Quote<'a> {
     /// Addresses, protocol, and ports or type and code, where the quote reaches them.
     pub flow: Flow,
+    /// Bytes of the whole packet, as its IP header has it.
+    pub length: u32,
     /// Where it stood in a datagram.
     pub fragment: Fragment,
     /// From its next layer on.
@@ -102,9 +104,10 @@ fn quote_v4(quoted: &[u8]) -> Option<Quote<'_>> {
     let address =
         |at: usize| IpAddr::V4(Ipv4Addr::new(fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]));
     let (source, destination, protocol) = (address(12), address(16), fixed[9]);
+    let length = u32::from(u16::from_be_bytes([fixed[2], fixed[3]]));
     let mut upper = Upper::Opaque;
     ip::read_upper(&mut upper, protocol, payload, fragment);
-    Some(Quote { flow: Flow { source, destination, protocol, upper }, fragment, payload })
+    Some(Quote { flow: Flow { source, destination, protocol, upper }, length, fragment, payload })
 }
 
 fn quote_v6(quoted: &[u8]) -> Option<Quote<'_>> {
@@ -138,9 +141,10 @@ fn quote_v6(quoted: &[u8]) -> Option<Quote<'_>> {
     let (source, destination) = fixed[8..].split_at(16);
     let address = |octets: &[u8]| Some(IpAddr::V6(Ipv6Addr::from(*octets.first_chunk::<16>()?)));
     let (source, destination) = (address(source)?, address(destination)?);
+    let length = IPV6_LENGTH as u32 + u32::from(u16::from_be_bytes([fixed[4], fixed[5]]));
     let mut upper = Upper::Opaque;
     ip::read_upper(&mut upper, protocol, payload, fragment);
-    Some(Quote { flow: Flow { source, destination, protocol, upper }, fragment, payload })
+    Some(Quote { flow: Flow { source, destination, protocol, upper }, length, fragment, payload })
 }
 
 #[cfg(test)]

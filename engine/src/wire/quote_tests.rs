@@ -34,7 +34,8 @@ fn what_an_ipv4_error_says() {
         protocol: 50,
         upper: Upper::Opaque,
     };
-    assert_eq!(quote, Quote { flow, fragment: Fragment::Whole, payload: &[0, 0, 0x10, 2, 0, 0, 0, 9] });
+    let payload = &[0, 0, 0x10, 2, 0, 0, 0, 9];
+    assert_eq!(quote, Quote { flow, length: 1_500, fragment: Fragment::Whole, payload });
     for (kind, code, expected) in [
         (3, 1, Some(ErrorKind::Unreachable)),
         (3, 13, Some(ErrorKind::Unreachable)),

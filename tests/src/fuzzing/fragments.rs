@@ -1,6 +1,6 @@
 //! Reassembly, and the packets that ICMP errors quote.
 
-use adit_engine::pipeline::reassembly::{Limits, Lost, Reassembler};
+use adit_engine::pipeline::reassembly::{Arrival, Limits, Lost, Reassembler};
 use adit_engine::route::PortId;
 use adit_engine::wire::checksum::Sum;
 use adit_engine::wire::ip::{self, Fragment};
@@ -63,7 +63,8 @@ impl Bench {
         self.taken += 1;
         let (mut out, mut lost) = (vec![0xee; 5], 0);
         let mut count = |gone: Lost<'_>| lost += gone.fragments;
-        let whole = self.reassembler.take(self.now, PortId(1), frame, &packet, &mut out, &mut count);
+        let arrival = Arrival { port: PortId(1), outer: None };
+        let whole = self.reassembler.take(self.now, arrival, frame, &packet, &mut out, &mut count);
         self.ended += lost + whole.map_or(0, |whole| whole.fragments);
         self.balance();
         if let Some(whole) = whole {

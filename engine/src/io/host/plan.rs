@@ -211,7 +211,7 @@ mod tests {
 
     use super::*;
     use crate::policy::spd::Fallback;
-    use crate::policy::{Fragmentation, Path, Policy, Tunnel};
+    use crate::policy::{Fragmentation, Policy, Tunnel};
     use crate::route::{NetworkBuilder, Port};
     use crate::sa::publish::Published;
     use crate::sa::selector::UpperSelector;
@@ -236,7 +236,7 @@ mod tests {
             tfc: Default::default(),
             through: None,
             fragmentation: Fragmentation::Before,
-            path: Path::default(),
+            path: Arc::default(),
             outbound: Published::new(None),
         };
         let selector = Selector {
