@@ -203,11 +203,11 @@ enum Bytes<'e> {
 impl<'e> Evidence<'e> {
     /// As it was received.
     pub(super) fn received(received: &'e Received<'_>) -> Self {
-        Self::of_frame(received.port, received.frame)
+        Self::framed(received.port, received.frame)
     }
 
     /// In this frame, received by `port`.
-    pub(super) fn of_frame(port: PortId, frame: &'e [u8]) -> Self {
+    pub(super) fn framed(port: PortId, frame: &'e [u8]) -> Self {
         Self::of(port, Bytes::Framed(frame))
     }
 
@@ -430,7 +430,7 @@ impl Pipeline {
             Some(Side::Protected) => Direction::Inbound,
             Some(Side::Unprotected) | None => Direction::Outbound,
         };
-        let evidence = Evidence::of_frame(port, frame);
+        let evidence = Evidence::framed(port, frame);
         let evidence = Evidence { direction: Some(direction), is_leaving: true, ..evidence };
         self.own.audit.keep(reason, &evidence, &scene);
     }

@@ -71,7 +71,7 @@ impl<F: Frames> Pass<'_, '_, F> {
         let mut waiting = self.reassembly.lock();
         let scene = self.scene();
         let (tally, audit) = (&mut *self.tally, &mut self.own.audit);
-        let this = Evidence::of_frame(arrival.port, frame).into_gateway();
+        let this = Evidence::framed(arrival.port, frame).into_gateway();
         let mut lost = |Lost { reason, fragments, other }: Lost<'_>| {
             tally.drop_all(reason, fragments);
             audit.keep(reason, &other.map_or(this, |other| Evidence::remains(&other)), &scene);
