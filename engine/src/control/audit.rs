@@ -58,7 +58,7 @@ pub struct DropRecord {
     /// The packet: inbound as it came, outbound as it was to be sealed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packet: Option<PacketHeader>,
-    /// What came out of its SA, if that was authentic and a packet.
+    /// What came out of its SA, if that was authentic and a packet; of an ICMP error from outside, what it quotes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inner: Option<PacketHeader>,
     /// What the SA may carry, where the packet inside is something else; the first few.
