@@ -43,9 +43,9 @@ use crate::io::steering::{
 };
 use crate::io::{self as packet_io, DatapathConfig, NeighbourRequests, Online, SocketRegistry};
 use crate::pipeline::{DropReason, Pipeline, Tables};
-use crate::policy::Spd;
 use crate::policy::cover::Cover;
 use crate::policy::spd::Fallback;
+use crate::policy::{Prefix, Spd};
 use crate::route::mirror::{LinkChange, LinkEvent, Mirror};
 use crate::route::{Network, Port, PortId, Resolver, Side, Vlan};
 use crate::sa::publish;
@@ -543,15 +543,18 @@ struct Seam {
 
 impl control::Datapath for Seam {
     fn set_covers(&self, steering: &Cover, guard: &Cover) -> Result<(), String> {
-        let entries = |steering: &[_], guard: &[_]| {
-            let discard =
-                steering.iter().map(|&prefix| CoverPrefix { prefix, protect: false, discard: true });
-            let protect = guard.iter().map(|&prefix| CoverPrefix { prefix, protect: true, discard: false });
-            discard.chain(protect).collect()
+        let entries = |steering: &[_], guard: &[_], bypass: &[_]| {
+            let prefixes = |prefixes: &[Prefix], [protect, discard, bypass]: [bool; 3]| -> Vec<_> {
+                let entry = |&prefix| CoverPrefix { prefix, protect, discard, bypass };
+                prefixes.iter().map(entry).collect()
+            };
+            let discard = prefixes(steering, [false, true, false]);
+            let protect = prefixes(guard, [true, false, false]);
+            [discard, protect, prefixes(bypass, [false, false, true])].concat()
         };
         let tables = SteeringTables {
-            local: entries(&steering.local, &guard.local),
-            remote: entries(&steering.remote, &guard.remote),
+            local: entries(&steering.local, &guard.local, &steering.bypass.0),
+            remote: entries(&steering.remote, &guard.remote, &steering.bypass.1),
             nat_ports: steering.nat_ports.clone(),
         };
         self.hooks.lock().steering.set_cover(&tables).map_err(|error| error.to_string())

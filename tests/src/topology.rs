@@ -30,10 +30,16 @@ impl Topology {
 
     /// Gives every link and the wire's bridge another MTU.
     pub fn set_mtu(&self, mtu: u32) {
-        let devices = [("ha", "eth0"), ("ga", "in0"), ("ga", "out0"), ("wire", "left"), ("wire", "right")];
-        for (name, device) in
-            devices.into_iter().chain([("wire", "br"), ("gb", "out0"), ("gb", "in0"), ("hb", "eth0")])
-        {
+        self.set_mtus(mtu, mtu);
+    }
+
+    /// The same for what is between the gateways, and for the links to their hosts.
+    pub fn set_mtus(&self, outside: u32, inside: u32) {
+        let wire = [("ga", "out0"), ("wire", "left"), ("wire", "right"), ("wire", "br"), ("gb", "out0")];
+        let links = [("ha", "eth0"), ("ga", "in0"), ("gb", "in0"), ("hb", "eth0")];
+        let all =
+            wire.map(|device| (device, outside)).into_iter().chain(links.map(|device| (device, inside)));
+        for ((name, device), mtu) in all {
             self.inside(name, &format!("ip link set dev {device} mtu {mtu}"));
         }
     }

@@ -149,6 +149,41 @@ fn path_mtu_is_told_to_the_gateways_own_stack() {
     assert_eq!((totals.originated, totals.delivered), (2, 4));
 }
 
+/// The device has the MTU of the link outside, also of one that changes: packets of the gateway's own are as large as those
+/// of its hosts.
+#[test]
+fn the_device_follows_the_mtu_outside() {
+    let topology = Topology::new(1);
+    topology.set_mtu(9000);
+    let (a, b) = pair(&topology, &setup());
+    let has = |mtu: u32| {
+        let line = format!("ip link show dev {}", device(&topology, "ga"));
+        let said = topology.inside("ga", &line).stdout;
+        String::from_utf8_lossy(&said).contains(&format!(" mtu {mtu} "))
+    };
+    for outside in [9000, 1400] {
+        topology.set_mtu(outside);
+        eventually("the device's MTU", Duration::from_secs(5), || has(outside));
+        for (name, gateway) in [("ga", &a), ("gb", &b)] {
+            for line in ["ip route flush cache", "ip -6 route flush cache"] {
+                topology.inside(name, line);
+            }
+            eventually("the port's MTU", Duration::from_secs(5), || {
+                gateway.json(&["status"])["interfaces"][1]["mtu"] == outside
+            });
+        }
+        // Outside less 20 outer IP, 8 ESP, 8 IV, 16 ICV; a multiple of 4, less pad length and next header.
+        let inside = (outside - 52) / 4 * 4 - 2;
+        for (target, header) in [("10.2.0.1", 28), ("2001:db8:2::1", 48)] {
+            topology.inside("ga", &format!("ping -c 1 -W 2 -M do -s {} {target}", inside - header));
+        }
+    }
+    for gateway in [&a, &b] {
+        let totals = gateway.assert_conservation();
+        assert_eq!(totals.dropped, gateway.dropped("host_unprotected"), "{}", gateway.explain());
+    }
+}
+
 /// What leads into the host path, in both families.
 fn traces(topology: &Topology, name: &str) -> Vec<String> {
     let mut traces = Vec::new();
@@ -189,6 +224,18 @@ fn killed_restarted_detached() {
 
     a.end(Signal::TERM);
     assert!(!traces(&topology, "ga").is_empty());
+    // An earlier build had other numbers.
+    let device = device(&topology, "ga");
+    for line in [
+        format!("ip route add 10.2.0.0/24 dev {device} table 0xad123450"),
+        "ip route add throw 10.1.0.0/24 table 0xad123450".into(),
+        "ip rule add iif lo ipproto udp sport 500 priority 23000 goto 23001".into(),
+        "ip rule add iif lo priority 23001 table 0xad123450".into(),
+        "ip rule add iif lo from 10.1.0.1 priority 23002 table main suppress_prefixlength 0".into(),
+        "ip rule add iif lo from 10.1.0.1 priority 23003 table 0xad123450".into(),
+    ] {
+        topology.inside("ga", &line);
+    }
     a.detach();
     assert_eq!(traces(&topology, "ga"), Vec::<String>::new());
     // Switched off, the next start takes away what is left.

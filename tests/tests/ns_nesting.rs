@@ -1,15 +1,18 @@
-//! Tunnels through tunnels between two real gateways (the topology is drawn in `scripts/topology`): on the wire only the
-//! outermost layer is seen, foreign readers open all of them, and each layer counts what it carries.
+//! Tunnels through tunnels between two real gateways (the topology is drawn in `scripts/topology`), and to a third behind
+//! the second: on the wire only the outermost layer is seen, foreign readers open all of them, and each layer counts what
+//! it carries.
 
 use std::process::Stdio;
 use std::time::Duration;
 
 use adit_tests::gateway::{Gateway, SPI_AB, SPI_BA, Setup, Totals};
+use adit_tests::netns::Namespace;
 use adit_tests::packet::unframe;
 use adit_tests::process::{Running, eventually};
 use adit_tests::topology::Topology;
 use adit_tests::wire::{Heard, Kind, Listener};
 use adit_tests::{openssl, scapy, tshark};
+use serde_json::Value;
 
 /// The outer tunnel's SPIs from A and from B.
 const OUTER: [u32; 2] = [0xad17_0ab8, 0xad17_0ba8];
@@ -172,4 +175,115 @@ fn ah_over_esp() {
         let opened = openssl::open(&bytes(&setup.keys[place].0), &esp);
         assert!(opened.iter().all(|opened| matches!(opened.next_header, 4 | 41)));
     }
+}
+
+/// A gateway's configuration but for its tunnels and policies.
+fn engine(topology: &Topology, name: &str, core: u32, protected: &str, unprotected: &str) -> String {
+    let directory = topology.directory().display();
+    format!(
+        "[engine]\ninstance = \"{}\"\nsocket = \"{directory}/{name}.sock\"\n\
+         state-dir = \"{directory}/{name}-state\"\nbpffs = \"{directory}/bpf\"\ncores = [{core}]\n\
+         [[interface]]\nname = \"{protected}\"\nside = \"protected\"\n\
+         [[interface]]\nname = \"{unprotected}\"\nside = \"unprotected\"\n",
+        topology.namespace(name)
+    )
+}
+
+/// A tunnel of AES-128-GCM: its ends, the SPIs in and out, which name the keys, and more lines.
+fn tunnel(name: &str, [local, remote]: [&str; 2], [back, out]: [u8; 2], more: &str) -> String {
+    let sa = |number: u8| format!("spi = 0xad17{number:04x}\nencryption-key = \"hex:{}\"\n", key(number, 20));
+    format!(
+        "[[tunnel]]\nname = \"{name}\"\nlocal = \"{local}\"\nremote = \"{remote}\"\n\
+         encryption = \"aes-128-gcm\"\n{more}\n[tunnel.inbound]\n{}[tunnel.outbound]\n{}",
+        sa(back),
+        sa(out)
+    )
+}
+
+fn policy(tunnel: &str, local: &str, remote: &str) -> String {
+    format!(
+        "[[policy]]\nname = \"{tunnel}\"\naction = \"protect\"\ntunnel = \"{tunnel}\"\nlocal = [\"{local}\"]\n\
+         remote = [\"{remote}\"]\n"
+    )
+}
+
+/// A tunnel to gateway C behind gateway B goes through the one to gateway B, whose link to C is narrow:
+///
+/// ```text
+///  ha ------- ga ========== far ========== gc -------- hc
+///  10.1.0.2   |             1300             | 10.3.0.1  10.3.0.2
+///             ==== near ==== gb ------------ hb
+///     192.0.2.1     192.0.2.2   10.2.0.1       10.2.0.2
+/// ```
+///
+/// B tells A so through `near`, about what A sends through `far`, and A tells its host.
+#[test]
+fn the_path_behind_the_outer_tunnel_is_told_through_it() {
+    let topology = Topology::new(1);
+    let hc = Namespace::new();
+    hc.ip(&format!("link add eth0 type veth peer name in1 netns {}", topology.namespace("hb")));
+    for line in ["address add 10.3.0.2/24 dev eth0", "link set eth0 up", "route add default via 10.3.0.1"] {
+        hc.ip(line);
+    }
+    hc.run("ethtool", &["-K", "eth0", "tx", "off", "tso", "off", "gso", "off", "gro", "off"]);
+    for line in [
+        "ethtool -K in1 tx off tso off gso off gro off",
+        "ip address add 10.3.0.1/24 dev in1",
+        "ip link set dev in1 up",
+        "ip link set dev eth0 mtu 1300",
+    ] {
+        topology.inside("hb", line);
+    }
+    topology.inside("gb", "ip link set dev in0 mtu 1300");
+
+    let (a, b, c) = ("192.0.2.1", "192.0.2.2", "10.2.0.2");
+    let after = "fragmentation = \"after\"";
+    let at_a = [
+        engine(&topology, "ga", 0, "in0", "out0"),
+        tunnel("near", [a, b], [2, 1], ""),
+        tunnel("far", [a, c], [4, 3], &format!("through = \"near\"\n{after}")),
+        policy("far", "10.1.0.0/24", "10.3.0.0/24"),
+    ];
+    let at_b = [
+        engine(&topology, "gb", 1, "in0", "out0"),
+        tunnel("near", [b, a], [1, 2], ""),
+        policy("near", "10.2.0.0/24", "192.0.2.1"),
+    ];
+    let at_c = [
+        engine(&topology, "gc", 0, "in1", "eth0"),
+        tunnel("far", [c, a], [3, 4], after),
+        policy("far", "10.3.0.0/24", "10.1.0.0/24"),
+    ];
+    let wire = Listener::start(&topology, "left");
+    let mut a = Gateway::new(&topology, "ga", "ga", &at_a.concat());
+    let mut b = Gateway::new(&topology, "gb", "gb", &at_b.concat());
+    let mut c = Gateway::new(&topology, "hb", "gc", &at_c.concat());
+    [&mut a, &mut b, &mut c].into_iter().for_each(Gateway::restart);
+    let path_mtu = |tunnel: &str| {
+        let shown = a.json(&["sa", "show", tunnel]);
+        let outbound = shown.as_array().unwrap().iter().find(|sa| sa["direction"] == "out");
+        outbound.unwrap_or_else(|| panic!("no outbound SA in {shown}"))["path_mtu"].clone()
+    };
+    let ping = |more: &str| topology.attempt("ha", &format!("ping -c 1 -W 2 {more} 10.3.0.2"));
+    assert!(ping("").status.success(), "{}\n{}\n{}", a.explain(), b.explain(), c.explain());
+
+    // 1446 through `near`; 20, 8, 8 and 16 of `far` leave 1394, whose trailer ends at a multiple of 4.
+    assert!(!ping("-M do -s 1362").status.success(), "1390 bytes, and gateway B refuses what they become");
+    assert_eq!((path_mtu("far"), path_mtu("near")), (1_300.into(), Value::Null));
+    let refused = ping("-M do -s 1362");
+    let said = String::from_utf8_lossy(&[refused.stdout, refused.stderr].concat()).into_owned();
+    assert!(said.contains("mtu = 1246") || said.contains("mtu=1246"), "{said}");
+    assert!(ping("-M do -s 1218").status.success());
+    // What may be fragmented is sealed whole, and fragmented for that path: B passes the fragments on to C.
+    topology.inside("ha", "ip route flush cache");
+    assert!(ping("-M dont -s 1400").status.success(), "{}\n{}", b.explain(), c.explain());
+
+    let [at_a, at_b, at_c] = [&a, &b, &c].map(Gateway::assert_conservation);
+    // Three echoes there and back, one of them in two fragments each way; one more that was refused, and the error about it.
+    assert_eq!([at_a.sealed, at_b.opened, at_c.opened], [4 + 5, 4, 3], "{}", a.explain());
+    assert_eq!([at_c.sealed, at_b.sealed, at_a.opened], [3, 4 + 1, 4 + 3], "{}", c.explain());
+    assert_eq!([at_a, at_c].map(|totals| totals.absorbed), [1, 1]);
+    assert_eq!((a.dropped("icmp_noted"), a.dropped("too_big"), at_a.dropped), (1, 1, 2), "{}", a.explain());
+    assert_eq!((b.dropped("too_big"), at_b.dropped, at_c.dropped), (1, 1, 0), "{}", b.explain());
+    wire.stop().assert_no_clear_text(|_, _| false);
 }

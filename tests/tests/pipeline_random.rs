@@ -1,10 +1,14 @@
 //! Whatever bytes arrive, at whichever port, in whatever company: nothing panics, the books balance, and what leaves
 //! outside is ESP.
 
+use adit_engine::pipeline::reassembly::Limits;
 use adit_engine::pipeline::{DropReason, HostEnd};
 use adit_engine::route::PortId;
+use adit_engine::transform::fragment::{fragment_ipv4, fragment_ipv6, write_fragment, write_fragment_ipv6};
+use adit_engine::wire::icmp::{IcmpError, write_error};
+use adit_engine::wire::{Spi, ip};
 use adit_tests::memory::{Gateway, INSIDE, OUTSIDE, Options, Peer, Site};
-use adit_tests::packet::{fix_ipv4, frame, tcp_syn, udp, unframe};
+use adit_tests::packet::{fix_ipv4, frame, one_hop_on, tcp_syn, udp, unframe};
 use proptest::prelude::*;
 
 /// A packet that would pass, from A's host to B's or to B itself, or from B.
@@ -68,6 +72,53 @@ fn case() -> impl Strategy<Value = Case> {
     )
 }
 
+/// What may be said between the two layers of a tunnel in a tunnel.
+#[derive(Clone, Debug)]
+enum Said {
+    /// A piece of one of the inner packets.
+    Piece(usize, usize),
+    /// That a path is narrower, about the inner tunnel's own packet under this number.
+    Narrower(u32, u32),
+}
+
+fn said() -> impl Strategy<Value = Said> {
+    prop_oneof![
+        4 => (0..INNER, 0..3_usize).prop_map(|(packet, piece)| Said::Piece(packet, piece)),
+        1 => (0..4_u32, 0..2000_u32).prop_map(|(number, mtu)| Said::Narrower(number, mtu)),
+    ]
+}
+
+/// Inner packets of a case, and the largest fragments of them.
+const INNER: usize = 8;
+const PIECE: u32 = 600;
+
+fn pieces(packet: &[u8], identification: u32) -> Vec<Vec<u8>> {
+    let parsed = ip::parse(packet).unwrap();
+    let mut out = vec![0; 2_000];
+    if packet.len() <= PIECE as usize {
+        return vec![packet.to_vec()];
+    }
+    match packet[0] >> 4 {
+        4 => fragment_ipv4(packet, &parsed, PIECE)
+            .unwrap()
+            .map(|piece| {
+                let length = write_fragment(&mut out, packet, &piece).unwrap();
+                out[4..6].copy_from_slice(&(identification as u16).to_be_bytes());
+                let mut piece = out[..length].to_vec();
+                fix_ipv4(&mut piece);
+                piece
+            })
+            .collect(),
+        _ => fragment_ipv6(packet, &parsed, PIECE)
+            .unwrap()
+            .map(|piece| {
+                let length = write_fragment_ipv6(&mut out, packet, &piece, identification).unwrap();
+                out[..length].to_vec()
+            })
+            .collect(),
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
@@ -94,6 +145,61 @@ proptest! {
             let protocol = if packet[0] >> 4 == 4 { packet[9] } else { packet[6] };
             prop_assert!(port != OUTSIDE || protocol == 50, "clear text outside: {packet:02x?}");
         }
+    }
+
+    /// Between two layers: pieces of inner packets and errors about them, in any order, damaged or not, out of the outer
+    /// tunnel or from outside. What gets in is what the peer sealed, and no path is told narrower than the floor.
+    #[test]
+    fn whatever_comes_out_of_an_outer_tunnel_is_accounted_for(
+        outer_ipv6: bool,
+        inner_ipv6: bool,
+        all in prop::collection::vec(
+            (said(), prop::option::weighted(0.2, (0..70_usize, any::<u8>())), prop::bool::weighted(0.9)), 1..64),
+    ) {
+        let other = |key: &Vec<u8>| key.iter().map(|byte| byte ^ 0x5a).collect();
+        let inner = Options { outer_ipv6: inner_ipv6, spi: Some(Spi(0x4000)), ..Options::new() };
+        let keys = (other(&inner.keys.0), other(&inner.keys.1));
+        let outer =
+            Options { name: "outer", is_outer: true, spi: Some(Spi(0x4001)), keys, outer_ipv6, ..Options::new() };
+        let (reassembly, through) = (Limits::default(), Some(Box::new(outer.clone())));
+        let mut b = Gateway::new(Site::B, &Options { reassembly, through, ..inner.clone() });
+        // Numbers of ours, for errors to quote.
+        b.run(INSIDE, &[udp(Site::B.host(false), Site::A.host(false), 10), udp(Site::B.host(true), Site::A.host(true), 9)]);
+
+        let mut peer = Peer::of(Site::B, &inner);
+        let plain: Vec<_> = (0..INNER).map(|number| good(2 + number as u8 % 2, number * 150)).collect();
+        let sealed: Vec<_> = (1..)
+            .zip(&plain)
+            .map(|(number, packet)| pieces(&peer.seal(number, if packet[0] >> 4 == 4 { 4 } else { 41 }, packet), number as u32))
+            .collect();
+        let mut around = Peer::of(Site::B, &outer);
+        let (ours, peers) = (inner.endpoint(Site::B), inner.endpoint(Site::A));
+        let frames = (1..).zip(all).map(|(number, (said, change, from_inside))| {
+            let mut packet = match said {
+                Said::Piece(packet, piece) => sealed[packet][piece % sealed[packet].len()].clone(),
+                Said::Narrower(number, mtu) => {
+                    let esp = [&0x4000_u32.to_be_bytes()[..], &number.to_be_bytes(), &[7; 40]].concat();
+                    let about = adit_tests::packet::ip(ours, peers, 50, &esp);
+                    let mut error = vec![0; 1_500];
+                    let length = write_error(&mut error, IcmpError::PacketTooBig { mtu }, &about, peers).unwrap();
+                    error[..length].to_vec()
+                }
+            };
+            let length = packet.len();
+            damage(&mut packet, &change.into_iter().collect::<Vec<_>>(), length, true);
+            if from_inside {
+                packet = around.seal(number, if packet[0] >> 4 == 4 { 4 } else { 41 }, &packet);
+            }
+            (OUTSIDE, frame(&packet))
+        });
+        let frames = frames.collect();
+        // Balances the books itself.
+        for (port, frame) in b.run_frames(frames) {
+            prop_assert_eq!(port, INSIDE);
+            prop_assert!(plain.iter().any(|packet| one_hop_on(packet) == unframe(&frame)));
+        }
+        let floor = if inner_ipv6 { 1_280 } else { 576 };
+        prop_assert!(b.tunnel.path.mtu(0, 1).is_none_or(|mtu| mtu >= floor));
     }
 
     /// What a worker remembers from packet to packet changes nothing: of what comes from outside, the same gets in and

@@ -74,6 +74,8 @@ pub mod cover {
     pub const PROTECT_EVERYWHERE: u32 = 4;
     /// A DISCARD selector that means every address.
     pub const DISCARD_EVERYWHERE: u32 = 8;
+    /// A BYPASS selector: no cover.
+    pub const BYPASS: u32 = 16;
 }
 
 /// Key of a VLAN: the identifier of its 802.1ad tag, 0 without one, and that of its 802.1Q tag.
@@ -179,6 +181,7 @@ mod tests {
             ("ADIT_DISCARD", cover::DISCARD),
             ("ADIT_PROTECT_EVERYWHERE", cover::PROTECT_EVERYWHERE),
             ("ADIT_DISCARD_EVERYWHERE", cover::DISCARD_EVERYWHERE),
+            ("ADIT_BYPASS", cover::BYPASS),
         ] {
             let line = format!("#define {name} {value}");
             assert!(HEADER.lines().any(|text| text == line), "{line} is not in steer.h");

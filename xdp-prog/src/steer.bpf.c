@@ -108,18 +108,28 @@ struct {
 	__type(value, __u8);
 } nat_ports SEC(".maps");
 
-INLINE __u32 local_cover(const struct packet *packet, const struct adit_prefix6 *address)
+INLINE __u32 local_flags(const struct packet *packet, const struct adit_prefix6 *address)
 {
 	__u32 *flags = packet->version == 6 ? bpf_map_lookup_elem(&cover_local6, address)
 					    : bpf_map_lookup_elem(&cover_local4, address);
 	return flags ? *flags : 0;
 }
 
-INLINE __u32 remote_cover(const struct packet *packet, const struct adit_prefix6 *address)
+INLINE __u32 remote_flags(const struct packet *packet, const struct adit_prefix6 *address)
 {
 	__u32 *flags = packet->version == 6 ? bpf_map_lookup_elem(&cover_remote6, address)
 					    : bpf_map_lookup_elem(&cover_remote4, address);
 	return flags ? *flags : 0;
+}
+
+INLINE __u32 local_cover(const struct packet *packet, const struct adit_prefix6 *address)
+{
+	return local_flags(packet, address) & ~ADIT_BYPASS;
+}
+
+INLINE __u32 remote_cover(const struct packet *packet, const struct adit_prefix6 *address)
+{
+	return remote_flags(packet, address) & ~ADIT_BYPASS;
 }
 
 INLINE int is_own(const struct packet *packet, const struct adit_prefix6 *address)
@@ -314,16 +324,18 @@ INLINE enum adit_outcome decide_own(void *data, void *data_end, const struct pac
 	}
 
 	/* Selectors reversed: what a peer should have sent protected. */
-	__u32 source = remote_cover(packet, &packet->source);
-	if (!source || !local_cover(packet, &packet->destination))
+	__u32 source = remote_flags(packet, &packet->source);
+	__u32 destination = local_flags(packet, &packet->destination);
+	if (!(source & ~ADIT_BYPASS) || !(destination & ~ADIT_BYPASS))
 		return ADIT_pass_own;
 	/*
-	 * From outside that is the end of it. Inside, remote prefixes that contain our own networks are common
-	 * (10.0.0.0/8, everything), and a neighbour there who speaks to the gateway crosses no boundary. Only one
-	 * who claims an address that can be nowhere but behind a peer is refused.
+	 * From outside that is the end of it, unless a policy may mean it to come in clear: the engine knows, and has a
+	 * way to us. Inside, remote prefixes that contain our own networks are common (10.0.0.0/8, everything), and a
+	 * neighbour there who speaks to the gateway crosses no boundary. Only one who claims an address that can be
+	 * nowhere but behind a peer is refused.
 	 */
 	if (side == ADIT_SIDE_UNPROTECTED)
-		return ADIT_drop_clear_text;
+		return source & destination & ADIT_BYPASS ? ADIT_engine_inbound_clear : ADIT_drop_clear_text;
 	return (source & ADIT_NAMED) && !local_cover(packet, &packet->source) ? ADIT_drop_clear_text : ADIT_pass_own;
 }
 

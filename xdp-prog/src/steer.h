@@ -52,6 +52,8 @@ enum adit_outcome { ADIT_OUTCOMES(ADIT_ENUMERATOR) ADIT_OUTCOME_COUNT };
 #define ADIT_PROTECT_EVERYWHERE 4
 #define ADIT_DISCARD_EVERYWHERE 8
 #define ADIT_NAMED (ADIT_PROTECT | ADIT_DISCARD)
+/* Beside them, and no cover: a BYPASS selector, named or everywhere. */
+#define ADIT_BYPASS 16
 
 /* Keys of the longest-prefix maps: the prefix length in bits, then the address as on the wire. */
 struct adit_prefix4 {

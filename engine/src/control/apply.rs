@@ -59,7 +59,7 @@ pub trait Datapath: Send + Sync {
     /// A sentence; such packets then reach the engine and are dropped there.
     fn remove_spi(&self, spi: Spi) -> Result<(), String>;
 
-    /// Other policies are in use now: for whoever follows them by itself.
+    /// Other policies are in use now, or other SAs of their tunnels: for whoever follows them by itself.
     fn policies_changed(&self);
 
     /// Counters and states, from atomics: never waits for a worker.
@@ -449,11 +449,14 @@ impl Control {
         for (sa, selectors) in selectors {
             sa.selectors.replace(Some(selectors));
         }
+        let is_other = spd.is_some() || !outbound.is_empty();
         for (tunnel, sa) in outbound {
             tunnel.outbound.replace(sa);
         }
         if let Some(spd) = spd {
             self.tables.spd.replace(Some(spd));
+        }
+        if is_other {
             self.datapath.policies_changed();
         }
         let covers = new.covers.clone();

@@ -259,7 +259,7 @@ impl Control {
     fn describe(&self, record: &Record, (wall, worker): (Duration, u64)) -> DropRecord {
         let ago = Duration::from_millis(worker.saturating_sub(record.at));
         let interface = |port: PortId| match port {
-            PortId::HOST => Some(format!("{}0", self.engine.instance)),
+            PortId::HOST | PortId::HOST_IN_FRAGMENTS => Some(format!("{}0", self.engine.instance)),
             _ => self.interfaces.get(usize::from(port.0)).map(|interface| interface.name.clone()),
         };
         let mut told = DropRecord::of(record, utc(wall.saturating_sub(ago)), interface);

@@ -43,6 +43,8 @@ pub enum Lent {
     Ring(RxFrame),
     /// Of the host path.
     Host(HostFrame),
+    /// Of nobody: a datagram that was put together.
+    Datagram(Vec<u8>),
 }
 
 impl Deref for Lent {
@@ -52,6 +54,7 @@ impl Deref for Lent {
         match self {
             Self::Ring(frame) => frame,
             Self::Host(frame) => frame,
+            Self::Datagram(frame) => frame,
         }
     }
 }
@@ -61,6 +64,7 @@ impl DerefMut for Lent {
         match self {
             Self::Ring(frame) => frame,
             Self::Host(frame) => frame,
+            Self::Datagram(frame) => frame,
         }
     }
 }

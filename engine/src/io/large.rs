@@ -5,11 +5,11 @@
 //! scattered. Either way is one copy, and nothing that a packet of one frame pays for.
 #![allow(unsafe_code)]
 
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 
 use super::umem::FRAME_CAPACITY;
-use crate::pipeline::{BURST, DropReason};
+use crate::pipeline::{BURST, DropReason, LONGEST_FRAME};
 use crate::route::LARGEST_MTU;
 use crate::wire::ethernet::HEADER_LENGTH;
 
@@ -22,6 +22,10 @@ pub const PIECES: usize = LARGE_CAPACITY.div_ceil(FRAME_CAPACITY);
 
 /// Large packets of one socket that may be in work at once, in either direction. Memory nobody touches until they come.
 pub const LARGE_FRAMES: usize = 2 * BURST;
+
+/// Those among them, to transmit, that may be longer than any MTU: a datagram is sealed, or opened, whole, and leaves in
+/// fragments, or for the gateway's own stack.
+pub const LONGEST_FRAMES: usize = 8;
 
 const _: () = assert!(HEADER_LENGTH + LARGEST_MTU as usize + 128 <= LARGE_CAPACITY);
 
@@ -120,7 +124,7 @@ impl Gathering {
     }
 }
 
-/// Slots of [`LARGE_CAPACITY`] bytes, side by side.
+/// Slots side by side: [`LONGEST_FRAMES`] of [`LONGEST_FRAME`] bytes, then others of [`LARGE_CAPACITY`].
 pub(super) struct Slab {
     start: NonNull<[u8]>,
 }
@@ -130,18 +134,25 @@ unsafe impl Send for Slab {}
 
 impl Slab {
     pub(super) fn new(slots: usize) -> Self {
-        let bytes = vec![0; slots * LARGE_CAPACITY].into_boxed_slice();
+        let bytes = vec![0; Self::range(slots - 1).end].into_boxed_slice();
         Self { start: NonNull::from(Box::leak(bytes)) }
     }
 
-    /// Where slot `index` begins. It lives as long as the slab.
+    fn range(index: usize) -> Range<usize> {
+        let longest = index.min(LONGEST_FRAMES);
+        let start = longest * LONGEST_FRAME + (index - longest) * LARGE_CAPACITY;
+        start..start + if index < LONGEST_FRAMES { LONGEST_FRAME } else { LARGE_CAPACITY }
+    }
+
+    /// Where slot `index` begins, and its length. It lives as long as the slab.
     ///
     /// # Panics
     /// When there is no such slot.
-    pub(super) fn slot(&self, index: usize) -> NonNull<u8> {
-        assert!((index + 1) * LARGE_CAPACITY <= self.start.len(), "no slot {index}");
+    pub(super) fn slot(&self, index: usize) -> (NonNull<u8>, usize) {
+        let range = Self::range(index);
+        assert!(range.end <= self.start.len(), "no slot {index}");
         // SAFETY: within the allocation, as just asserted.
-        unsafe { self.start.cast::<u8>().add(index * LARGE_CAPACITY) }
+        (unsafe { self.start.cast::<u8>().add(range.start) }, range.len())
     }
 }
 
@@ -179,6 +190,20 @@ mod tests {
             }
         }
         assert_eq!(gathering.free.len(), LARGE_FRAMES);
+    }
+
+    #[test]
+    fn slots_lie_side_by_side() {
+        let slab = Slab::new(LONGEST_FRAMES + 3);
+        let mut end = slab.slot(0).0;
+        for index in 0..LONGEST_FRAMES + 3 {
+            let (start, length) = slab.slot(index);
+            assert_eq!(start, end);
+            assert_eq!(length, if index < LONGEST_FRAMES { LONGEST_FRAME } else { LARGE_CAPACITY });
+            // SAFETY: to its end, or one past the last.
+            end = unsafe { start.add(length) };
+        }
+        assert_eq!(end.as_ptr() as usize - slab.slot(0).0.as_ptr() as usize, slab.start.len());
     }
 
     #[test]

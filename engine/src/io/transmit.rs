@@ -14,7 +14,6 @@ use xsk_rs::socket::TxQueue;
 use xsk_rs::umem::CompQueue;
 use xsk_rs::umem::frame::FrameDesc;
 
-use super::large::LARGE_CAPACITY;
 use super::socket::SocketCounters;
 use super::umem::{FRAME_CAPACITY, TxFrame, TxPool};
 use crate::pipeline::BURST;
@@ -103,7 +102,7 @@ impl Transmitter {
     #[inline]
     pub fn take(&mut self, length: usize) -> Option<TxFrame> {
         if length > FRAME_CAPACITY {
-            return self.take_large(length.min(LARGE_CAPACITY));
+            return self.take_large(length);
         }
         self.pool.take().or_else(|| {
             self.reap();

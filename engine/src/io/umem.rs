@@ -15,7 +15,7 @@ use arrayvec::ArrayVec;
 use xsk_rs::umem::Umem;
 use xsk_rs::umem::frame::FrameDesc;
 
-use super::large::{LARGE_CAPACITY, LARGE_FRAMES, PIECES, Slab};
+use super::large::{LARGE_CAPACITY, LARGE_FRAMES, LONGEST_FRAMES, PIECES, Slab};
 use crate::wire::vlan::Tags;
 
 /// Bytes from one frame to the next. Not 4096: that spacing shares sets of the L1 cache and slows batched CBC.
@@ -96,7 +96,8 @@ impl Ledger {
 /// }
 /// ```
 ///
-/// Dereferences to its [`FRAME_CAPACITY`] or [`LARGE_CAPACITY`] bytes, which hold whatever was in them before.
+/// Dereferences to its [`FRAME_CAPACITY`], [`LARGE_CAPACITY`] or [`LONGEST_FRAME`](crate::pipeline::LONGEST_FRAME) bytes,
+/// which hold whatever was in them before.
 #[must_use = "a transmit frame that is dropped is lost to its pool"]
 pub struct TxFrame {
     start: NonNull<u8>,
@@ -110,6 +111,9 @@ pub struct TxFrame {
 
 /// Set in the index of a large [`TxFrame`].
 const LARGE: u32 = 1 << 31;
+
+/// Slots for large frames: the longest come first.
+const SLOTS: usize = LONGEST_FRAMES + LARGE_FRAMES;
 
 impl TxFrame {
     /// The pool it must return to.
@@ -211,6 +215,8 @@ pub(super) struct TxPool {
     account: TxAccount,
     slab: ManuallyDrop<Slab>,
     slots: TxAccount,
+    /// The first slots, which are longer.
+    longest: TxAccount,
     /// The frames that each slot's packet will leave in.
     reserved: Box<[ArrayVec<u32, PIECES>]>,
 }
@@ -225,9 +231,10 @@ impl TxPool {
             first: descriptors.first().map_or(0, frame_number),
             account: TxAccount::new(descriptors.len() as u32),
             descriptors,
-            slab: ManuallyDrop::new(Slab::new(LARGE_FRAMES)),
+            slab: ManuallyDrop::new(Slab::new(SLOTS)),
             slots: TxAccount::new(LARGE_FRAMES as u32),
-            reserved: vec![ArrayVec::new(); LARGE_FRAMES].into_boxed_slice(),
+            longest: TxAccount::new(LONGEST_FRAMES as u32),
+            reserved: vec![ArrayVec::new(); SLOTS].into_boxed_slice(),
         }
     }
 
@@ -260,21 +267,21 @@ impl TxPool {
         Some(TxFrame { start, length: FRAME_CAPACITY as u32, index, pool: self.id, front: 0 })
     }
 
-    /// A large frame, of which `length` bytes may be transmitted: it has the frames that they will need.
-    ///
-    /// # Panics
-    /// When `length` is more than a large frame holds.
+    /// A large frame for `length` bytes. As many of them as [`LARGE_CAPACITY`] may be transmitted: it has the frames that
+    /// they will need.
     #[cold]
     pub(super) fn take_large(&mut self, length: usize) -> Option<TxFrame> {
-        assert!(length <= LARGE_CAPACITY, "{length} bytes do not fit a large frame");
-        let pieces = length.div_ceil(FRAME_CAPACITY);
+        let pieces = length.min(LARGE_CAPACITY).div_ceil(FRAME_CAPACITY);
         if self.account.free.len() < pieces {
             return None;
         }
-        let slot = self.slots.take()?;
+        let slot = match length <= LARGE_CAPACITY {
+            true => LONGEST_FRAMES as u32 + self.slots.take()?,
+            false => self.longest.take()?,
+        };
         self.reserved[slot as usize].extend((0..pieces).filter_map(|_| self.account.take()));
-        let start = self.slab.slot(slot as usize);
-        let (length, index) = (LARGE_CAPACITY as u32, LARGE | slot);
+        let (start, length) = self.slab.slot(slot as usize);
+        let (length, index) = (length as u32, LARGE | slot);
         Some(TxFrame { start, length, index, pool: self.id, front: 0 })
     }
 
@@ -294,7 +301,10 @@ impl TxPool {
         for index in self.reserved[slot as usize].drain(..) {
             self.account.give_back(index);
         }
-        self.slots.give_back(slot);
+        match slot.checked_sub(LONGEST_FRAMES as u32) {
+            Some(slot) => self.slots.give_back(slot),
+            None => self.longest.give_back(slot),
+        }
     }
 
     /// Appends the descriptors of a token's first `length` bytes to `staged`: one, or those a large frame is scattered

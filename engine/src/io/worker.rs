@@ -17,7 +17,7 @@ use super::process::Process;
 use super::socket::Receiver;
 use super::umem::TxFrame;
 use super::waiting::{Fate, Waiting};
-use crate::pipeline::{BURST, DropReason, Frames, Output, Received, Results, WorkerCounters};
+use crate::pipeline::{BURST, Completed, DropReason, Frames, Output, Received, Results, WorkerCounters};
 use crate::route::PortId;
 
 /// Turns without work before the worker sleeps in poll(2). Sleeping and waking costs more than a burst.
@@ -105,8 +105,8 @@ pub struct Worker<P> {
     gone: Vec<PortId>,
     /// Packets of the gateway itself, as long as it takes to process them.
     host_burst: Vec<HostFrame>,
-    /// Frames of the host path that other workers have.
-    host_lent: usize,
+    /// Frames of the host path, and datagrams that were put together, that other workers have.
+    others_lent: usize,
     generation: u64,
     housekeeping_at: u64,
     /// When something is to be sent that nothing calls for.
@@ -132,7 +132,7 @@ impl<P: Process> Worker<P> {
             handed: Vec::with_capacity(BURST),
             gone: Vec::new(),
             host_burst: Vec::with_capacity(BURST),
-            host_lent: 0,
+            others_lent: 0,
             generation: 0,
             housekeeping_at: 0,
             unasked_at: 0,
@@ -264,7 +264,7 @@ impl<P: Process> Worker<P> {
     fn lent(&self) -> usize {
         let closing = self.closing.iter().map(|(receiver, _)| receiver);
         let rings = self.receivers.iter().chain(closing).map(|receiver| receiver.lent() as usize);
-        rings.sum::<usize>() + self.host_lent
+        rings.sum::<usize>() + self.others_lent
     }
 
     /// Whether one more frame may be lent to `target`; counts the drop when not.
@@ -303,7 +303,7 @@ impl<P: Process> Worker<P> {
             for (frame, target) in frames.drain(..).zip(targets) {
                 match target {
                     Some(target) if self.may_hand_over(target, self.lent()) => {
-                        self.host_lent += 1;
+                        self.others_lent += 1;
                         let (port, origin, frame) = (PortId::HOST, self.number, Lent::Host(frame));
                         self.hand_over(target, HandedOver { port, origin, hops: 1, frame });
                     }
@@ -314,6 +314,20 @@ impl<P: Process> Worker<P> {
         }
         self.host_burst = frames;
         count > 0
+    }
+
+    /// Lends the datagrams that were put together here and are another worker's.
+    #[cold]
+    fn hand_over_completed(&mut self) {
+        let mut completed = std::mem::take(&mut self.results.hand_over_completed);
+        for (Completed { port, frame, .. }, target) in completed.drain(..) {
+            if self.may_hand_over(target, self.lent()) {
+                self.others_lent += 1;
+                let (origin, frame) = (self.number, Lent::Datagram(frame));
+                self.hand_over(target, HandedOver { port, origin, hops: 1, frame });
+            }
+        }
+        self.results.hand_over_completed = completed;
     }
 
     fn free_host_frame(&mut self, frame: HostFrame) {
@@ -378,6 +392,9 @@ impl<P: Process> Worker<P> {
 
     #[inline]
     fn send_outputs(&mut self, now: u64) {
+        if !self.results.hand_over_completed.is_empty() {
+            self.hand_over_completed();
+        }
         let Self { results, egress, waiting, counters, shared, process, .. } = self;
         for delivery in results.deliveries.drain(..) {
             egress.deliver(delivery);
@@ -434,8 +451,12 @@ impl<P: Process> Worker<P> {
             let mut frame = match frame {
                 Lent::Ring(frame) => frame,
                 Lent::Host(frame) => {
-                    self.host_lent -= 1;
+                    self.others_lent -= 1;
                     self.free_host_frame(frame);
+                    continue;
+                }
+                Lent::Datagram(_) => {
+                    self.others_lent -= 1;
                     continue;
                 }
             };

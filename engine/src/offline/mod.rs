@@ -17,7 +17,8 @@ use zeroize::Zeroize;
 
 use crate::crypto::IvSource;
 use crate::pipeline::{
-    BURST, Delivery, Frames, HostEnd, Output, Pipeline, Received, Results, Tables, WorkerCounters,
+    BURST, Completed, Delivery, Frames, HostEnd, LONGEST_FRAME, Output, Pipeline, Received, Results, Tables,
+    WorkerCounters,
 };
 use crate::route::PortId;
 use crate::sa::publish::Reader;
@@ -25,9 +26,6 @@ use crate::wire::ethernet::{self, HEADER_LENGTH};
 
 /// Bytes of a heap frame: those of a transmit frame.
 pub const FRAME_LENGTH: usize = 2048;
-
-/// Bytes of a large heap frame, for the largest MTU.
-const LARGE_FRAME_LENGTH: usize = 9 << 10;
 
 /// Transmit frames on the heap, used again and again; how many may be out at once is bounded.
 pub struct HeapFrames {
@@ -66,7 +64,7 @@ impl Frames for HeapFrames {
         }
         self.out += 1;
         let (free, size) = if length > FRAME_LENGTH {
-            (&mut self.free_large, LARGE_FRAME_LENGTH)
+            (&mut self.free_large, LONGEST_FRAME)
         } else {
             (&mut self.free, FRAME_LENGTH)
         };
@@ -166,6 +164,11 @@ impl Engine {
     /// Which packets of the last burst belong to which other worker.
     pub fn take_handed_over(&mut self) -> impl Iterator<Item = (usize, u32)> {
         self.results.hand_over.drain(..)
+    }
+
+    /// The same for the datagrams that it made whole.
+    pub fn take_handed_over_completed(&mut self) -> impl Iterator<Item = (Completed, u32)> {
+        self.results.hand_over_completed.drain(..)
     }
 
     /// All of it for any number of frames; what comes out, as (port, frame), a packet for the gateway itself as

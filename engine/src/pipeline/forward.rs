@@ -6,13 +6,14 @@ use std::ops::DerefMut;
 use super::scratch::{Egress, Link, Route};
 use super::{DropReason, Frames, Output, Pass, Received, Results};
 use crate::route::{NextHop, PortId};
-use crate::transform::fragment::{fragment_ipv4, write_fragment};
+use crate::transform::fragment::{fragment_ipv4, fragment_ipv6, write_fragment, write_fragment_ipv6};
 use crate::wire::ethernet::{HEADER_LENGTH, ether_type};
 use crate::wire::icmp::IcmpError;
 use crate::wire::ip::{self, IpPacket, IpVersion};
 
 impl<'g, F: Frames> Pass<'_, 'g, F> {
-    /// BYPASS of a packet that reached the engine: TTL, route, size, neighbour, as a router does.
+    /// BYPASS of a packet that reached the engine: TTL, route, size, neighbour, as a router does; of the gateway's own,
+    /// without the TTL.
     pub(super) fn forward(
         &mut self,
         received: &mut Received<'_>,
@@ -26,17 +27,26 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         if !egress.port.up {
             return Err(DropReason::LinkDown);
         }
-        if packet.ttl <= 1 {
+        let is_forwarded = received.port < PortId::OWN;
+        if is_forwarded && packet.ttl <= 1 {
             self.originate_error(received, IcmpError::TimeExceeded);
             return Err(DropReason::TtlExceeded);
         }
-        if packet.total_length > egress.port.mtu && packet.dont_fragment {
+        let may_be_fragmented = !packet.dont_fragment || received.port == PortId::HOST_IN_FRAGMENTS;
+        if packet.total_length > egress.port.mtu && !may_be_fragmented {
             self.originate_error(received, IcmpError::PacketTooBig { mtu: egress.port.mtu });
             return Err(DropReason::TooBig);
         }
         let bytes = &mut received.frame[HEADER_LENGTH..];
-        ip::decrement_ttl(bytes, packet.version);
-        self.send_copy(&egress, packet, bytes)?;
+        if is_forwarded {
+            ip::decrement_ttl(bytes, packet.version);
+        }
+        if packet.version == IpVersion::V6 && packet.total_length > egress.port.mtu {
+            let emit = |this: &mut Self, frame, length| this.emit(&egress, IpVersion::V6, frame, length);
+            self.send_ipv6_fragments(&egress, egress.port.mtu, packet, bytes, emit)?;
+        } else {
+            self.send_copy(&egress, packet, bytes)?;
+        }
         self.tally.bypassed += 1;
         Ok(())
     }
@@ -112,6 +122,34 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             }
             let mut frame = self.take_frame(egress.id, HEADER_LENGTH + piece.total_length())?;
             match write_fragment(&mut frame[HEADER_LENGTH..], bytes, &piece) {
+                Some(length) => send(self, frame, length),
+                None => {
+                    self.frames.give_back(egress.id, frame);
+                    return Err(DropReason::TooBig);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Pass::send_fragments`], for an IPv6 packet, which only its sender may fragment.
+    pub(super) fn send_ipv6_fragments(
+        &mut self,
+        egress: &Egress<'g>,
+        mtu: u32,
+        packet: &IpPacket,
+        bytes: &[u8],
+        send: impl Fn(&mut Self, F::Frame, usize),
+    ) -> Result<(), DropReason> {
+        let pieces = fragment_ipv6(bytes, packet, mtu).ok_or(DropReason::TooBig)?;
+        // Not to be guessed (RFC 7739), and of all SAs between the same endpoints: by chance.
+        let mut identification = [0; 8];
+        self.own.ivs.fill(&mut identification);
+        let identification = u64::from_ne_bytes(identification) as u32;
+        for (number, piece) in pieces.enumerate() {
+            self.tally.originated += u64::from(number > 0);
+            let mut frame = self.take_frame(egress.id, HEADER_LENGTH + piece.total_length())?;
+            match write_fragment_ipv6(&mut frame[HEADER_LENGTH..], bytes, &piece, identification) {
                 Some(length) => send(self, frame, length),
                 None => {
                     self.frames.give_back(egress.id, frame);

@@ -55,7 +55,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     /// can be (no address, no frame) or too many were.
     pub(super) fn originate_error(&mut self, received: &Received<'_>, error: IcmpError) {
         let offending = &received.frame[HEADER_LENGTH..];
-        if received.port == PortId::HOST {
+        if received.port > PortId::OWN {
             return self.originate_error_to_host(offending, error);
         }
         let (Ok(packet), Ok(link)) = (ip::parse(offending), ethernet::parse(received.frame)) else { return };

@@ -12,7 +12,9 @@
 //!       for an SA inside this one -> SA by SPI, as above                nesting
 //!   an ICMP error from outside to one of our addresses -> the path of the tunnel that it quotes outside
 //!   from the gateway itself -> policy                                   host
-//!     PROTECT       group by tunnel, as below; else drop
+//!     a fragment to a peer in transport mode waits for the others       fragments
+//!     PROTECT       group by tunnel, as below
+//!     BYPASS        forward, as below; else drop
 //!   from a protected port -> policy                                     outbound
 //!     PROTECT       group by tunnel
 //!       prepare     TTL, size (ICMP error or fragments), MSS, transmit frame
@@ -20,7 +22,7 @@
 //!       through another tunnel -> prepare again, for that               nesting
 //!     BYPASS        forward                                             forward
 //!   decrypted, to one of our addresses -> the gateway's own stack       host
-//!   clear text from outside -> policy reversed: BYPASS -> forward, else drop
+//!   clear text from outside -> policy reversed: BYPASS -> forward, or deliver; else drop
 //! ```
 //!
 //! A protected packet is read from the frame it was received in and written to a free transmit frame.
@@ -50,7 +52,7 @@ use std::sync::atomic::Ordering;
 use arrayvec::ArrayVec;
 pub use counters::WorkerCounters;
 pub use drop_reason::DropReason;
-pub use fragments::Reassembly;
+pub use fragments::{Completed, Reassembly};
 pub use host::{Delivery, HostEnd};
 pub use outside::IcmpRules;
 
@@ -69,7 +71,6 @@ use crate::wire::vlan::{self, Tags};
 use crate::wire::{protocol, quote};
 use admission::{Admission, Admitted};
 use audit::{Audit, Evidence, Trail};
-use fragments::Completed;
 use inbound::Inbound;
 use nesting::Nested;
 use outbound::Outbound;
@@ -79,6 +80,9 @@ use scratch::{Few, Memo, Notes, Recent, Tally};
 /// Most packets in one burst.
 pub const BURST: usize = 64;
 
+/// Bytes of a frame for the longest IP packet, 65,535 bytes, and for what a transform writes behind it for itself.
+pub const LONGEST_FRAME: usize = 65 << 10;
+
 /// The shared tables that workers read.
 pub struct Tables {
     /// Inbound SAs by SPI.
@@ -87,7 +91,7 @@ pub struct Tables {
     pub spd: Published<Spd>,
     /// Ports, routes, neighbours.
     pub network: Published<Network>,
-    /// Fragments of ESP and AH that wait for the others.
+    /// Fragments that wait for the others.
     pub reassembly: Reassembly,
     /// What to make of ICMP errors.
     pub icmp: IcmpRules,
@@ -123,7 +127,8 @@ pub trait Frames {
     /// A free frame, whole: at least 1792 bytes (2048 without the headroom the kernel keeps).
     type Frame: DerefMut<Target = [u8]>;
     /// Takes a frame that `port` can transmit, for a packet of up to `length` bytes: as long as that, or the longest
-    /// there is. `None` when all are in flight.
+    /// there is. What is longer than any MTU is not to be transmitted from it, but in fragments. `None` when all are in
+    /// flight.
     fn take(&mut self, port: PortId, length: usize) -> Option<Self::Frame>;
     /// Gives an unused frame back.
     fn give_back(&mut self, port: PortId, frame: Self::Frame);
@@ -160,6 +165,8 @@ pub struct Results<F> {
     pub deliveries: Vec<Delivery<F>>,
     /// Indexes into the burst of packets whose outbound SA another worker owns, and that worker.
     pub hand_over: Vec<(usize, u32)>,
+    /// The same for datagrams that the burst made whole, which lie in no frame of it.
+    pub hand_over_completed: Vec<(Completed, u32)>,
     /// Frames of the burst that were tagged, whether they are handed over or not.
     pub untagged: Vec<Untagged>,
     /// What a tunnel has sealed and another is to carry; empty between bursts.
@@ -186,6 +193,7 @@ impl<F> Results<F> {
             outputs: Vec::with_capacity(4 * BURST),
             deliveries: Vec::with_capacity(2 * BURST),
             hand_over: Vec::with_capacity(BURST),
+            hand_over_completed: Vec::new(),
             made: Vec::new(),
             opened: Vec::new(),
             untagged: Vec::with_capacity(BURST),
@@ -320,10 +328,18 @@ impl Pipeline {
             let outside = completed.iter_mut().filter(|datagram| datagram.outer.is_none());
             let mut burst: ArrayVec<Received<'_>, BURST> =
                 outside.map(|Completed { port, frame, .. }| Received { port: *port, frame }).collect();
+            let of_the_burst = results.hand_over.len();
             if !burst.is_empty() {
                 self.process_burst(tables, guard, now, &mut burst, frames, results);
             }
             drop(burst);
+            for (index, owner) in results.hand_over.drain(of_the_burst..) {
+                let mut outside = completed.iter_mut().filter(|datagram| datagram.outer.is_none());
+                if let Some(Completed { port, frame, .. }) = outside.nth(index) {
+                    let datagram = Completed { port: *port, outer: None, frame: std::mem::take(frame) };
+                    results.hand_over_completed.push((datagram, owner));
+                }
+            }
             let mut notes = Notes::default();
             if let Some(pass) = self.own.pass(tables, guard, now, frames, results, &mut notes) {
                 pass.open_completed(&mut completed, &mut self.reading.inside);
@@ -467,14 +483,14 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         inbound: &mut Inbound<'g>,
         outbound: &mut Outbound<'g>,
     ) -> Result<(), DropReason> {
-        if received.port == PortId::HOST {
-            return self.sort_host(index, packet, flow, outbound);
+        if received.port > PortId::OWN {
+            return self.sort_host(index, received, packet, flow, outbound);
         }
         // A port that is gone from the picture has no side: fail closed.
         let port = self.network.ports.get(usize::from(received.port.0)).ok_or(DropReason::PolicyDiscard)?;
         let to_us = self.is_our_destination(packet.flow.destination);
         // RFC 4301 section 5.2 step 2: only what is addressed to us is for us to decrypt.
-        if to_us && packet.fragment != Fragment::Whole && self.may_be_sealed(packet) {
+        if to_us && packet.fragment != Fragment::Whole && Self::may_be_sealed(packet) {
             let arrival = Arrival { port: received.port, outer: None };
             return self.reassemble(arrival, received.frame, packet);
         }
@@ -496,7 +512,14 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             }
         }
         if to_us && port.side == Side::Unprotected && quote::is_error(packet) {
-            return Err(self.error_from_outside(received, packet));
+            let reason = self.error_from_outside(received, packet);
+            // Not about what we sealed: it may be about what goes in clear.
+            if reason != DropReason::IcmpForged
+                || !matches!(self.policy(Direction::Inbound, packet, flow), Some(Action::Bypass))
+            {
+                return Err(reason);
+            }
+            return self.deliver_clear_text(received, packet);
         }
         match port.side {
             Side::Protected if to_us => Err(DropReason::NoHostPath),
@@ -511,6 +534,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             Side::Unprotected => match self.policy(Direction::Inbound, packet, flow) {
                 // RFC 4301 section 5.2 step 3b: what should have come protected.
                 Some(Action::Protect(_)) => Err(DropReason::ClearText),
+                Some(Action::Bypass) if to_us => self.deliver_clear_text(received, packet),
                 Some(Action::Bypass) => self.forward(received, packet),
                 Some(Action::Discard) => Err(DropReason::PolicyDiscard),
                 None if to_us => Err(DropReason::NoHostPath),
@@ -584,12 +608,11 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
     }
 
-    /// Whether a fragment may be one of ESP or AH. A later one of UDP does not show its ports, and one of IPv6 not what
-    /// stands behind the first header of the datagram.
-    fn may_be_sealed(&self, packet: &IpPacket) -> bool {
+    /// Whether a fragment may be one of ESP or AH. A later one of UDP does not show its ports, so the first waits for it
+    /// whatever its ports are; one of IPv6 not what stands behind the first header of the datagram.
+    fn may_be_sealed(packet: &IpPacket) -> bool {
         match packet.flow.protocol {
-            protocol::ESP | protocol::AH => true,
-            protocol::UDP => packet.fragment == Fragment::Later || self.is_nat_traversal(packet),
+            protocol::ESP | protocol::AH | protocol::UDP => true,
             _ => packet.flow.hides(packet.fragment) == Hidden::Protocol,
         }
     }

@@ -11,7 +11,7 @@ use arrayvec::ArrayVec;
 use super::audit::Evidence;
 use super::fragments::Completed;
 use super::inbound::Inbound;
-use super::outbound::{Group, carried};
+use super::outbound::Group;
 use super::reassembly::Arrival;
 use super::scratch::Egress;
 use super::{BURST, DropReason, Frames, Pass, Received};
@@ -76,7 +76,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let egress = self.outer_egress(&outermost.outer_now())?;
         // The path of each layer begins where the next one's peer opens it: any of them may be the narrowest.
         let inside =
-            |mtu: u32, &(tunnel, sa): &(&Tunnel, &OutboundSa)| carried(sa, self.path_mtu(tunnel, mtu));
+            |mtu: u32, &(tunnel, sa): &(&Tunnel, &OutboundSa)| sa.inside_mtu(self.path_mtu(tunnel, mtu));
         let mtu = layers.iter().rev().fold(egress.port.mtu, inside);
         Ok(WayOut { egress, mtu })
     }

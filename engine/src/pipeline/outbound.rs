@@ -15,7 +15,7 @@ use crate::sa::OutboundSa;
 use crate::sa::outbound::{Exhausted, Numbers, OutboundKeys};
 use crate::sa::spec::Mode;
 use crate::transform::ah::{self, Role};
-use crate::transform::fragment::{fragment_ipv4, fragment_ipv6, write_fragment, write_fragment_ipv6};
+use crate::transform::fragment::{fragment_ipv4, write_fragment};
 use crate::transform::natt;
 use crate::transform::transport::{self, Split};
 use crate::transform::tunnel::{DontFragment, OuterHeader};
@@ -234,8 +234,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     /// What `tunnel` carries now, or `None` while it carries nothing.
     pub(super) fn inside_mtu(&mut self, tunnel: &'g Tunnel) -> Option<u32> {
         let sa = tunnel.outbound.load(self.guard)?;
-        let mtu = self.way_out(tunnel, &sa.outer_now()).ok()?.mtu;
-        Some(carried(sa, mtu))
+        Some(sa.inside_mtu(self.way_out(tunnel, &sa.outer_now()).ok()?.mtu))
     }
 
     /// Everything that can refuse a packet comes before it gets a number.
@@ -301,7 +300,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         // inside this one has seen to that already.
         let is_least = packet.version == IpVersion::V6 && packet.total_length <= IPV6_MINIMUM_MTU;
         let is_nested = received.port == PortId::OWN;
-        if packet.dont_fragment && !is_least && !is_nested {
+        // Who has fragmented a packet himself may have it fragmented once more.
+        let is_in_fragments = received.port == PortId::HOST_IN_FRAGMENTS;
+        if packet.dont_fragment && !is_least && !is_nested && !is_in_fragments {
             let mtu = match packet.version {
                 IpVersion::V4 => inside_mtu,
                 IpVersion::V6 => inside_mtu.max(IPV6_MINIMUM_MTU),
@@ -541,12 +542,12 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
     fn send_sealed_in_fragments(&mut self, group: &Group<'g>, mut frame: F::Frame, length: usize) {
         let Group { egress, outside_mtu, .. } = group;
         let bytes = &frame[HEADER_LENGTH..HEADER_LENGTH + length];
+        let send = |this: &mut Self, frame, length| this.send_on(group, frame, length);
         let sent = match ip::parse(bytes) {
             Ok(packet) if packet.version == IpVersion::V4 => {
-                let send = |this: &mut Self, frame, length| this.send_on(group, frame, length);
                 self.send_fragments(egress, *outside_mtu, &packet, bytes, send)
             }
-            Ok(packet) => self.send_ipv6_fragments(group, &packet, bytes),
+            Ok(packet) => self.send_ipv6_fragments(egress, *outside_mtu, &packet, bytes, send),
             Err(_) => Err(DropReason::TooBig),
         };
         if let Err(reason) = sent {
@@ -555,43 +556,6 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         // AH is in clear: it does not lie about in free frames.
         frame[HEADER_LENGTH..HEADER_LENGTH + length].fill(0);
         self.frames.give_back(egress.id, frame);
-    }
-
-    fn send_ipv6_fragments(
-        &mut self,
-        group: &Group<'g>,
-        packet: &IpPacket,
-        bytes: &[u8],
-    ) -> Result<(), DropReason> {
-        let port = group.egress.id;
-        let pieces = fragment_ipv6(bytes, packet, group.outside_mtu).ok_or(DropReason::TooBig)?;
-        // Not to be guessed (RFC 7739), and of all SAs between the same endpoints: by chance.
-        let mut identification = [0; 8];
-        self.own.ivs.fill(&mut identification);
-        let identification = u64::from_ne_bytes(identification) as u32;
-        for (number, piece) in pieces.enumerate() {
-            self.tally.originated += u64::from(number > 0);
-            let mut frame = self.take_frame(port, HEADER_LENGTH + piece.total_length())?;
-            match write_fragment_ipv6(&mut frame[HEADER_LENGTH..], bytes, &piece, identification) {
-                Some(length) => self.send_on(group, frame, length),
-                None => {
-                    self.frames.give_back(port, frame);
-                    return Err(DropReason::TooBig);
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The largest packet that `sa` carries where `mtu` bytes leave; in transport mode one without options.
-pub(super) fn carried(sa: &OutboundSa, mtu: u32) -> u32 {
-    match sa.spec.sa.mode {
-        Mode::Tunnel => sa.outer.inside_mtu(mtu, &sa.layout),
-        Mode::Transport(_) => {
-            let mtu = mtu.saturating_sub(in_udp(sa) as u32);
-            transport::usual_inside_mtu(mtu, &sa.layout, sa.outer.version())
-        }
     }
 }
 

@@ -74,6 +74,9 @@ pub struct Cover {
     pub local: Vec<Prefix>,
     /// Peer-side addresses of the selectors.
     pub remote: Vec<Prefix>,
+    /// Not cover: the protected-side addresses of BYPASS selectors, and the peer-side ones. What arrives in clear for the
+    /// gateway itself, under the cover, and has both, may be meant: the engine asks the policy. For steering only.
+    pub bypass: (Vec<Prefix>, Vec<Prefix>),
     /// Not addresses: ports of ours besides 4500 that IKE and ESP in UDP come to, whatever the cover.
     pub nat_ports: Vec<u16>,
 }
@@ -81,15 +84,15 @@ pub struct Cover {
 impl Cover {
     /// For steering: PROTECT and DISCARD selectors of `spd`; everything when its fallback is DISCARD.
     pub fn of(spd: &Spd) -> Self {
+        let is_bypass = |policy: &Policy| matches!(policy.action, Action::Bypass);
+        let Self { local, remote, .. } = Self::of_policies(spd, |policy| policy.inbound && is_bypass(policy));
+        let bypass = (local, remote);
         if spd.fallback == Fallback::Discard {
             let everything = vec![Prefix::ALL_V4, Prefix::ALL_V6];
-            return Self {
-                local: everything.clone(),
-                remote: everything,
-                nat_ports: spd.nat_ports().to_vec(),
-            };
+            let nat_ports = spd.nat_ports().to_vec();
+            return Self { local: everything.clone(), remote: everything, bypass, nat_ports };
         }
-        Self::of_policies(spd, |policy| !matches!(policy.action, Action::Bypass))
+        Self { bypass, ..Self::of_policies(spd, |policy| !is_bypass(policy)) }
     }
 
     /// For the egress guard: the PROTECT selectors of `spd`.
@@ -102,6 +105,7 @@ impl Cover {
         Self {
             local: prefixes(selectors().map(|selector| selector.local)),
             remote: prefixes(selectors().map(|selector| selector.remote)),
+            bypass: Default::default(),
             nat_ports: spd.nat_ports().to_vec(),
         }
     }

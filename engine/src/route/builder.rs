@@ -90,7 +90,7 @@ impl NetworkBuilder {
     /// With the 65,536th port: the last number is the gateway itself.
     pub fn port(&mut self, port: Port) -> PortId {
         let id = PortId(u16::try_from(self.ports.len()).unwrap_or(u16::MAX));
-        assert!(id < PortId::OWN, "at most 65,534 ports");
+        assert!(id < PortId::OWN, "at most 65,533 ports");
         for &address in &port.addresses {
             self.local(address);
         }

@@ -26,8 +26,10 @@ pub struct PortId(pub u16);
 impl PortId {
     /// The gateway itself: its own packets come in by this port. No interface has it.
     pub const HOST: Self = Self(u16::MAX);
+    /// The same, of what it sent in fragments that were put together: so it may be fragmented again.
+    pub const HOST_IN_FRAGMENTS: Self = Self(u16::MAX - 1);
     /// What the engine has just made or opened itself, and works on further.
-    pub const OWN: Self = Self(u16::MAX - 1);
+    pub const OWN: Self = Self(u16::MAX - 2);
 }
 
 /// Inside or outside (RFC 4301 section 3.1).

@@ -7,12 +7,13 @@ use super::inbound::SaCounters;
 use super::lease::Lease;
 use super::lifetime::{Allowance, Lifetime};
 use super::peer::{Keepalive, PeerEndpoint};
-use super::spec::{OutboundSpec, Protocol, Workers};
+use super::spec::{Mode, OutboundSpec, Protocol, Workers};
 use crate::crypto::key::{KeyError, KeyMaterial};
 use crate::crypto::sequence::{FreshRange, SequenceCounter};
 use crate::crypto::{Sealer, Signer};
-use crate::transform::Layout;
 use crate::transform::tunnel::OuterHeader;
+use crate::transform::{Layout, transport};
+use crate::wire::udp;
 
 /// The owner of an SA that no worker has used yet.
 const NO_OWNER: u32 = u32::MAX;
@@ -159,6 +160,19 @@ impl OutboundSa {
                 OuterHeader { destination, udp_ports: Some((own, port)), ..self.outer }
             }
             _ => self.outer,
+        }
+    }
+
+    /// The largest packet that leaves as one of at most `outside` bytes; in transport mode, of those without options and
+    /// extension headers.
+    pub fn inside_mtu(&self, outside: u32) -> u32 {
+        match self.spec.sa.mode {
+            Mode::Tunnel => self.outer.inside_mtu(outside, &self.layout),
+            Mode::Transport(_) => {
+                let in_udp = if self.outer.udp_ports.is_some() { udp::HEADER_LENGTH as u32 } else { 0 };
+                let outside = outside.saturating_sub(in_udp);
+                transport::usual_inside_mtu(outside, &self.layout, self.outer.version())
+            }
         }
     }
 

@@ -83,8 +83,8 @@ pub fn fragment_ipv4(packet: &[u8], parsed: &IpPacket, inside_mtu: u32) -> Optio
     })
 }
 
-/// As [`fragment_ipv4`], for an IPv6 packet of our own whose next layer is ESP, AH or UDP: all headers in front of that
-/// go into every fragment (RFC 8200 section 4.5, where only the Routing and Hop-by-Hop headers must). Only the sender of
+/// As [`fragment_ipv4`], for an IPv6 packet of our own, or of the gateway's: all headers in front of the next layer go into
+/// every fragment (RFC 8200 section 4.5, where only the Routing and Hop-by-Hop headers must). Only the sender of
 /// an IPv6 packet fragments it. `None` if it cannot be: a fragment already, or no room for 8 bytes of payload.
 pub fn fragment_ipv6(packet: &[u8], parsed: &IpPacket, mtu: u32) -> Option<Fragments> {
     if parsed.version != IpVersion::V6 || usize::from(parsed.payload_offset) > packet.len() {

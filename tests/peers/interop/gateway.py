@@ -67,12 +67,27 @@ side = "unprotected"
 
     def configure(self, case):
         """Takes on this case's tunnel and policy, and nothing else."""
+        if case.mode == "transport":
+            # The route to the peer has the tunnel's MTU: the one of the case before must be gone.
+            self._write("")
+            self.ask("reload")
+            self._wait_for_routes([])
         self._write(configuration(case))
         # The keys of a case are its own: nobody used them before its first configuration.
         first = case.number not in self.declared
         self.declared.add(case.number)
         names = ",".join(map(name, case.layers))
         self.ask("reload", *(["--fresh", names] if first else []))
+        if case.mode == "transport":
+            self._wait_for_routes([GATEWAY_B[case.inner] + ("/32" if case.inner == 4 else "/128")])
+
+    def _wait_for_routes(self, routes):
+        """Until the gateway's own packets are routed into the host device for these prefixes and no others."""
+        deadline = time.monotonic() + 5
+        while self.ask("status")["host"]["routes"] != routes:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the host path has other routes than {routes}")
+            time.sleep(0.01)
 
     def hush(self, case):
         """Sends nothing of its own accord any more; the SAs stay."""

@@ -113,8 +113,9 @@ class Linux:
     def _settle(self, network):
         """Addresses, routes, and something to send."""
         self.ip("link set dev eth0 up")
-        for address, _ in OUTSIDE.values():
-            self.ip(f"address add {address} dev eth0")
+        for version, (address, _) in OUTSIDE.items():
+            # Nobody else has it, and until that is found out nothing would arrive there.
+            self.ip(f"address add {address} dev eth0" + " nodad" * (version == 6))
         for version, (address, behind) in INSIDE.items():
             self.ip(f"address add {address} dev lo")
             self.ip(f"route add {behind} via {OUTSIDE[version][1]} dev eth0 src {address.split('/')[0]}")

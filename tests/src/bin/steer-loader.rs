@@ -36,7 +36,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let cover = |network: [u8; 4]| {
         let prefix = Prefix { network: network.into(), length: 16 };
-        vec![CoverPrefix { prefix, protect: true, discard: false }]
+        vec![CoverPrefix { prefix, protect: true, discard: false, bypass: false }]
     };
     let (local, remote) = (cover([10, 1, 0, 0]), cover([10, 2, 0, 0]));
     steering.set_cover(&SteeringTables { local, remote, ..Default::default() })?;

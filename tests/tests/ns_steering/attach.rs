@@ -131,7 +131,7 @@ impl Drop for Traffic {
 fn cover(remote: &[([u8; 4], u8)]) -> SteeringTables {
     let entry = |(network, length): &([u8; 4], u8)| {
         let prefix = Prefix { network: (*network).into(), length: *length };
-        CoverPrefix { prefix, protect: true, discard: false }
+        CoverPrefix { prefix, protect: true, discard: false, bypass: false }
     };
     SteeringTables {
         local: vec![entry(&([10, 1, 0, 0], 16))],
@@ -304,7 +304,7 @@ fn the_guard_inside_alone_holds_back_what_the_kernel_forwards_from_outside() {
     // The gateway itself still speaks with the host, also where a policy means everything.
     let everything = Prefix { network: [0, 0, 0, 0].into(), length: 0 };
     let mut tables = cover(&[]);
-    tables.remote.push(CoverPrefix { prefix: everything, protect: true, discard: false });
+    tables.remote.push(CoverPrefix { prefix: everything, protect: true, discard: false, bypass: false });
     steering.set_cover(&tables).unwrap();
     let gateway = sandbox.inside("g", || UdpSocket::bind("10.1.0.1:0").unwrap());
     gateway.send_to(b"answer", "10.1.0.2:7000").unwrap();

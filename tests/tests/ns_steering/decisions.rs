@@ -20,7 +20,7 @@ const DISCARD: (bool, bool) = (false, true);
 pub fn prefix(text: &str, (protect, discard): (bool, bool)) -> CoverPrefix {
     let (network, length) = text.split_once('/').expect("ADDRESS/LENGTH");
     let prefix = Prefix { network: network.parse().unwrap(), length: length.parse().unwrap() };
-    CoverPrefix { prefix, protect, discard }
+    CoverPrefix { prefix, protect, discard, bypass: false }
 }
 
 fn tables(local: &[(&str, (bool, bool))], remote: &[(&str, (bool, bool))]) -> SteeringTables {
@@ -437,6 +437,31 @@ fn a_gateway_is_reachable_from_inside_whatever_the_remote_prefixes() {
         expect(&programs, FromInside, &Packet::tcp("10.1.0.2", "10.200.0.1"), EngineOutbound);
         // From outside the same packet is what a peer should have sent protected.
         expect(&programs, FromOutside, &Packet::tcp("10.1.0.2", "10.1.0.1"), DropClearText);
+    }
+}
+
+/// BYPASS selectors are no cover; but under it they let the engine decide of clear text for us, and of nothing else.
+#[test]
+fn clear_text_to_us_that_a_bypass_may_mean_is_the_engines() {
+    let mut programs = gateway();
+    let bypass = |text| CoverPrefix { bypass: true, ..prefix(text, (false, false)) };
+    let mut tables = tables(&[("10.1.0.0/16", PROTECT)], &[("10.2.0.0/16", PROTECT)]);
+    tables.local.push(bypass("10.1.0.1/32"));
+    tables.remote.extend(["10.2.0.7/32", "10.9.0.0/16"].map(bypass));
+    programs.steering.set_cover(&tables).unwrap();
+    for (from, to, place, outcome) in [
+        ("10.2.0.7", "10.1.0.1", FromOutside, EngineInboundClear),
+        ("10.2.0.8", "10.1.0.1", FromOutside, DropClearText),
+        ("10.9.0.1", "10.1.0.1", FromOutside, PassOwn),
+        ("10.2.0.7", "192.0.2.1", FromOutside, PassOwn),
+        ("10.2.0.7", "10.1.0.2", FromOutside, EngineInboundClear),
+        ("10.9.0.1", "10.1.0.2", FromOutside, PassOutside),
+        ("10.2.0.7", "10.1.0.1", FromInside, DropClearText),
+        ("10.1.0.2", "10.9.0.1", FromInside, PassOutside),
+        ("10.1.0.1", "10.2.0.7", ToOutside, GuardDropClearText),
+        ("10.1.0.1", "10.9.0.1", ToOutside, GuardPass),
+    ] {
+        expect(&programs, place, &Packet::tcp(from, to), outcome);
     }
 }
 

@@ -126,13 +126,16 @@ fn what_the_linear_policy_protects_or_discards_never_passes() {
     let config = ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() };
     let cases = (prop::collection::vec(policy(), 0..6), prop::collection::vec(arrival(), 24));
     let result = TestRunner::new(config).run(&cases, |(policies, arrivals)| {
-        let covering: Vec<_> = policies.iter().filter(|policy| policy.action != Action::Bypass).collect();
         let side = |pick: fn(&(Net, Net, Option<u8>)) -> Net| -> Vec<CoverPrefix> {
-            let prefixes = covering.iter().flat_map(|policy| {
+            let prefixes = policies.iter().flat_map(|policy| {
                 policy.selectors.iter().map(move |selector| {
                     let Net { address: network, length } = pick(selector);
-                    let protect = policy.action == Action::Protect;
-                    CoverPrefix { prefix: Prefix { network, length }, protect, discard: !protect }
+                    CoverPrefix {
+                        prefix: Prefix { network, length },
+                        protect: policy.action == Action::Protect,
+                        discard: policy.action == Action::Discard,
+                        bypass: policy.action == Action::Bypass,
+                    }
                 })
             });
             prefixes.collect()
@@ -176,7 +179,7 @@ fn what_the_linear_policy_protects_or_discards_never_passes() {
             prop_assert!(!matters || verdict != Verdict::Pass, "{place:?} {outcome:?} {packet:?} {policy:?}");
 
             // And no more than that: outside every cover the kernel is left alone.
-            let any = |_: &CoverPrefix| true;
+            let any = |entry: &CoverPrefix| entry.protect || entry.discard;
             let uncovered = match place {
                 Place::FromInside if to_us => !holds(&remote, source, any),
                 Place::FromInside => !holds(&remote, destination, any),

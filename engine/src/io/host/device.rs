@@ -16,7 +16,6 @@ use rtnetlink::packet_route::link::{
 use rtnetlink::{Handle, LinkUnspec};
 use rustix::fs::{Mode, OFlags};
 
-use super::MTU;
 use super::slot::Slot;
 use crate::pipeline::HostEnd;
 
@@ -131,11 +130,16 @@ fn read(message: &LinkMessage) -> Link {
     }
 }
 
-/// Gives the device its address and MTU, and switches it on.
+/// Gives the device an MTU.
+pub(super) async fn set_mtu(handle: &Handle, ifindex: u32, mtu: u32) -> Result<(), rtnetlink::Error> {
+    handle.link().set(LinkUnspec::new_with_index(ifindex).mtu(mtu).build()).execute().await
+}
+
+/// Gives the device its address, and switches it on.
 pub(super) async fn configure(handle: &Handle, ifindex: u32, ends: &Ends) -> Result<(), rtnetlink::Error> {
     // Without addresses of its own making it solicits no routers: there is nobody on this link.
     let quiet = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
-    let link = LinkUnspec::new_with_index(ifindex).mtu(MTU);
+    let link = LinkUnspec::new_with_index(ifindex);
     let link = link.append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![quiet]));
     handle.link().set(link.build()).execute().await?;
     handle.link().set(LinkUnspec::new_with_index(ifindex).up().build()).execute().await?;

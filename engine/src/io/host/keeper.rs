@@ -11,11 +11,11 @@ use rtnetlink::Handle;
 use tokio::sync::{Notify, oneshot};
 
 use super::super::datapath::Datapath;
+use super::HostQueue;
 use super::device::{self, Ends, Link};
-use super::plan::Plan;
+use super::plan::{self, Plan};
 use super::routes::Installed;
 use super::slot::{Slot, Turn};
-use super::{HostQueue, MTU};
 use crate::pipeline::Tables;
 use crate::route::{Network, Side};
 
@@ -108,10 +108,18 @@ pub fn remove(instance: &str) -> io::Result<()> {
         let netlink = Netlink::open()?;
         let _turn = Turn::take().await?;
         let slot = Slot::find(&netlink.handle, instance).await?;
-        let mut installed = Installed::read(&netlink.handle, slot).await.map_err(io::Error::other)?;
+        let name = device::name(instance);
+        let mut installed = read_installed(&netlink.handle, slot, &name).await?;
         installed.become_plan(&netlink.handle, &Plan::default(), 0).await.map_err(io::Error::other)?;
-        device::delete(&netlink.handle, &device::name(instance)).await.map_err(io::Error::other)
+        device::delete(&netlink.handle, &name).await.map_err(io::Error::other)
     })?
+}
+
+/// What the kernel has for the device of this name, under this number or others.
+async fn read_installed(handle: &Handle, slot: Slot, name: &str) -> io::Result<Installed> {
+    let device = device::find(handle, name).await.map_err(io::Error::other)?;
+    let ifindex = device.filter(|link| link.tun).map_or(0, |link| link.ifindex);
+    Installed::read(handle, slot, ifindex).await.map_err(io::Error::other)
 }
 
 fn on_runtime<T>(work: impl Future<Output = T>) -> io::Result<T> {
@@ -144,7 +152,7 @@ impl Drop for Netlink {
 /// What the kernel was last brought up with.
 #[derive(PartialEq, Default)]
 struct Seen {
-    policies: u64,
+    plan: Plan,
     addresses: Vec<IpAddr>,
     link: Option<Link>,
     problem: Option<String>,
@@ -172,7 +180,7 @@ impl Keeper {
         let netlink = Netlink::open()?;
         let name = device::name(&instance);
         let slot = Slot::find(&netlink.handle, &instance).await?;
-        let installed = Installed::read(&netlink.handle, slot).await.map_err(io::Error::other)?;
+        let installed = read_installed(&netlink.handle, slot, &name).await?;
         let seen = Seen::default();
         let mut this = Self { instance, name, slot, tables, workers, report, netlink, installed, seen };
         this.seen.link = Some(this.bring_up().await?);
@@ -206,7 +214,7 @@ impl Keeper {
         let slot = Slot::find(handle, &self.instance).await?;
         if slot != self.slot {
             // What is under the number it had is for whoever has it now.
-            self.installed = Installed::read(handle, slot).await.map_err(io::Error::other)?;
+            self.installed = read_installed(handle, slot, &self.name).await?;
             self.slot = slot;
         }
         let ends = Ends::of(slot);
@@ -221,7 +229,7 @@ impl Keeper {
         let link = device::find(handle, &self.name).await.map_err(io::Error::other)?;
         let link = link.ok_or_else(|| io::Error::other("the device went away as it was made"))?;
         device::configure(handle, link.ifindex, &ends).await.map_err(io::Error::other)?;
-        Ok(Link { up: true, mtu: MTU, ..link })
+        Ok(Link { up: true, ..link })
     }
 
     /// Looks at what there is, and does what is to be done about it.
@@ -238,10 +246,14 @@ impl Keeper {
             self.installed.distrust_routes();
             self.seen.addresses.clear();
         }
+        let mtu = plan::device_mtu(&network);
+        if let Some(link) = link.as_mut().filter(|link| link.mtu != mtu) {
+            device::set_mtu(&self.netlink.handle, link.ifindex, mtu).await.map_err(io::Error::other)?;
+            link.mtu = mtu;
+        }
         let plan = Plan::new(&spd, &network, self.slot.address().into());
         let problem = plan.has_peers_v4().then(|| strict_reverse_path(&network)).flatten();
-        let seen =
-            Seen { policies: spd.generation, addresses: network.own_addresses().to_vec(), link, problem };
+        let seen = Seen { plan, addresses: network.own_addresses().to_vec(), link, problem };
         if seen == self.seen {
             return Ok(());
         }
@@ -253,8 +265,11 @@ impl Keeper {
             self.installed.distrust_routes();
         }
         let device = link.map_or(0, |link| link.ifindex);
-        self.installed.become_plan(&self.netlink.handle, &plan, device).await.map_err(io::Error::other)?;
-        let routes = plan.device_prefixes().map(|prefix| prefix.to_string()).collect();
+        self.installed
+            .become_plan(&self.netlink.handle, &seen.plan, device)
+            .await
+            .map_err(io::Error::other)?;
+        let routes = seen.plan.device_prefixes().map(|prefix| prefix.to_string()).collect();
         let up = link.is_some_and(|link| link.up);
         *lock(&self.report) =
             HostReport { device: self.name.clone(), up, routes, problem: seen.problem.clone() };

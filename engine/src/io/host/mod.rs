@@ -25,24 +25,24 @@ use rustix::io::Errno;
 pub use keeper::{Host, HostReport, remove};
 
 use crate::pipeline::{BURST, HostEnd};
+use crate::route::LARGEST_MTU;
 use crate::wire::ethernet::{self, HEADER_LENGTH};
-
-/// MTU of the device: what a packet of an MTU of 1500 outside may have been before it was fragmented. Tunnels carry
-/// less, and say so (ICMP).
-pub const MTU: u32 = 1500;
 
 /// Frames of a queue, with a worker or lent to another.
 const FRAMES: usize = 4 * BURST;
 
 /// A packet of the gateway itself, behind room for an Ethernet header that says its version.
 pub struct HostFrame {
-    bytes: Box<[u8; HEADER_LENGTH + MTU as usize]>,
+    bytes: Box<[u8]>,
     length: usize,
 }
 
+/// Bytes of a frame: what the device may send, whatever its MTU is.
+const CAPACITY: usize = HEADER_LENGTH + LARGEST_MTU as usize;
+
 impl HostFrame {
     fn new() -> Self {
-        Self { bytes: Box::new([0; HEADER_LENGTH + MTU as usize]), length: 0 }
+        Self { bytes: vec![0; CAPACITY].into_boxed_slice(), length: 0 }
     }
 }
 
@@ -146,7 +146,7 @@ mod tests {
         let (mut queue, kernels) = queue();
         assert!(read(&mut queue).is_empty());
         for (packet, ether_type) in
-            [(&[0x45, 1, 2][..], [8, 0]), (&[0x60; 1500], [0x86, 0xdd]), (&[0], [0, 0])]
+            [(&[0x45, 1, 2][..], [8, 0]), (&[0x60; LARGEST_MTU as usize], [0x86, 0xdd]), (&[0], [0, 0])]
         {
             rustix::io::write(&kernels, packet).unwrap();
             let burst = read(&mut queue);

@@ -19,7 +19,9 @@
 //!
 //! In transport mode a policy means the peer itself, and all that the gateway sends there goes into the device, but
 //! for IKE of its own daemon, which the guard lets out in clear too (RFC 4301 section 5.2: IKE needs a BYPASS). ESP and
-//! AH need no exception: the engine sends them past the kernel's rules.
+//! AH need no exception: the engine sends them past the kernel's rules. So does what a BYPASS policy means. These routes
+//! have the MTU of the tunnel, so that connections have the right MSS and datagrams that are to be fragmented are from the
+//! first one on; the engine puts them together and seals them whole.
 //!
 //! Everything (0.0.0.0/0, ::/0) as a remote prefix cannot take all that the gateway sends, or it would lose the
 //! outside; only what is sent from an address of the policy's local ones, and has no better route than the default.
@@ -27,8 +29,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::policy::{Action, Prefix, Spd};
-use crate::route::{Network, Side};
+use crate::policy::{Action, Prefix, Spd, Tunnel};
+use crate::route::{LARGEST_MTU, Network, NextHop, Side};
 use crate::sa::selector::Selector;
 use crate::sa::spec::Mode;
 use crate::wire::udp::NAT_TRAVERSAL_PORT;
@@ -44,13 +46,20 @@ pub enum Table {
     Everything,
 }
 
+impl Table {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Peers, Self::Named, Self::Everything];
+}
+
 /// Where a route leads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Target {
-    /// Into the host device; packets without a source get this one.
+    /// Into the host device.
     Device {
-        /// One of the gateway's own addresses.
+        /// One of the gateway's own addresses, which packets without a source get.
         source: IpAddr,
+        /// The largest packet, where it is not the device's.
+        mtu: Option<u32>,
     },
     /// Nowhere here: the next rule decides.
     Throw,
@@ -82,6 +91,11 @@ pub enum Rule {
     EverythingFrom(IpAddr),
 }
 
+/// The smallest MTU of a link that IPv6 works on (RFC 8200 section 5).
+const IPV6_MINIMUM_MTU: u32 = 1280;
+/// Ethernet's, while there is no link outside.
+const USUAL_MTU: u32 = 1500;
+
 /// What an IKE daemon sends from (RFC 7296 section 2).
 pub const IKE_PORTS: [u16; 2] = [500, NAT_TRAVERSAL_PORT];
 
@@ -112,11 +126,11 @@ impl Plan {
                 let Some(source) = from.next() else { continue };
                 for prefix in Prefix::of_range(*remote) {
                     if let Mode::Transport(_) = tunnel.mode {
-                        plan.route(Table::Peers, prefix, Target::Device { source });
+                        plan.route_to_peer(prefix, source, inside_mtu(tunnel, network));
                     } else if prefix.length == 0 {
                         plan.everything(prefix, std::iter::once(source).chain(from.by_ref()));
                     } else {
-                        plan.route(Table::Named, prefix, Target::Device { source });
+                        plan.route(Table::Named, prefix, Target::Device { source, mtu: None });
                         let inside = Prefix::of_range(*local).into_iter();
                         nested.extend(inside.filter(|inside| {
                             prefix.contains(inside.network) && inside.length > prefix.length
@@ -165,9 +179,18 @@ impl Plan {
         self.routes.entry((table, network, length)).or_insert(target);
     }
 
+    /// Of all tunnels to a peer, the one that carries least decides: the route does not know which a packet will take.
+    fn route_to_peer(&mut self, Prefix { network, length }: Prefix, source: IpAddr, mtu: Option<u32>) {
+        let known = self.routes.entry((Table::Peers, network, length));
+        let target = known.or_insert(Target::Device { source, mtu });
+        if let Target::Device { mtu: known, .. } = target {
+            *known = [*known, mtu].into_iter().flatten().min();
+        }
+    }
+
     fn everything(&mut self, prefix: Prefix, sources: impl Iterator<Item = IpAddr>) {
         for source in sources {
-            self.route(Table::Everything, prefix, Target::Device { source });
+            self.route(Table::Everything, prefix, Target::Device { source, mtu: None });
             self.rules.extend([Rule::MainFrom(source), Rule::EverythingFrom(source)]);
         }
     }
@@ -183,6 +206,28 @@ impl Plan {
             }
         }
     }
+}
+
+/// What `tunnel` carries by the MTU of its link, as far as a route may say so; a path that carries less is told of when
+/// something is too large for it. `None` while the tunnel carries nothing.
+fn inside_mtu(tunnel: &Tunnel, network: &Network) -> Option<u32> {
+    let sa = tunnel.outbound.get()?;
+    let outside = match &tunnel.through {
+        Some(outer) => inside_mtu(outer, network)?,
+        None => match network.next_hop(sa.outer_now().destination) {
+            NextHop::Port { port, .. } => network.ports.get(usize::from(port.0))?.mtu,
+            NextHop::Local | NextHop::OtherInterface | NextHop::Unreachable => return None,
+        },
+    };
+    let mtu = sa.inside_mtu(outside);
+    Some(if tunnel.remote.is_ipv6() { mtu.max(IPV6_MINIMUM_MTU) } else { mtu }).filter(|mtu| *mtu > 0)
+}
+
+/// The MTU of the device: that of the largest link outside. Tunnels carry less, and say so (ICMP).
+pub fn device_mtu(network: &Network) -> u32 {
+    let outside = network.ports.iter().filter(|port| port.side == Side::Unprotected && port.mtu > 0);
+    let largest = outside.map(|port| port.mtu).max().unwrap_or(USUAL_MTU);
+    largest.clamp(IPV6_MINIMUM_MTU, LARGEST_MTU)
 }
 
 /// The gateway's addresses that its packets may come from, those on inside interfaces first.
@@ -275,7 +320,8 @@ mod tests {
     fn shown(plan: &Plan) -> Vec<String> {
         let routes = plan.routes.iter().map(|((table, network, length), target)| {
             let target = match target {
-                Target::Device { source } => format!("src {source}"),
+                Target::Device { source, mtu: None } => format!("src {source}"),
+                Target::Device { source, mtu: Some(mtu) } => format!("src {source} mtu {mtu}"),
                 Target::Throw => "throw".into(),
             };
             format!("{table:?} {network}/{length} {target}")

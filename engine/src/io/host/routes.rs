@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
 
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
 };
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
 use rtnetlink::packet_route::{AddressFamily, IpProtocol};
@@ -26,6 +27,9 @@ const RULES: u32 = 5;
 /// RT_TABLE_MAIN.
 const MAIN: u32 = 254;
 
+/// Tables of all instances.
+const TABLES: RangeInclusive<u32> = 0xad00_0000..=0xadff_ffff;
+
 /// Table numbers and rule priorities of an instance.
 #[derive(Clone, Copy, Debug)]
 pub struct Numbers {
@@ -37,7 +41,7 @@ impl Numbers {
     /// Of the instance with this number.
     pub fn of(slot: Slot) -> Self {
         // Behind the local table (0), before main (32766).
-        Self { table: 0xad00_0000 | slot.number() << 2, priority: 10_000 + slot.number() * RULES }
+        Self { table: TABLES.start() | slot.number() << 2, priority: 10_000 + slot.number() * RULES }
     }
 
     fn table(self, table: Table) -> u32 {
@@ -67,7 +71,7 @@ impl Numbers {
         route.header.table = 0;
         route.attributes.push(RouteAttribute::Table(self.table(table)));
         match target {
-            Target::Device { source } => {
+            Target::Device { source, mtu } => {
                 route.header.kind = RouteType::Unicast;
                 route.header.scope = RouteScope::Link;
                 route.attributes.push(RouteAttribute::Oif(device));
@@ -76,6 +80,8 @@ impl Numbers {
                     IpAddr::V6(source) => RouteAddress::Inet6(source),
                 };
                 route.attributes.push(RouteAttribute::PrefSource(source));
+                let mtu = mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
+                route.attributes.extend(mtu);
             }
             Target::Throw => {
                 route.header.kind = RouteType::Throw;
@@ -127,41 +133,114 @@ impl Numbers {
             AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
             _ => Ipv6Addr::UNSPECIFIED.into(),
         };
-        let mut table = u32::from(message.header.table);
         for attribute in &message.attributes {
             match attribute {
-                RouteAttribute::Table(wide) => table = *wide,
                 RouteAttribute::Destination(RouteAddress::Inet(address)) => network = (*address).into(),
                 RouteAttribute::Destination(RouteAddress::Inet6(address)) => network = (*address).into(),
                 _ => {}
             }
         }
-        let known = [Table::Peers, Table::Named, Table::Everything];
-        let table = known.into_iter().find(|known| self.table(*known) == table)?;
+        let number = table_of(message);
+        let table = Table::ALL.into_iter().find(|known| self.table(*known) == number)?;
         Some((table, network, message.header.destination_prefix_length))
     }
 
     fn rule_of(self, message: &RuleMessage) -> Option<Rule> {
-        let (mut priority, mut source, mut port, mut local) = (0, None, None, false);
+        let RuleParts { priority, source, port, to } = RuleParts::of(message)?;
+        let ipv6 = message.header.family == AddressFamily::Inet6;
+        let leads = |table| to == To::Table(self.table(table));
+        let rule = match (source, port) {
+            (None, Some(port)) => Rule::Ike { ipv6, port },
+            (None, None) if leads(Table::Peers) => Rule::Peers { ipv6 },
+            (None, None) => Rule::Named { ipv6 },
+            (Some(source), _) if leads(Table::Everything) => Rule::EverythingFrom(source),
+            (Some(source), _) => Rule::MainFrom(source),
+        };
+        let is_so = RuleParts::of(&self.rule(rule))? == RuleParts { priority, source, port, to };
+        is_so.then_some(rule)
+    }
+}
+
+/// What tells rules for locally generated packets apart.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct RuleParts {
+    priority: u32,
+    source: Option<IpAddr>,
+    port: Option<u16>,
+    to: To,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum To {
+    Table(u32),
+    Rule(u32),
+}
+
+impl RuleParts {
+    /// `None` for rules about other packets.
+    fn of(message: &RuleMessage) -> Option<Self> {
+        let to = To::Table(message.header.table.into());
+        let mut parts = Self { priority: 0, source: None, port: None, to };
+        let mut is_local = false;
         for attribute in &message.attributes {
             match attribute {
-                RuleAttribute::Priority(number) => priority = *number,
-                RuleAttribute::Source(address) => source = Some(*address),
-                RuleAttribute::SourcePortRange(range) => port = Some(range.start),
-                RuleAttribute::Iifname(name) => local = name == LOCALLY_GENERATED,
+                RuleAttribute::Priority(number) => parts.priority = *number,
+                RuleAttribute::Source(address) => parts.source = Some(*address),
+                RuleAttribute::SourcePortRange(range) => parts.port = Some(range.start),
+                RuleAttribute::Iifname(name) => is_local = name == LOCALLY_GENERATED,
+                RuleAttribute::Table(table) => parts.to = To::Table(*table),
+                RuleAttribute::Goto(rule) => parts.to = To::Rule(*rule),
                 _ => {}
             }
         }
-        let ipv6 = message.header.family == AddressFamily::Inet6;
-        match (priority.checked_sub(self.priority).filter(|_| local)?, source, port) {
-            (0, None, Some(port)) => Some(Rule::Ike { ipv6, port }),
-            (1, None, None) => Some(Rule::Peers { ipv6 }),
-            (2, None, None) => Some(Rule::Named { ipv6 }),
-            (3, Some(address), None) => Some(Rule::MainFrom(address)),
-            (4, Some(address), None) => Some(Rule::EverythingFrom(address)),
-            _ => None,
-        }
+        is_local.then_some(parts)
     }
+}
+
+/// What an earlier build under the same name, with other numbers, has left behind: tables with routes into this device,
+/// the rules that lead there, and those that lead to these rules.
+#[derive(Default)]
+struct Relics {
+    routes: Vec<RouteMessage>,
+    rules: Vec<RuleMessage>,
+}
+
+impl Relics {
+    /// Among all routes and rules of a family that are not an instance's own now.
+    fn find(routes: Vec<RouteMessage>, rules: Vec<RuleMessage>, device: u32) -> Self {
+        let leads = |route: &RouteMessage| {
+            route.attributes.contains(&RouteAttribute::Oif(device)) && TABLES.contains(&table_of(route))
+        };
+        let tables: BTreeSet<u32> = routes.iter().filter(|route| leads(route)).map(table_of).collect();
+        let leading: Vec<_> = rules
+            .iter()
+            .filter_map(RuleParts::of)
+            .filter(|parts| matches!(parts.to, To::Table(table) if tables.contains(&table)))
+            .collect();
+        let belongs = |parts: RuleParts| {
+            leading.iter().any(|known| match parts.to {
+                To::Rule(priority) => priority == known.priority,
+                // In front of a rule for everything that is sent from there.
+                To::Table(MAIN) => {
+                    parts.source.is_some()
+                        && (parts.source, parts.priority + 1) == (known.source, known.priority)
+                }
+                To::Table(_) => parts == *known,
+            })
+        };
+        let routes = routes.into_iter().filter(|route| tables.contains(&table_of(route))).collect();
+        let rules = rules.into_iter().filter(|rule| RuleParts::of(rule).is_some_and(belongs)).collect();
+        Self { routes, rules }
+    }
+}
+
+/// RT_TABLE_..., or the wider number.
+fn table_of(message: &RouteMessage) -> u32 {
+    let wide = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Table(wide) => Some(*wide),
+        _ => None,
+    });
+    wide.unwrap_or(message.header.table.into())
 }
 
 /// What the kernel has of ours.
@@ -170,31 +249,43 @@ pub struct Installed {
     /// `None`: there, perhaps, but not to be relied on.
     routes: BTreeMap<RouteKey, Option<Target>>,
     rules: BTreeSet<Rule>,
+    relics: Relics,
 }
 
 impl Installed {
-    /// Reads what an earlier life left behind.
+    /// Reads what an earlier life left behind. `device`: the index of the instance's device; 0 where there is none.
     ///
     /// # Errors
     /// Netlink's.
-    pub async fn read(handle: &Handle, slot: Slot) -> Result<Self, rtnetlink::Error> {
+    pub async fn read(handle: &Handle, slot: Slot, device: u32) -> Result<Self, rtnetlink::Error> {
         let numbers = Numbers::of(slot);
-        let mut routes = BTreeMap::new();
-        let mut rules = BTreeSet::new();
+        let mut this =
+            Self { numbers, routes: BTreeMap::new(), rules: BTreeSet::new(), relics: Relics::default() };
         for (family, version) in [(AddressFamily::Inet, IpVersion::V4), (AddressFamily::Inet6, IpVersion::V6)]
         {
             let mut request = RouteMessage::default();
             request.header.address_family = family;
+            let (mut other_routes, mut other_rules) = (Vec::new(), Vec::new());
             let mut messages = std::pin::pin!(handle.route().get(request).execute());
             while let Some(message) = messages.try_next().await? {
-                routes.extend(numbers.route_of(&message).map(|key| (key, None)));
+                match numbers.route_of(&message) {
+                    Some(key) => drop(this.routes.insert(key, None)),
+                    None if TABLES.contains(&table_of(&message)) => other_routes.push(message),
+                    None => {}
+                }
             }
             let mut messages = std::pin::pin!(handle.rule().get(version).execute());
             while let Some(message) = messages.try_next().await? {
-                rules.extend(numbers.rule_of(&message));
+                match numbers.rule_of(&message) {
+                    Some(rule) => drop(this.rules.insert(rule)),
+                    None => other_rules.push(message),
+                }
             }
+            let Relics { routes, rules } = Relics::find(other_routes, other_rules, device);
+            this.relics.routes.extend(routes);
+            this.relics.rules.extend(rules);
         }
-        Ok(Self { numbers, routes, rules })
+        Ok(this)
     }
 
     /// The device is another one, or was down, or an address went: that takes routes away.
@@ -213,11 +304,13 @@ impl Installed {
         device: u32,
     ) -> Result<(), rtnetlink::Error> {
         for (&key, &target) in &plan.routes {
-            if self.routes.get(&key) == Some(&Some(target)) {
+            let known = self.routes.get(&key);
+            if known == Some(&Some(target)) {
                 continue;
             }
             // One of another kind would not be replaced.
-            if self.routes.contains_key(&key) {
+            let is_device = |target| matches!(target, Target::Device { .. });
+            if known.is_some_and(|known| !(known.is_some_and(is_device) && is_device(target))) {
                 self.delete_route(handle, key).await;
             }
             let route = self.numbers.route(key, target, device);
@@ -229,6 +322,17 @@ impl Installed {
             *request.message_mut() = self.numbers.rule(rule);
             request.execute().await?;
             self.rules.insert(rule);
+        }
+        let Relics { routes, rules } = std::mem::take(&mut self.relics);
+        for rule in rules {
+            if let Err(error) = handle.rule().del(rule).execute().await {
+                tracing::debug!(%error, "a rule of an earlier build was gone already");
+            }
+        }
+        for route in routes {
+            if let Err(error) = handle.route().del(route).execute().await {
+                tracing::debug!(%error, "a route of an earlier build was gone already");
+            }
         }
         for &rule in self.rules.clone().difference(&plan.rules) {
             if let Err(error) = handle.rule().del(self.numbers.rule(rule)).execute().await {
@@ -274,7 +378,8 @@ mod tests {
             (Table::Everything, ip("::"), 0),
         ] {
             let source = if key.1.is_ipv4() { ip("10.1.0.1") } else { ip("2001:db8:1::1") };
-            for target in [Target::Throw, Target::Device { source }] {
+            let device = |mtu| Target::Device { source, mtu };
+            for target in [Target::Throw, device(None), device(Some(1400))] {
                 assert_eq!(numbers.route_of(&numbers.route(key, target, 7)), Some(key));
                 assert_eq!(others.route_of(&numbers.route(key, target, 7)), None);
             }
@@ -291,5 +396,38 @@ mod tests {
                 assert_eq!(others.rule_of(&numbers.rule(rule)), None);
             }
         }
+    }
+
+    /// By the device that its routes lead into, and nobody else's.
+    #[test]
+    fn what_an_earlier_build_left_behind_is_known() {
+        let numbers = |table, priority| Numbers { table: TABLES.start() | table, priority };
+        let (earlier, others) = (numbers(0x12_3450, 23_000), numbers(0x65_4320, 24_000));
+        let source: IpAddr = "10.1.0.1".parse().unwrap();
+        let (network, everything) = ("10.2.0.0".parse().unwrap(), "0.0.0.0".parse().unwrap());
+        let target = Target::Device { source, mtu: None };
+        let routes = |numbers: Numbers, device| {
+            [
+                numbers.route((Table::Named, network, 16), target, device),
+                numbers.route((Table::Named, source, 32), Target::Throw, device),
+                numbers.route((Table::Everything, everything, 0), target, device),
+            ]
+        };
+        let rules = |numbers: Numbers| {
+            [
+                Rule::Ike { ipv6: false, port: 500 },
+                Rule::Named { ipv6: false },
+                Rule::MainFrom(source),
+                Rule::EverythingFrom(source),
+            ]
+            .map(|rule| numbers.rule(rule))
+        };
+        let all_routes = [routes(earlier, 7), routes(others, 8)].concat();
+        let all_rules = [rules(earlier), rules(others)].concat();
+        let found = Relics::find(all_routes.clone(), all_rules.clone(), 7);
+        assert_eq!(found.routes, routes(earlier, 7));
+        assert_eq!(found.rules, rules(earlier));
+        let found = Relics::find(all_routes, all_rules, 9);
+        assert!(found.routes.is_empty() && found.rules.is_empty());
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use adit_xdp_prog::cover::{DISCARD, DISCARD_EVERYWHERE, PROTECT, PROTECT_EVERYWHERE};
+use adit_xdp_prog::cover::{BYPASS, DISCARD, DISCARD_EVERYWHERE, PROTECT, PROTECT_EVERYWHERE};
 use adit_xdp_prog::maps as names;
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -22,6 +22,8 @@ pub struct CoverPrefix {
     pub protect: bool,
     /// A DISCARD selector has it.
     pub discard: bool,
+    /// A BYPASS selector has it, which makes it no cover.
+    pub bypass: bool,
 }
 
 /// Covers as the hooks take them. Prefixes may repeat and contain each other; their actions add up. A prefix of
@@ -44,7 +46,7 @@ type Bits = (u128, u8);
 /// a lookup sees the longest match only.
 fn flatten(prefixes: &[CoverPrefix], v4: bool) -> BTreeMap<Bits, u32> {
     let mut own: BTreeMap<Bits, u32> = BTreeMap::new();
-    for CoverPrefix { prefix: Prefix { network, length }, protect, discard } in prefixes {
+    for CoverPrefix { prefix: Prefix { network, length }, protect, discard, bypass } in prefixes {
         let (bits, width) = match network {
             IpAddr::V4(address) => (u128::from(address.to_bits()) << 96, 32),
             IpAddr::V6(address) => (address.to_bits(), 128),
@@ -55,8 +57,9 @@ fn flatten(prefixes: &[CoverPrefix], v4: bool) -> BTreeMap<Bits, u32> {
         let length = (*length).min(width);
         let [protect_flag, discard_flag] =
             if length == 0 { [PROTECT_EVERYWHERE, DISCARD_EVERYWHERE] } else { [PROTECT, DISCARD] };
-        *own.entry((bits & mask(length), length)).or_default() |=
-            (u32::from(*protect) * protect_flag) | (u32::from(*discard) * discard_flag);
+        *own.entry((bits & mask(length), length)).or_default() |= (u32::from(*protect) * protect_flag)
+            | (u32::from(*discard) * discard_flag)
+            | (u32::from(*bypass) * BYPASS);
     }
     let mut containing: Vec<(Bits, u32)> = Vec::new();
     let mut flat = BTreeMap::new();
@@ -247,8 +250,8 @@ mod tests {
 
     use super::*;
 
-    fn prefix(network: IpAddr, length: u8, protect: bool, discard: bool) -> CoverPrefix {
-        CoverPrefix { prefix: Prefix { network, length }, protect, discard }
+    fn prefix(network: IpAddr, length: u8, [protect, discard, bypass]: [bool; 3]) -> CoverPrefix {
+        CoverPrefix { prefix: Prefix { network, length }, protect, discard, bypass }
     }
 
     fn contains(outer: &Prefix, address: Ipv4Addr) -> bool {
@@ -263,22 +266,23 @@ mod tests {
         /// The longest match in the flat table says what a linear walk over all prefixes says.
         #[test]
         fn longest_match_is_the_union(
-            prefixes in prop::collection::vec((0u32..64, 0u8..=8, any::<bool>(), any::<bool>()), 0..20),
+            prefixes in prop::collection::vec((0u32..64, 0u8..=8, any::<[bool; 3]>()), 0..20),
             address in 0u32..64,
         ) {
             // Six bits of variety under 10.0.0.0/2, so that prefixes nest and repeat.
             let place = |bits: u32| Ipv4Addr::from_bits(bits << 26);
             let prefixes: Vec<_> = prefixes
                 .into_iter()
-                .map(|(bits, length, protect, discard)| prefix(place(bits).into(), length, protect, discard))
+                .map(|(bits, length, actions)| prefix(place(bits).into(), length, actions))
                 .collect();
             let address = place(address);
             let mut expected = 0;
-            for CoverPrefix { prefix, protect, discard } in &prefixes {
+            for CoverPrefix { prefix, protect, discard, bypass } in &prefixes {
                 if contains(prefix, address) {
                     let everywhere = prefix.length == 0;
                     expected |= match (protect, everywhere) { (true, false) => 1, (true, true) => 4, _ => 0 };
                     expected |= match (discard, everywhere) { (true, false) => 2, (true, true) => 8, _ => 0 };
+                    expected |= if *bypass { 16 } else { 0 };
                 }
             }
             let found = flatten(&prefixes, true)
@@ -293,8 +297,8 @@ mod tests {
     #[test]
     fn families_do_not_mix() {
         let prefixes = [
-            prefix(Ipv4Addr::new(10, 1, 2, 3).into(), 8, true, false),
-            prefix(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(), 32, false, true),
+            prefix(Ipv4Addr::new(10, 1, 2, 3).into(), 8, [true, false, false]),
+            prefix(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(), 32, [false, true, false]),
         ];
         assert_eq!(flatten(&prefixes, true), BTreeMap::from([((10 << 120, 8), PROTECT)]));
         assert_eq!(flatten(&prefixes, false), BTreeMap::from([((0x2001_0db8 << 96, 32), DISCARD)]));

@@ -104,7 +104,7 @@ impl<'e> Evidence<'e> {
             _ => Upper::Opaque,
         };
         Self::of(port, Bytes::Parts { flow: Flow { source, destination, protocol, upper }, payload })
-            .into_gateway()
+            .in_pieces()
     }
 
     /// A finished frame that was to leave by `port`.
@@ -135,6 +135,11 @@ impl<'e> Evidence<'e> {
     /// To be sealed by the SA of a tunnel, whichever that is.
     pub(in crate::pipeline) fn into_tunnel(self, tunnel: &'e Arc<str>) -> Self {
         Self { direction: Some(Direction::Outbound), tunnel: Some(tunnel), ..self }
+    }
+
+    /// Of a datagram that is to be put together: to be opened, unless the gateway itself sent it.
+    pub(in crate::pipeline) fn in_pieces(self) -> Self {
+        if self.port == PortId::HOST_IN_FRAGMENTS { self } else { self.into_gateway() }
     }
 
     /// For an SA that is not known yet: out of another one, or in pieces.
