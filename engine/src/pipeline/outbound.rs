@@ -18,7 +18,7 @@ use crate::transform::ah::{self, Role};
 use crate::transform::fragment::{fragment_ipv4, write_fragment};
 use crate::transform::natt;
 use crate::transform::transport::{self, Split};
-use crate::transform::tunnel::{DontFragment, OuterHeader};
+use crate::transform::tunnel::{DontFragment, OuterHeader, Writer};
 use crate::transform::{Layout, mss};
 use crate::wire::ah::AhHeader;
 use crate::wire::ethernet::HEADER_LENGTH;
@@ -411,6 +411,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
         let Numbers { range, short } = sa.take_numbers(fitting as u64);
         let identification = self.identifications.take(outer, fitting);
+        let mut writer = outer.writer();
         let numbered = ready.iter_mut().zip(range.into_iter().flatten()).enumerate().map(
             |(index, (Ready { payload, packet, next_header, length, sealed, split, frame }, number))| {
                 let bytes = match *payload {
@@ -420,7 +421,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 let identification = identification.wrapping_add(index as u16);
                 let room = &mut frame[HEADER_LENGTH..sealed.of_frame(sa)];
                 let (split, inner) = (split.as_ref(), (*packet, *next_header, bytes));
-                (write_headers(outer, inner, *sealed, split, room, identification), number)
+                (write_headers(outer, &mut writer, inner, *sealed, split, room, identification), number)
             },
         );
         let mut sealed = 0;
@@ -601,6 +602,7 @@ struct Placed<'f, 'b> {
 #[inline(always)]
 fn write_headers<'f, 'b>(
     outer: &OuterHeader,
+    writer: &mut Writer<'_>,
     (packet, next_header, bytes): (&IpPacket, u8, &'b [u8]),
     sealed: Lengths,
     split: Option<&Split>,
@@ -611,7 +613,7 @@ fn write_headers<'f, 'b>(
     let (headers, behind) = room.split_at_mut(headers_length);
     let (payload, next_header) = match split {
         None => {
-            outer.write(headers, packet, behind_length, identification);
+            writer.write(headers, packet, behind_length, identification);
             (bytes, next_header)
         }
         Some(split) => {

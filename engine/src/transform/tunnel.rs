@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use super::ecn::Ecn;
 use super::{Layout, fixed_header};
+use crate::wire::checksum::Sum;
 use crate::wire::header::{IPV4_LENGTH, IPV6_LENGTH, Ipv4Header, Ipv6Header};
 use crate::wire::ip::{IpPacket, IpVersion};
 use crate::wire::protocol;
@@ -107,11 +108,7 @@ impl OuterHeader {
         };
         match (self.source, self.destination) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
-                let dont_fragment = match self.dont_fragment {
-                    DontFragment::Copy => inner.dont_fragment,
-                    DontFragment::Set => true,
-                    DontFragment::Clear => false,
-                };
+                let dont_fragment = self.sets_dont_fragment(inner);
                 let header = Ipv4Header {
                     traffic_class,
                     total_length: length(IPV4_LENGTH + behind),
@@ -140,11 +137,80 @@ impl OuterHeader {
         }
     }
 
+    #[inline]
+    fn sets_dont_fragment(&self, inner: &IpPacket) -> bool {
+        match self.dont_fragment {
+            DontFragment::Copy => inner.dont_fragment,
+            DontFragment::Set => true,
+            DontFragment::Clear => false,
+        }
+    }
+
+    /// As [`OuterHeader::write`], for packet after packet.
+    pub fn writer(&self) -> Writer<'_> {
+        Writer { outer: self, like: None }
+    }
+
     /// The largest inner packet that leaves as one outer packet of at most `outside_mtu` bytes; 0 where not
     /// even an empty one does.
     #[inline]
     pub fn inside_mtu(&self, outside_mtu: u32, layout: &Layout) -> u32 {
         layout.room(outside_mtu, self.version(), self.length()) as u32
+    }
+}
+
+/// Writes the outer headers of a group. Where the packets inside have the same to copy, those of IPv4 differ in length,
+/// identification and checksum only.
+pub struct Writer<'o> {
+    outer: &'o OuterHeader,
+    like: Option<Like>,
+}
+
+/// What a header is like for packets with this traffic class and this DF bit.
+struct Like {
+    traffic_class: u8,
+    dont_fragment: bool,
+    /// Without length, identification and checksum.
+    header: [u8; IPV4_LENGTH],
+    sum: Sum,
+    is_identified: bool,
+}
+
+impl Writer<'_> {
+    /// As [`OuterHeader::write`].
+    #[inline(always)]
+    pub fn write(&mut self, out: &mut [u8], inner: &IpPacket, behind: usize, identification: u16) {
+        match &self.like {
+            Some(like)
+                if like.traffic_class == inner.traffic_class && like.dont_fragment == inner.dont_fragment =>
+            {
+                let identification = if like.is_identified { identification } else { 0 };
+                let length = u16::try_from(IPV4_LENGTH + behind).expect("inside_mtu bounds the packet");
+                let sum = like.sum.number(length.into()).number(identification.into());
+                out[..IPV4_LENGTH].copy_from_slice(&like.header);
+                out[2..4].copy_from_slice(&length.to_be_bytes());
+                out[4..6].copy_from_slice(&identification.to_be_bytes());
+                out[10..12].copy_from_slice(&sum.checksum().to_be_bytes());
+            }
+            _ => self.write_anew(out, inner, behind, identification),
+        }
+    }
+
+    #[inline(never)]
+    fn write_anew(&mut self, out: &mut [u8], inner: &IpPacket, behind: usize, identification: u16) {
+        let outer = self.outer;
+        outer.write(out, inner, behind, identification);
+        let is_plain = outer.version() == IpVersion::V4 && outer.udp_ports.is_none();
+        if let Some(header) = out.first_chunk::<IPV4_LENGTH>().filter(|_| is_plain) {
+            let mut header = *header;
+            for varying in [2..6, 10..12] {
+                header[varying].fill(0);
+            }
+            let IpPacket { traffic_class, dont_fragment, .. } = *inner;
+            let is_identified = !outer.sets_dont_fragment(inner);
+            let sum = Sum::default().bytes(&header);
+            self.like = Some(Like { traffic_class, dont_fragment, header, sum, is_identified });
+        }
     }
 }
 

@@ -175,3 +175,26 @@ proptest! {
         }
     }
 }
+
+proptest! {
+    /// What a writer remembers of other packets never changes what it writes for this one.
+    #[test]
+    fn a_writer_writes_what_a_fresh_one_does(
+        version in 0..3_usize,
+        rule in 0..3_usize,
+        packets in proptest::collection::vec((0..4_usize, 0..4_u8, 0..1000_usize, any::<u16>()), 1..40),
+    ) {
+        let in_udp = OuterHeader { udp_ports: Some((4500, 4501)), ..outer_v4() };
+        let dont_fragment = [DontFragment::Copy, DontFragment::Set, DontFragment::Clear][rule];
+        let header = OuterHeader { dont_fragment, ..[outer_v4(), outer_v6(), in_udp][version] };
+        let mut writer = header.writer();
+        for (frame, traffic_class, behind, identification) in packets {
+            let mut packet = inner([V4_UDP, V6_TCP, V4_TCP_OPTIONS, V6_CHAIN][frame]);
+            packet.traffic_class = traffic_class << 1;
+            let (mut own, mut fresh) = ([0xaa; 64], [0xaa; 64]);
+            writer.write(&mut own, &packet, behind, identification);
+            header.write(&mut fresh, &packet, behind, identification);
+            prop_assert_eq!(own, fresh);
+        }
+    }
+}
