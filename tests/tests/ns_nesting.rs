@@ -100,10 +100,10 @@ fn everything_passes(
     // fragments what it makes of them.
     let fragments = if outer.settings.contains("transport") { 0 } else { ECHOES };
     let inner = [from_a - fragments, from_b - fragments];
-    assert_eq!([at_a.sealed, at_b.sealed], [from_a + inner[0], from_b + inner[1]]);
     assert_eq!(a.dropped("too_big"), 2);
     // Only frames that a queue of the kernel's lost, on a machine too busy to serve it, are excused.
     if lost == 0 {
+        assert_eq!([at_a.sealed, at_b.sealed], [from_a + inner[0], from_b + inner[1]]);
         let expected = |originated, absorbed, opened, dropped| (originated, absorbed, opened, dropped);
         let found = |totals: Totals| (totals.originated, totals.absorbed, totals.opened, totals.dropped);
         assert_eq!(found(at_a), expected(ECHOES + 2, ECHOES, at_b.sealed, 2), "{}", a.explain());

@@ -162,11 +162,11 @@ fn a_narrow_path_is_found(v6: bool, inside_mtu: u32) {
     assert!(right.frames.iter().all(|(_, frame)| frame.len() <= 14 + NARROW as usize));
     assert_eq!(forged, 3 * FORGED as u64);
     assert!(told > 0, "the router refused something");
-    let sent = left.esp(SPI_AB);
-    assert_eq!(sent, at_a.sealed);
-    assert_eq!(sent - right.esp(SPI_AB), told, "what did not pass was told of, packet by packet");
     // Only frames that a queue of the kernel's lost, on a machine too busy to serve it, are excused.
     if lost == 0 {
+        let sent = left.esp(SPI_AB);
+        assert_eq!(sent, at_a.sealed);
+        assert_eq!(sent - right.esp(SPI_AB), told, "what did not pass was told of, packet by packet");
         let heard = ["icmp_noted", "icmp_forged", "icmp_refused"].map(|reason| a.dropped(reason));
         let forged = FORGED as u64;
         assert_eq!(heard, [told, 2 * forged, forged], "{}", a.explain());

@@ -63,9 +63,9 @@ fn all_packets_look_alike_and_dummies_are_counted_at_both_ends() {
         let dummies = of(|next_header| next_header == NO_NEXT_HEADER);
         let real = of(|next_header| matches!(next_header, 4 | 41));
         assert!(dummies > 20 && real > 20, "{dummies} {real}");
-        assert_eq!((here.originated, here.sealed), (dummies, dummies + real));
         // Only frames that a queue of the kernel's lost, on a machine too busy to serve it, are excused.
         if lost == 0 {
+            assert_eq!((here.originated, here.sealed), (dummies, dummies + real));
             assert_eq!((gateway.dropped("dummy"), there.dropped, there.opened), (dummies, dummies, real));
         }
     }

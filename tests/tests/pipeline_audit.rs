@@ -22,6 +22,7 @@ use adit_tests::memory::{
     Gateway, INSIDE, OUTSIDE, Options, Peer, SPI_TO_B, Site, address, networks, policy, suite,
 };
 use adit_tests::packet::{MORE_FRAGMENTS, frame, in_udp, ip, udp, with_fragment_field};
+use adit_tests::scapy;
 use proptest::prelude::*;
 
 const IPV4: u8 = 4;
@@ -516,6 +517,38 @@ fn what_nobody_looked_at_is_told_as_such() {
     let (worker, reason, drops, at, seen) = (0, DropReason::NoNeighbour, 3, 4321, None);
     assert_eq!(told, [Record { worker, reason, drops, at, seen }]);
     assert_eq!(records(&mut gateway, 5000), []);
+}
+
+/// RFC 4301 section 6: whom an ICMP error is from, and which packet it says it is about. The errors are scapy's.
+#[test]
+fn icmp_errors_are_told_with_what_they_quote() {
+    for (udp_port, protocol) in [(None, "50"), (Some(62_001), "17 4500-62001")] {
+        let options = Options { udp_port, ..Options::new() };
+        let mut a = Gateway::new(Site::A, &options);
+        let sealed = a.run(INSIDE, &[inner()]).remove(0).1;
+        let mut strange = sealed.clone();
+        let spi = if udp_port.is_some() { 28 } else { 20 };
+        strange[spi..spi + 4].copy_from_slice(&[0x0b, 0xad, 0xca, 0xfe]);
+        let errors =
+            |packet: &[u8], mtu| scapy::errors(&[packet.to_vec()], "203.0.113.1", "too-big", mtu, 64);
+        let told = [(&strange, 1_400), (&sealed, 1_400), (&sealed, 68)].map(|(packet, mtu)| {
+            a.run(OUTSIDE, &errors(packet, mtu));
+            records(&mut a, 0).iter().map(line).collect::<Vec<_>>().join("\n")
+        });
+        let line = |reason: &str, spi: &str| {
+            format!(
+                "{reason} in - {spi} 1 | 203.0.113.1 > 192.0.2.1 1 3/4 | 192.0.2.1 > 198.51.100.9 {protocol}"
+            )
+        };
+        assert_eq!(
+            told,
+            [
+                line("icmp_forged", "0x0badcafe"),
+                line("icmp_noted", "0x00abcdef"),
+                line("icmp_refused", "0x00abcdef"),
+            ]
+        );
+    }
 }
 
 /// A finished frame that a worker could not send: by what it is, whoever made it.

@@ -58,7 +58,7 @@ pub struct DropRecord {
     /// The packet: inbound as it came, outbound as it was to be sealed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packet: Option<PacketHeader>,
-    /// What came out of its SA, if that was authentic and a packet.
+    /// What came out of its SA, if that was authentic and a packet; of an ICMP error from outside, what it quotes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inner: Option<PacketHeader>,
     /// What the SA may carry, where the packet inside is something else; the first few.
@@ -259,7 +259,7 @@ impl Control {
     fn describe(&self, record: &Record, (wall, worker): (Duration, u64)) -> DropRecord {
         let ago = Duration::from_millis(worker.saturating_sub(record.at));
         let interface = |port: PortId| match port {
-            PortId::HOST => Some(format!("{}0", self.engine.instance)),
+            PortId::HOST | PortId::HOST_IN_FRAGMENTS => Some(format!("{}0", self.engine.instance)),
             _ => self.interfaces.get(usize::from(port.0)).map(|interface| interface.name.clone()),
         };
         let mut told = DropRecord::of(record, utc(wall.saturating_sub(ago)), interface);

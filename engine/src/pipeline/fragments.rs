@@ -12,7 +12,6 @@ use super::scratch::Tally;
 use super::{DropReason, Frames, Pass, Pipeline, Tables};
 use crate::route::PortId;
 use crate::sa::publish::Guard;
-use crate::wire::ethernet::HEADER_LENGTH;
 use crate::wire::ip::IpPacket;
 
 /// The fragments that wait. One for all workers, because those of one datagram need not come to the same: the ports of
@@ -109,16 +108,12 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let mut out = self.own.spare_datagrams.pop().unwrap_or_default();
         let mut reassembler = waiting.lock();
         let outer = arrival.outer.clone();
-        let evidence = match arrival.port {
-            PortId::OWN => Evidence::between(frame, frame.len() - HEADER_LENGTH).into_gateway(),
-            port => Evidence::framed(port, frame),
-        };
         let scene = self.scene();
         let (tally, audit) = (&mut *self.tally, &mut self.own.audit);
+        let this = Evidence::framed(arrival.port, frame).in_pieces();
         let mut lost = |Lost { reason, fragments, other }: Lost<'_>| {
             tally.drop_all(reason, fragments);
-            let evidence = other.map_or(evidence, |other| Evidence::remains(&other));
-            audit.keep(reason, &evidence, &scene);
+            audit.keep(reason, &other.map_or(this, |other| Evidence::remains(&other)), &scene);
         };
         let whole = reassembler.take(self.now, arrival, frame, packet, &mut out, &mut lost);
         waiting.note(&reassembler);

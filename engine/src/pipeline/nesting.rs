@@ -220,7 +220,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 .map_err(|_| DropReason::InnerMalformed)
                 .and_then(|packet| self.sort_nested(index, frame, &packet, outer, &mut inbound));
             if let Err(reason) = sorted {
-                self.drop(reason, &Evidence::between(frame, frame.len() - HEADER_LENGTH).into_gateway());
+                self.drop(reason, &Evidence::made(&frame[HEADER_LENGTH..]).into_gateway());
             }
             burst.push(Received { port: PortId::OWN, frame });
         }

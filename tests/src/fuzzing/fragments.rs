@@ -1,5 +1,7 @@
 //! Reassembly, and the packets that ICMP errors quote.
 
+use std::sync::Arc;
+
 use adit_engine::pipeline::reassembly::{Arrival, Limits, Lost, Reassembler};
 use adit_engine::route::PortId;
 use adit_engine::wire::checksum::Sum;
@@ -34,7 +36,7 @@ pub fn fragments(input: &[u8]) {
             }
             1 => {
                 let length = usize::from(input.word() & 0x0fff);
-                bench.take(&frame(input.take(length)), |_| ());
+                bench.take(0, &frame(input.take(length)), |_| ());
             }
             2 => {
                 let length = usize::from(input.word() & 0x0fff);
@@ -58,12 +60,14 @@ struct Bench {
 }
 
 impl Bench {
-    fn take(&mut self, frame: &[u8], judge: impl Fn(&[u8])) {
+    /// `way`: out of which tunnel it comes, 0 for none.
+    fn take(&mut self, way: u8, frame: &[u8], judge: impl Fn(&[u8])) {
         let Ok(packet) = ip::parse(&frame[14..]) else { return };
         self.taken += 1;
         let (mut out, mut lost) = (vec![0xee; 5], 0);
         let mut count = |gone: Lost<'_>| lost += gone.fragments;
-        let arrival = Arrival { port: PortId(1), outer: None };
+        let outer = (way != 0).then(|| Arc::from(format!("outer {way}")));
+        let arrival = Arrival { port: PortId(1), outer };
         let whole = self.reassembler.take(self.now, arrival, frame, &packet, &mut out, &mut count);
         self.ended += lost + whole.map_or(0, |whole| whole.fragments);
         self.balance();
@@ -88,9 +92,10 @@ impl Bench {
     }
 }
 
-/// What the datagram has at `at`, in its first or its second edition.
-fn byte(identification: u8, at: usize, edition: bool) -> u8 {
-    (at as u8).wrapping_mul(31) ^ (at >> 8) as u8 ^ identification ^ if edition { 0x80 } else { 0 }
+/// What the datagram that comes by `way` has at `at`, in its first or its second edition.
+fn byte(way: u8, identification: u8, at: usize, edition: bool) -> u8 {
+    let edition = if edition { 0x80 } else { 0 };
+    (at as u8).wrapping_mul(31) ^ (at >> 8) as u8 ^ identification ^ way << 5 ^ edition
 }
 
 /// A fragment whose bytes show where they belong.
@@ -99,9 +104,9 @@ fn made(bench: &mut Bench, input: &mut Input<'_>, v6: bool) {
     let offset = input.word() & 0x1fff;
     let length = usize::from(input.word() & 0x07ff);
     let length = if flags & 2 != 0 { length } else { length & !7 };
-    let (more, edition) = (flags & 1 != 0, flags & 4 != 0);
+    let (more, edition, way) = (flags & 1 != 0, flags & 4 != 0, flags >> 6);
     let at = usize::from(offset) * 8;
-    let payload: Vec<u8> = (at..at + length).map(|at| byte(identification, at, edition)).collect();
+    let payload: Vec<u8> = (at..at + length).map(|at| byte(way, identification, at, edition)).collect();
     let mut packet = vec![];
     if v6 {
         packet.extend([0x60, flags & 0x30, 0, 0]);
@@ -119,10 +124,10 @@ fn made(bench: &mut Bench, input: &mut Input<'_>, v6: bool) {
         fix_ipv4(&mut packet);
     }
     packet.extend(payload);
-    bench.take(&frame(&packet), |whole| {
+    bench.take(way, &frame(&packet), |whole| {
         let payload = &whole[14 + if v6 { 40 } else { 20 }..];
         let is_right = |(at, &found): (usize, &u8)| {
-            [false, true].iter().any(|&edition| found == byte(identification, at, edition))
+            [false, true].iter().any(|&edition| found == byte(way, identification, at, edition))
         };
         assert!(payload.iter().enumerate().all(is_right), "a byte that belongs elsewhere");
     });
