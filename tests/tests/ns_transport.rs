@@ -20,7 +20,7 @@ const PEERS: [[&str; 2]; 2] = [["192.0.2.1", "192.0.2.2"], ["2001:db8:f::1", "20
 /// front of those, with LOCAL and REMOTE for the addresses and ICMP for the protocol of that family.
 fn configuration(topology: &Topology, name: &str, protocol: &str, first: &str) -> String {
     let mut setup = Setup::new("aes-128-gcm", "none");
-    setup.engine = "host-path = true\n[engine.reassembly]\nfragments-per-datagram = 64".into();
+    setup.engine = "host-path = true".into();
     let mut text = setup.configuration(topology, name);
     let a = name == "ga";
     for ((family, spi), [mut local, mut remote]) in [4, 6].into_iter().zip(SPIS).zip(PEERS) {

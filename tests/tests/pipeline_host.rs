@@ -171,7 +171,7 @@ fn transport() -> impl Iterator<Item = Options> {
     let sha256 = suite(Encryption::Null, Authentication::Sha256);
     let ah = Options { protocol: Protocol::Ah(Padding::Rfc4302), ..Options::with_suite(sha256) };
     let in_udp = Options { udp_port: Some(4500), ..Options::new() };
-    let reassembly = Limits { fragments: 128, ..Limits::default() };
+    let reassembly = Limits::default();
     let mode = Mode::Transport(DestinationOptions::After);
     [Options::new(), ah, in_udp]
         .into_iter()

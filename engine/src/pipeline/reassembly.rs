@@ -37,7 +37,8 @@ impl Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { memory: 4 << 20, per_source: 64, fragments: 32, timeout: 5_000 }
+        // The longest datagram over the smallest MTU of IPv6 comes in 54.
+        Self { memory: 4 << 20, per_source: 64, fragments: 64, timeout: 5_000 }
     }
 }
 
