@@ -1,5 +1,5 @@
-//! Inbound ESP and AH (RFC 4303 and RFC 4302 section 3.4, RFC 4301 section 5.2): SA, replay check, verification and
-//! decryption of the group, replay commit, then everything the packet inside must prove before it goes on.
+//! Inbound ESP and AH (RFC 4303 and RFC 4302 section 3.4, RFC 4301 section 5.2), by groups of one SA: verification and
+//! decryption, replay commit, and what becomes of each packet.
 
 use std::sync::atomic::Ordering;
 
@@ -7,94 +7,26 @@ use arrayvec::ArrayVec;
 use zeroize::Zeroize;
 
 use super::admission::{Admitted, Way};
-use super::audit::Evidence;
+use super::decapsulate::Sent;
 use super::nesting::Nested;
-use super::scratch::{Groups, Place};
-use super::{BURST, COVERED_HEADERS, DropReason, Frames, Pass, Received, datagram};
+use super::scratch::Groups;
+use super::sealed::{Sealed, is_plain, replay_reason};
+use super::{BURST, COVERED_HEADERS, DropReason, Frames, Pass, Received};
 use crate::crypto::{IcvValid, Open, Opener, Verifier, Verify};
 use crate::policy::Tunnel;
 use crate::route::{PortId, Side};
 use crate::sa::InboundSa;
 use crate::sa::inbound::InboundKeys;
 use crate::sa::lifetime::Allowance;
-use crate::sa::replay::{Authenticated, Candidate, Refused};
-use crate::sa::selector::Selectors;
-use crate::sa::spec::{Mode, UdpPorts};
+use crate::sa::replay::{Authenticated, Candidate};
 use crate::transform::ah::{self, Role};
-use crate::transform::esp::{self, BadTrailer};
-use crate::transform::natt::{self, Datagram};
-use crate::transform::transport::{self, Split};
-use crate::transform::{Layout, ecn, mss};
+use crate::transform::natt;
 use crate::wire::ethernet::HEADER_LENGTH;
-use crate::wire::icmp::IcmpError;
-use crate::wire::ip::{self, Fragment, IpPacket, IpVersion, Upper};
-use crate::wire::reader::{Reader, Seen};
-use crate::wire::{self, Spi, protocol, udp};
-
-/// The ECN field of a traffic class.
-const ECN: u8 = 0b11;
+use crate::wire::ip::IpVersion;
+use crate::wire::reader::Reader;
 
 /// ESP and AH packets of a burst by SA.
 pub(super) type Inbound<'g> = Groups<'g, InboundSa, Sealed>;
-
-/// An ESP or AH packet whose lengths are checked and whose number is not refused yet: where it lies, and what else is
-/// needed of what is around it.
-pub(super) struct Sealed {
-    candidate: Candidate,
-    /// Where ESP or AH begins in the frame, and how long it is with all that follows.
-    start: u32,
-    length: u16,
-    /// Bytes that opening it gives: ESP's payload, padding and trailer, or what AH covers behind itself.
-    opened_length: u16,
-    /// Its frame's place in the burst.
-    index: u8,
-    /// DSCP and ECN of the outer header.
-    traffic_class: u8,
-    /// What AH says follows it. ESP says so inside.
-    next_header: u8,
-    /// Transport mode: where it is to be joined.
-    joint: Option<Split>,
-}
-
-impl Sealed {
-    /// Bytes of the packet's own headers that stay in front of what is opened.
-    fn kept(&self) -> usize {
-        self.joint.map_or(0, |joint| usize::from(joint.at))
-    }
-
-    /// Where in the frame it is opened into that begins and ends.
-    fn opened(&self) -> std::ops::Range<usize> {
-        let start = HEADER_LENGTH + self.kept();
-        start..start + usize::from(self.opened_length)
-    }
-
-    /// ESP or AH, and all that follows, in the frame it came in.
-    fn bytes<'b>(&self, burst: &'b [Received<'_>]) -> &'b [u8] {
-        let start = self.start as usize;
-        &burst[usize::from(self.index)].frame[start..start + usize::from(self.length)]
-    }
-
-    /// What there is to tell of it when it is dropped.
-    fn evidence<'b>(&self, burst: &'b [Received<'_>], sa: &'b InboundSa) -> Evidence<'b> {
-        let received = &burst[usize::from(self.index)];
-        Evidence::received(received).inbound(&sa.spec.sa).numbered(self.candidate.sequence())
-    }
-
-    /// The IP headers in front of that.
-    fn headers<'b>(&self, burst: &'b [Received<'_>]) -> &'b [u8] {
-        &burst[usize::from(self.index)].frame[HEADER_LENGTH..self.start as usize]
-    }
-}
-
-/// What an ESP or AH header says before its SA is known.
-struct Outside<'f> {
-    spi: Spi,
-    sequence_low: u32,
-    ah: Option<wire::ah::AhHeader>,
-    /// ESP or AH and all that follows.
-    sealed: &'f [u8],
-    in_udp: bool,
-}
 
 /// A packet with the transmit frame its plaintext goes into.
 struct Taken<'p, F> {
@@ -156,19 +88,6 @@ impl<'s> Judgement<'s> {
     }
 }
 
-/// How an inner packet goes on.
-#[derive(Clone, Copy)]
-enum Sent {
-    /// In the frame it was decrypted into.
-    InPlace { version: IpVersion, length: u32 },
-    /// To the gateway itself, from the frame it was decrypted into.
-    Delivered { length: u32 },
-    /// To an SA inside this one, likewise.
-    Again { length: u32, outer: usize },
-    /// In frames of its egress; the one it was decrypted into is free again.
-    Copied,
-}
-
 /// What a group adds to its SA's counters.
 #[derive(Default)]
 struct GroupCount {
@@ -183,116 +102,6 @@ struct GroupCount {
 }
 
 impl<'g, F: Frames> Pass<'_, 'g, F> {
-    /// As [`Pass::sort`], for ESP of the flow of an earlier packet of the burst that was this SA's: whose they are has been found out. `None`, and nothing done, for anything else; what there is to refuse, `sort`
-    /// refuses.
-    #[inline(always)]
-    pub(super) fn sort_alike(
-        &mut self,
-        index: usize,
-        received: &Received<'_>,
-        Seen { like, total_length, flow }: &Seen<'_>,
-        inbound: &mut Inbound<'g>,
-    ) -> Option<()> {
-        let (known, port, sa) = self.memo.alike?;
-        if *flow != Some(known) || received.port != port {
-            return None;
-        }
-        let start = HEADER_LENGTH + usize::from(like.payload_offset);
-        let esp = received.frame.get(start..HEADER_LENGTH + *total_length as usize)?;
-        let header = wire::esp::parse(esp).ok()?;
-        let Layout::Esp(layout) = &sa.layout else { return None };
-        if header.spi != sa.spec.sa.spi {
-            return None;
-        }
-        let sealed = Sealed {
-            opened_length: layout.ciphertext_length(esp.len())? as u16,
-            candidate: sa.replay.check(header.sequence_low).ok()?,
-            index: index as u8,
-            traffic_class: like.traffic_class,
-            next_header: protocol::NO_NEXT_HEADER,
-            start: start as u32,
-            length: esp.len() as u16,
-            joint: None,
-        };
-        inbound.push(sa, sealed);
-        Some(())
-    }
-
-    /// ESP or AH to one of our addresses: finds the SA, checks lengths and number, and joins the SA's group.
-    pub(super) fn sort_sealed(
-        &mut self,
-        index: usize,
-        frame: &[u8],
-        packet: &IpPacket,
-        inbound: &mut Inbound<'g>,
-    ) -> Result<(), DropReason> {
-        // RFC 4303 and RFC 4302 section 3.4.1: never a fragment. `sort` sees to that.
-        debug_assert_eq!(packet.fragment, Fragment::Whole);
-        let datagram = datagram(frame, packet);
-        let outside = read_outside(packet.flow.protocol, datagram)?;
-        let sealed = outside.sealed;
-        let in_front = if outside.in_udp { udp::HEADER_LENGTH } else { 0 };
-        let start = HEADER_LENGTH + usize::from(packet.payload_offset) + in_front;
-        let sa = match self.memo.sa {
-            Some((spi, sa)) if spi == outside.spi => sa,
-            _ => {
-                let sa = self.sad.lookup(outside.spi, self.guard).ok_or(DropReason::NoState)?;
-                self.memo.sa = Some((outside.spi, sa));
-                sa
-            }
-        };
-        let spec = &sa.spec.sa;
-        let to_port = match packet.flow.upper {
-            Upper::Ports { destination, .. } if outside.in_udp => Some(destination),
-            _ => None,
-        };
-        if packet.flow.destination != spec.local
-            // Behind a NAT the peer may be anywhere; the ICV says whether it is the peer. Transport mode is with an
-            // address: there only the port may be another.
-            || (packet.flow.source != spec.remote && (!outside.in_udp || spec.mode != Mode::Tunnel))
-            || outside.ah.is_some() != (spec.protocol.number() == protocol::AH)
-            || to_port != spec.udp.map(UdpPorts::local)
-        {
-            return Err(DropReason::NoState);
-        }
-        let refuse = |reason| {
-            sa.counters.refused.fetch_add(1, Ordering::Relaxed);
-            reason
-        };
-        let opened_length = match (&sa.layout, &outside.ah) {
-            (Layout::Esp(layout), _) => layout.ciphertext_length(sealed.len()).ok_or(DropReason::EspTooShort),
-            (Layout::Ah(layout), Some(header)) => {
-                layout.payload_length(header, sealed.len()).ok_or(DropReason::AhLength)
-            }
-            (Layout::Ah(_), None) => Err(DropReason::NoState),
-        }
-        .map_err(refuse)?;
-        let joint = match spec.mode {
-            Mode::Tunnel => None,
-            Mode::Transport(_) => {
-                let joint = transport::joint(&frame[HEADER_LENGTH..], packet);
-                Some(joint.ok_or(DropReason::Malformed).map_err(refuse)?)
-            }
-        };
-        let candidate = sa.replay.check(outside.sequence_low).map_err(|refused| {
-            sa.counters.replayed.fetch_add(1, Ordering::Relaxed);
-            replay_reason(refused)
-        })?;
-        let sealed = Sealed {
-            candidate,
-            // A burst is at most 64 packets, and what an IP packet carries at most 65,535 bytes.
-            index: index as u8,
-            traffic_class: packet.traffic_class,
-            next_header: outside.ah.map_or(protocol::NO_NEXT_HEADER, |header| header.next_header),
-            start: start as u32,
-            length: sealed.len() as u16,
-            opened_length: opened_length as u16,
-            joint,
-        };
-        inbound.push(sa, sealed);
-        Ok(())
-    }
-
     /// Verifies and decrypts a group of one SA at once, then lets each packet prove itself.
     pub(super) fn open_group<'p>(
         &mut self,
@@ -518,143 +327,6 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         Err(reason)
     }
 
-    /// What one authentic packet still has to prove, in the order of RFC 4303 section 3.4.4 and RFC 4301 section 5.2, and its way on.
-    /// `frame`, a frame of `port`, has it at [`HEADER_LENGTH`], in transport mode with its headers as they came.
-    #[inline(always)]
-    fn decapsulate<const PLAIN: bool>(
-        &mut self,
-        sa: &'g InboundSa,
-        sealed: &Sealed,
-        port: PortId,
-        frame: &mut [u8],
-        selectors: Option<&Selectors>,
-        reader: &mut Reader,
-    ) -> Result<(Place, Sent), DropReason> {
-        let (opened, kept, joint) = match PLAIN {
-            true => (HEADER_LENGTH..HEADER_LENGTH + usize::from(sealed.opened_length), 0, None),
-            false => (sealed.opened(), sealed.kept(), sealed.joint),
-        };
-        let (payload_length, next_header) = match &sa.keys {
-            InboundKeys::Ah(_) if !PLAIN => (usize::from(sealed.opened_length), sealed.next_header),
-            _ => {
-                let trailer = esp::trailer(&frame[opened]).map_err(|bad| match bad {
-                    BadTrailer::PadLength => DropReason::BadPadLength,
-                    BadTrailer::Padding => DropReason::BadPadding,
-                })?;
-                (trailer.payload_length, trailer.next_header)
-            }
-        };
-        let version = match (next_header, joint) {
-            // RFC 4303 section 2.6: a dummy packet is discarded without prejudice.
-            (protocol::NO_NEXT_HEADER, _) => return Err(DropReason::Dummy),
-            (protocol::IPV4, None) => IpVersion::V4,
-            (protocol::IPV6, None) => IpVersion::V6,
-            // The wrong mode: nobody would ask the packet inside what it proves in a tunnel.
-            (protocol::IPV4 | protocol::IPV6, Some(_)) | (_, None) => return Err(DropReason::NextHeader),
-            (_, Some(joint)) => {
-                let version = if sa.spec.sa.local.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };
-                let headers = &mut frame[HEADER_LENGTH..HEADER_LENGTH + kept];
-                transport::rewrite(headers, version, joint.named_at, next_header, payload_length);
-                version
-            }
-        };
-        let plaintext = &mut frame[HEADER_LENGTH..HEADER_LENGTH + kept + payload_length];
-        // The inner length may be shorter than the payload: traffic-flow confidentiality padding (section 2.7).
-        let seen = reader.read(plaintext).map_err(|_| DropReason::InnerMalformed)?;
-        let Seen { like: packet, total_length: length, .. } = seen;
-        // Transport mode is for whole datagrams (RFC 4303 section 3.3.4).
-        if packet.version != version || (joint.is_some() && packet.fragment != Fragment::Whole) {
-            return Err(DropReason::InnerMalformed);
-        }
-        if joint.is_none() {
-            if (packet.traffic_class ^ sealed.traffic_class) & ECN != 0 {
-                self.mark(plaintext, version, packet.traffic_class, sealed.traffic_class)?;
-            }
-        } else if sa.spec.sa.udp.is_some() {
-            natt::renew_checksum(plaintext, &seen.packet());
-        }
-
-        let place = self.admit(sa, &seen, plaintext, selectors)?;
-        let port_out = match self.own.admitted.at(place).ok_or(DropReason::NoRoute)?.way {
-            Way::Out { port, .. } => port,
-            Way::Host if self.frames.host().is_none() => return Err(DropReason::NoHostPath),
-            Way::Host => {
-                self.clamp_syn(place, plaintext, &seen);
-                return Ok((place, Sent::Delivered { length }));
-            }
-            Way::Again { outer } => return Ok((place, Sent::Again { length, outer })),
-        };
-        if packet.ttl <= 1 {
-            self.refuse_inside(place, plaintext, IcmpError::TimeExceeded);
-            return Err(DropReason::TtlExceeded);
-        }
-        ip::decrement_ttl(plaintext, version);
-        self.clamp_syn(place, plaintext, &seen);
-        self.own.inside = Some(port_out);
-        let mtu = self.network.ports.get(usize::from(port_out.0)).map_or(0, |port| port.mtu);
-        // From where it was decrypted, if that is a frame of its egress.
-        if port == port_out && length <= mtu {
-            return Ok((place, Sent::InPlace { version, length }));
-        }
-        self.send_copy_inside(place, &seen.packet(), plaintext)?;
-        Ok((place, Sent::Copied))
-    }
-
-    /// What the way between the gateways says of congestion comes inside (RFC 6040 section 4.2).
-    #[inline(never)]
-    fn mark(
-        &mut self,
-        plaintext: &mut [u8],
-        version: IpVersion,
-        inner: u8,
-        outer: u8,
-    ) -> Result<(), DropReason> {
-        // "the decapsulator SHOULD log the event": counted, as one log line a packet would be a weapon.
-        self.tally.ecn_suspect += u64::from(ecn::is_suspect(inner, outer));
-        let marked = inner & !ECN | ecn::egress(inner, outer).ok_or(DropReason::EcnForbidden)?;
-        if marked != inner {
-            ip::set_traffic_class(plaintext, version, marked);
-        }
-        Ok(())
-    }
-
-    /// The peer's SYN announces what we will send into the tunnel.
-    #[inline(always)]
-    fn clamp_syn(&mut self, place: Place, plaintext: &mut [u8], seen: &Seen<'_>) {
-        if is_tcp_syn(plaintext, seen)
-            && let Some(tunnel) = self.tunnel_of(place)
-            && tunnel.clamp_mss
-            && let Some(inside_mtu) = self.inside_mtu(tunnel)
-        {
-            mss::clamp(plaintext, &seen.packet(), inside_mtu);
-        }
-    }
-
-    /// The inner packet goes on in other frames than the one it was decrypted into.
-    #[inline(never)]
-    fn send_copy_inside(&mut self, place: Place, packet: &IpPacket, bytes: &[u8]) -> Result<(), DropReason> {
-        let egress = self.egress_at(place).ok_or(DropReason::NoRoute)?;
-        let sent = self.send_copy(&egress, packet, bytes);
-        if sent == Err(DropReason::TooBig) {
-            self.refuse_inside(place, bytes, IcmpError::PacketTooBig { mtu: egress.port.mtu });
-        }
-        sent
-    }
-
-    /// Tells the sender of an inner packet why it does not go on.
-    #[cold]
-    fn refuse_inside(&mut self, place: Place, bytes: &[u8], error: IcmpError) {
-        if let Some(egress) = self.egress_at(place) {
-            self.originate_error_through_tunnel(&egress, bytes, error);
-        }
-    }
-
-    /// The SA that an ESP or AH packet names.
-    pub(super) fn sa_of(&self, frame: &[u8], packet: &IpPacket) -> Result<&'g InboundSa, DropReason> {
-        let outside = read_outside(packet.flow.protocol, datagram(frame, packet))?;
-        self.sad.lookup(outside.spi, self.guard).ok_or(DropReason::NoState)
-    }
-
     /// Decrypted bytes do not lie about in free frames.
     pub(super) fn give_back_wiped(&mut self, port: PortId, mut frame: F::Frame, written: usize) {
         frame[HEADER_LENGTH..written].zeroize();
@@ -702,24 +374,6 @@ impl GroupCount {
     }
 }
 
-/// SPI and number, where each protocol has them.
-fn read_outside(protocol: u8, datagram: &[u8]) -> Result<Outside<'_>, DropReason> {
-    if protocol == protocol::AH {
-        let header = wire::ah::parse(datagram).map_err(|_| DropReason::AhLength)?;
-        let (spi, sequence_low) = (header.spi, header.sequence_low);
-        return Ok(Outside { spi, sequence_low, ah: Some(header), sealed: datagram, in_udp: false });
-    }
-    let (sealed, in_udp) = match protocol {
-        protocol::UDP => match natt::read(datagram) {
-            Ok(Datagram::Esp(esp)) => (esp, true),
-            _ => return Err(DropReason::Malformed),
-        },
-        _ => (datagram, false),
-    };
-    let header = wire::esp::parse(sealed).map_err(|_| DropReason::EspTooShort)?;
-    Ok(Outside { spi: header.spi, sequence_low: header.sequence_low, ah: None, sealed, in_udp })
-}
-
 /// Verifies and decrypts a group under ESP.
 fn open<F: std::ops::DerefMut<Target = [u8]>>(
     burst: &[Received<'_>],
@@ -744,36 +398,10 @@ fn open<F: std::ops::DerefMut<Target = [u8]>>(
     }
 }
 
-/// Whether an SA is for ESP in tunnel mode, not in UDP.
-pub(super) fn is_plain(sa: &InboundSa) -> bool {
-    let spec = &sa.spec.sa;
-    matches!(sa.keys, InboundKeys::Esp(_)) && spec.mode == Mode::Tunnel && spec.udp.is_none()
-}
-
 /// Bytes of a frame that are written behind what a packet is opened into.
 fn tail_length(sa: &InboundSa) -> usize {
     match &sa.keys {
         InboundKeys::Esp(_) => 0,
         InboundKeys::Ah(verifier) => verifier.tail_length(),
     }
-}
-
-fn replay_reason(refused: Refused) -> DropReason {
-    match refused {
-        Refused::Duplicate => DropReason::ReplayDuplicate,
-        Refused::TooOld => DropReason::ReplayOld,
-        Refused::Impossible => DropReason::ReplayImpossible,
-    }
-}
-
-/// Only a SYN carries an MSS; the route for everything else need not be asked.
-#[inline(always)]
-fn is_tcp_syn(bytes: &[u8], Seen { like, total_length, .. }: &Seen<'_>) -> bool {
-    const FLAGS: usize = 13;
-    const SYN: u8 = 0x02;
-    like.flow.protocol == protocol::TCP
-        && like.fragment != Fragment::Later
-        && bytes[..*total_length as usize]
-            .get(usize::from(like.payload_offset) + FLAGS)
-            .is_some_and(|flags| flags & SYN != 0)
 }

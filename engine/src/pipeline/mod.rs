@@ -3,33 +3,41 @@
 //! One packet, top to bottom:
 //!
 //! ```text
-//! parse     every frame once                                            this file
+//! read      every frame once                                            sort
 //! sort      whose is it?
-//!   ESP, also in UDP, or AH to one of our addresses -> SA by SPI, replay check, group inbound
-//!     a fragment of it waits for the others; the datagram is a packet of the next burst         fragments
-//!     open_group    verify and decrypt the group
-//!     decapsulate   replay commit, trailer, packet inside, selectors, policy, route
+//!   ESP, also in UDP, or AH to one of our addresses -> SA by SPI,       sealed
+//!   lengths, replay check, group by SA
+//!     a fragment of it waits for the others; the datagram is a packet
+//!     of the next burst                                                 fragments
+//!     open_group    verify and decrypt the group, replay commit         inbound
+//!     decapsulate   trailer, packet inside                              decapsulate
+//!     admit         selectors, policy, route                            admission
 //!       for an SA inside this one -> SA by SPI, as above                nesting
-//!   an ICMP error from outside to one of our addresses -> the path of the tunnel that it quotes outside
+//!   an ICMP error from outside to one of our addresses -> the path of
+//!   the tunnel that it quotes                                           outside
 //!   from the gateway itself -> policy                                   host
 //!     a fragment to a peer in transport mode waits for the others       fragments
 //!     PROTECT       group by tunnel, as below
 //!     BYPASS        forward, as below; else drop
-//!   from a protected port -> policy                                     outbound
+//!   from a protected port -> policy
 //!     PROTECT       group by tunnel
-//!       prepare     TTL, size (ICMP error or fragments), MSS, transmit frame
+//!       prepare     TTL, size, MSS, transmit frame                      outbound
+//!         larger than its way carries -> ICMP error, or fragments       oversize
 //!       seal_ready  numbers, headers, encrypt and authenticate the group
 //!       through another tunnel -> prepare again, for that               nesting
 //!     BYPASS        forward                                             forward
 //!   decrypted, to one of our addresses -> the gateway's own stack       host
-//!   clear text from outside -> policy reversed: BYPASS -> forward, or deliver; else drop
+//!   clear text from outside -> policy reversed: BYPASS -> forward, or
+//!   deliver; else drop
 //! ```
 //!
 //! A protected packet is read from the frame it was received in and written to a free transmit frame.
 
 mod admission;
 pub mod audit;
+mod burst;
 pub mod counters;
+mod decapsulate;
 pub mod drop_reason;
 mod forward;
 mod fragments;
@@ -41,16 +49,17 @@ mod keepalive;
 mod nesting;
 mod outbound;
 mod outside;
+mod oversize;
 pub mod reassembly;
 mod scratch;
+mod sealed;
+mod sort;
 mod tfc;
 
-use std::net::IpAddr;
-use std::ops::DerefMut;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use arrayvec::ArrayVec;
+pub use burst::{Frames, Output, Received, Results, Untagged};
 pub use counters::WorkerCounters;
 pub use drop_reason::DropReason;
 pub use fragments::{Completed, Reassembly};
@@ -59,25 +68,18 @@ pub use identification::Identifications;
 pub use outside::IcmpRules;
 
 use crate::crypto::IvSource;
-use crate::policy::{Action, FlowCache, PolicyCache, Spd};
-use crate::route::{Network, PortId, Side};
+use crate::policy::{FlowCache, PolicyCache, Spd};
+use crate::route::{Network, PortId};
 use crate::sa::Sad;
 use crate::sa::publish::{Guard, Published};
-use crate::sa::selector::Direction;
-use crate::transform::natt::{self, Datagram};
-use crate::wire::ethernet::{self, ether_type};
-use crate::wire::icmp::IcmpError;
-use crate::wire::ip::{Fragment, Hidden, IpPacket, IpVersion, Upper};
-use crate::wire::reader::{FlowNumber, Reader, Seen};
-use crate::wire::vlan::{self, Tags};
-use crate::wire::{protocol, quote};
+use crate::wire::ip::IpPacket;
+use crate::wire::reader::Reader;
 use admission::{Admission, Admitted};
 use audit::{Audit, Evidence, Trail};
 use inbound::Inbound;
-use nesting::Nested;
 use outbound::Outbound;
-use reassembly::Arrival;
 use scratch::{Few, Memo, Notes, Recent, Tally};
+use sort::{ip_version, read_ip};
 
 /// Most packets in one burst.
 pub const BURST: usize = 64;
@@ -115,100 +117,6 @@ impl Tables {
             identifications: Identifications::default(),
             audit: Trail::default(),
         }
-    }
-}
-
-/// One received Ethernet frame. It stays where it is; it belongs to the pipeline until `process` returns, which
-/// may lower its TTL and MSS before it is sealed. A frame that is handed over has not been touched, but for its VLAN tags.
-pub struct Received<'a> {
-    /// Where it came in.
-    pub port: PortId,
-    /// The frame, Ethernet header first.
-    pub frame: &'a mut [u8],
-}
-
-/// Where free transmit frames come from. A frame belongs to the port it was taken for.
-pub trait Frames {
-    /// A free frame, whole: at least 1792 bytes (2048 without the headroom the kernel keeps).
-    type Frame: DerefMut<Target = [u8]>;
-    /// Takes a frame that `port` can transmit, for a packet of up to `length` bytes: as long as that, or the longest
-    /// there is. What is longer than any MTU is not to be transmitted from it, but in fragments. `None` when all are in
-    /// flight.
-    fn take(&mut self, port: PortId, length: usize) -> Option<Self::Frame>;
-    /// Gives an unused frame back.
-    fn give_back(&mut self, port: PortId, frame: Self::Frame);
-    /// The worker that transmits on `port` where this one cannot, busy or not; `None` where it can.
-    fn instead(&self, _port: PortId) -> Option<u32> {
-        None
-    }
-    /// The far end of the gateway's own stack; `None` while there is no way to it.
-    fn host(&self) -> Option<HostEnd> {
-        None
-    }
-}
-
-/// A finished frame to transmit.
-pub struct Output<F> {
-    /// Egress.
-    pub port: PortId,
-    /// The bytes.
-    pub frame: F,
-    /// How many of them, Ethernet header included.
-    pub length: usize,
-    /// `Some`: the neighbour is not resolved yet; the Ethernet destination is still to be filled in (source and
-    /// EtherType are there). The frame waits, bounded, while the kernel is asked.
-    pub unresolved: Option<IpAddr>,
-}
-
-/// What a burst came to; appended to, so drain both before the next burst. Reused from burst to burst: nothing in
-/// it is allocated per packet.
-pub struct Results<F> {
-    /// Frames to transmit, in order per SA and per flow; but what was put together of fragments follows the rest of its
-    /// burst.
-    pub outputs: Vec<Output<F>>,
-    /// Packets for the gateway itself, likewise in order.
-    pub deliveries: Vec<Delivery<F>>,
-    /// Indexes into the burst of packets whose outbound SA another worker owns, and that worker.
-    pub hand_over: Vec<(usize, u32)>,
-    /// The same for datagrams that the burst made whole, which lie in no frame of it.
-    pub hand_over_completed: Vec<(Completed, u32)>,
-    /// Frames of the burst that were tagged, whether they are handed over or not.
-    pub untagged: Vec<Untagged>,
-    /// What a tunnel has sealed and another is to carry; empty between bursts.
-    made: Vec<Nested<F>>,
-    /// What an SA has opened and another is to open, and the outer tunnel's place; empty between bursts.
-    opened: Vec<(Nested<F>, usize)>,
-}
-
-/// A frame whose VLAN tags were taken out: its addresses lie `length` bytes further on now.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Untagged {
-    /// Its place in the burst.
-    pub index: usize,
-    /// The port of its VLAN.
-    pub port: PortId,
-    /// Bytes of its tags.
-    pub length: usize,
-}
-
-impl<F> Results<F> {
-    /// Empty, with room for a burst and the fragments and errors it may make.
-    pub fn new() -> Self {
-        Self {
-            outputs: Vec::with_capacity(4 * BURST),
-            deliveries: Vec::with_capacity(2 * BURST),
-            hand_over: Vec::with_capacity(BURST),
-            hand_over_completed: Vec::new(),
-            made: Vec::new(),
-            opened: Vec::new(),
-            untagged: Vec::with_capacity(BURST),
-        }
-    }
-}
-
-impl<F> Default for Results<F> {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -468,212 +376,6 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
         self.write_down_policy();
     }
-
-    /// Takes the tags out of a frame, which is one of its VLAN's port then.
-    #[cold]
-    fn untag(&mut self, index: usize, received: &mut Received<'_>) -> Result<IpVersion, DropReason> {
-        let (tags, length) = Tags::read(received.frame).ok_or(DropReason::Vlan)?;
-        let port = self.network.port_of_tags(received.port, tags).ok_or(DropReason::Vlan)?;
-        received.port = port;
-        received.frame = vlan::strip(std::mem::take(&mut received.frame), length);
-        self.results.untagged.push(Untagged { index, port, length });
-        ip_version(received.frame)
-    }
-
-    /// Puts one packet where it belongs: into a group, or forward in clear, or away.
-    fn sort(
-        &mut self,
-        index: usize,
-        received: &mut Received<'_>,
-        packet: &IpPacket,
-        flow: Option<FlowNumber>,
-        inbound: &mut Inbound<'g>,
-        outbound: &mut Outbound<'g>,
-    ) -> Result<(), DropReason> {
-        if received.port > PortId::OWN {
-            return self.sort_host(index, received, packet, flow, outbound);
-        }
-        // A port that is gone from the picture has no side: fail closed.
-        let port = self.network.ports.get(usize::from(received.port.0)).ok_or(DropReason::PolicyDiscard)?;
-        let to_us = self.is_our_destination(packet.flow.destination);
-        // RFC 4301 section 5.2 step 2: only what is addressed to us is for us to decrypt.
-        if to_us && packet.fragment != Fragment::Whole && Self::may_be_sealed(packet) {
-            let arrival = Arrival { port: received.port, outer: None };
-            return self.reassemble(arrival, received.frame, packet);
-        }
-        if to_us && matches!(packet.flow.protocol, protocol::ESP | protocol::AH) {
-            self.sort_sealed(index, received.frame, packet, inbound)?;
-            if let (Some(flow), Some((_, sa))) = (flow, self.memo.sa)
-                && inbound::is_plain(sa)
-            {
-                self.memo.alike = Some((flow, received.port, sa));
-            }
-            return Ok(());
-        }
-        if to_us && self.is_nat_traversal(packet) {
-            match natt::read(datagram(received.frame, packet)).map_err(|_| DropReason::Malformed)? {
-                Datagram::Esp(..) => return self.sort_sealed(index, received.frame, packet, inbound),
-                Datagram::Keepalive => return Err(DropReason::NatKeepalive),
-                // The daemon's, as any other packet for the gateway itself.
-                Datagram::Ike => {}
-            }
-        }
-        if to_us && port.side == Side::Unprotected && quote::is_error(packet) {
-            let reason = self.error_from_outside(received, packet);
-            // Not about what we sealed: it may be about what goes in clear.
-            if reason != DropReason::IcmpForged
-                || !matches!(self.policy(Direction::Inbound, packet, flow), Some(Action::Bypass))
-            {
-                return Err(reason);
-            }
-            return self.deliver_clear_text(received, packet);
-        }
-        match port.side {
-            Side::Protected if to_us => Err(DropReason::NoHostPath),
-            Side::Protected => match self.policy(Direction::Outbound, packet, flow) {
-                Some(Action::Protect(tunnel)) => {
-                    outbound.push(tunnel, index);
-                    Ok(())
-                }
-                Some(Action::Bypass) => self.forward(received, packet),
-                decided => self.discard(index, received, packet, decided.is_some(), outbound),
-            },
-            Side::Unprotected => match self.policy(Direction::Inbound, packet, flow) {
-                // RFC 4301 section 5.2 step 3b: what should have come protected.
-                Some(Action::Protect(_)) => Err(DropReason::ClearText),
-                Some(Action::Bypass) if to_us => self.deliver_clear_text(received, packet),
-                Some(Action::Bypass) => self.forward(received, packet),
-                Some(Action::Discard) => Err(DropReason::PolicyDiscard),
-                None if to_us => Err(DropReason::NoHostPath),
-                None => Err(DropReason::PolicyDiscard),
-            },
-        }
-    }
-
-    /// From a protected port, and no policy lets it out: unless it is an ICMP error about what came in, which goes back
-    /// the same way. By configuration the sender is told (RFC 4301 section 5.1.1).
-    #[cold]
-    fn discard(
-        &mut self,
-        index: usize,
-        received: &Received<'_>,
-        packet: &IpPacket,
-        is_decided: bool,
-        outbound: &mut Outbound<'g>,
-    ) -> Result<(), DropReason> {
-        let bytes = &received.frame[ethernet::HEADER_LENGTH..];
-        if !is_decided
-            && quote::is_error(packet)
-            && let Some(tunnel) = self.tunnel_by_quote(bytes, packet)
-        {
-            outbound.push(tunnel, index);
-            return Ok(());
-        }
-        if self.icmp.tell_discarded {
-            self.originate_error(received, IcmpError::Prohibited);
-        }
-        Err(DropReason::PolicyDiscard)
-    }
-
-    /// What the policy says of a packet; counts it for the policy that decides.
-    fn policy(
-        &mut self,
-        direction: Direction,
-        packet: &IpPacket,
-        flow: Option<FlowNumber>,
-    ) -> Option<&'g Action> {
-        // Whoever is outside may send what looks like a flow from inside.
-        let decisions = &mut self.own.decisions[direction as usize];
-        let index = match decisions.find(flow).and_then(|place| decisions.at(place)) {
-            Some(&index) => index,
-            None => {
-                let policies = &mut self.own.policies;
-                let index = policies.classify(self.spd, direction, &packet.flow, packet.fragment)?;
-                decisions.put(flow, index);
-                index
-            }
-        };
-        self.count_policy(index);
-        self.spd.policies.get(index).map(|policy| &policy.action)
-    }
-
-    fn count_policy(&mut self, index: usize) {
-        match &mut self.memo.policy {
-            Some((last, count)) if *last == index => *count += 1,
-            _ => {
-                self.write_down_policy();
-                self.memo.policy = Some((index, 1));
-            }
-        }
-    }
-
-    fn write_down_policy(&mut self) {
-        if let Some((index, count)) = self.memo.policy.take()
-            && let Some(policy) = self.spd.policies.get(index)
-        {
-            policy.packets.fetch_add(count, Ordering::Relaxed);
-        }
-    }
-
-    /// Whether a fragment may be one of ESP or AH. A later one of UDP does not show its ports, so the first waits for it
-    /// whatever its ports are; one of IPv6 not what stands behind the first header of the datagram.
-    fn may_be_sealed(packet: &IpPacket) -> bool {
-        match packet.flow.protocol {
-            protocol::ESP | protocol::AH | protocol::UDP => true,
-            _ => packet.flow.hides(packet.fragment) == Hidden::Protocol,
-        }
-    }
-
-    /// Whether a packet is for a port of RFC 3948.
-    fn is_nat_traversal(&self, packet: &IpPacket) -> bool {
-        packet.flow.protocol == protocol::UDP
-            && matches!(packet.flow.upper, Upper::Ports { destination, .. } if self.spd.is_nat_port(destination))
-    }
-
-    fn is_our_destination(&mut self, address: IpAddr) -> bool {
-        is_local(self.network, &mut self.own.recent.destination, address)
-    }
-
-    fn is_our_source(&mut self, address: IpAddr) -> bool {
-        is_local(self.network, &mut self.own.recent.source, address)
-    }
-}
-
-fn is_local(network: &Network, last: &mut Option<(IpAddr, bool)>, address: IpAddr) -> bool {
-    match *last {
-        Some((known, answer)) if known == address => answer,
-        _ => {
-            let answer = network.is_local(address);
-            *last = Some((address, answer));
-            answer
-        }
-    }
-}
-
-/// What follows the IP headers of a packet, to its end.
-fn datagram<'f>(frame: &'f [u8], packet: &IpPacket) -> &'f [u8] {
-    let start = ethernet::HEADER_LENGTH + usize::from(packet.payload_offset);
-    &frame[start..ethernet::HEADER_LENGTH + packet.total_length as usize]
-}
-
-/// The IP version that the Ethernet header says.
-#[inline(always)]
-fn ip_version(frame: &[u8]) -> Result<IpVersion, DropReason> {
-    match ethernet::parse(frame).map_err(|_| DropReason::Malformed)?.ether_type {
-        ether_type::IPV4 => Ok(IpVersion::V4),
-        ether_type::IPV6 => Ok(IpVersion::V6),
-        ether_type::VLAN | ether_type::QINQ => Err(DropReason::Vlan),
-        _ => Err(DropReason::NotIp),
-    }
-}
-
-/// The packet behind the Ethernet header, which must be of that version.
-#[inline(always)]
-fn read_ip<'r>(reader: &'r mut Reader, frame: &[u8], version: IpVersion) -> Result<Seen<'r>, DropReason> {
-    match reader.read(&frame[ethernet::HEADER_LENGTH..]) {
-        Ok(seen) if seen.like.version == version => Ok(seen),
-        _ => Err(DropReason::Malformed),
-    }
 }
 
 #[cfg(test)]
@@ -681,6 +383,7 @@ mod tests {
     use super::*;
     use crate::crypto::Suite;
     use crate::transform::ah::{Layout, Padding};
+    use crate::wire::ip::IpVersion;
 
     #[test]
     fn the_longest_ah_is_no_longer() {

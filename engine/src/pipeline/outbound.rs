@@ -4,7 +4,7 @@
 use arrayvec::ArrayVec;
 
 use super::audit::Evidence;
-use super::nesting::{Nested, WayOut};
+use super::nesting::WayOut;
 use super::scratch::{Egress, Groups, Route};
 use super::{BURST, COVERED_HEADERS, DropReason, Frames, Own, Pass, Received};
 use crate::crypto::{Seal, Sign};
@@ -15,10 +15,9 @@ use crate::sa::OutboundSa;
 use crate::sa::outbound::{Exhausted, Numbers, OutboundKeys};
 use crate::sa::spec::Mode;
 use crate::transform::ah::{self, Role};
-use crate::transform::fragment::{fragment_ipv4, write_fragment};
 use crate::transform::natt;
 use crate::transform::transport::{self, Split};
-use crate::transform::tunnel::{DontFragment, OuterHeader, Writer};
+use crate::transform::tunnel::{OuterHeader, Writer};
 use crate::transform::{Layout, mss};
 use crate::wire::ah::AhHeader;
 use crate::wire::ethernet::HEADER_LENGTH;
@@ -61,17 +60,17 @@ pub(super) struct Group<'g> {
     pub(super) egress: Egress<'g>,
     /// What leaves in one piece: what the egress carries, or less where the path is told to, or what the tunnels carry
     /// that this one goes through.
-    outside_mtu: u32,
+    pub(super) outside_mtu: u32,
     /// The same, where nothing else is to be done with it.
     leaves_up_to: usize,
     /// How the tunnel carries that this one goes through.
-    carrier: Option<Mode>,
+    pub(super) carrier: Option<Mode>,
     /// What a tunnel carries; in transport mode it depends on the packet's own headers.
     pub(super) tunnel_mtu: u32,
     /// For traffic-flow confidentiality.
     pub(super) padding: Padding,
     clamp_mss: bool,
-    fragmentation: Fragmentation,
+    pub(super) fragmentation: Fragmentation,
 }
 
 impl<'g> Group<'g> {
@@ -97,6 +96,11 @@ impl<'g> Group<'g> {
         }
     }
 
+    /// The same under another header.
+    pub(super) fn under(&self, outer: OuterHeader) -> Self {
+        Self { outer, ..*self }
+    }
+
     /// What leaves as one packet: any packet in a tunnel, one with the headers of `split` in transport mode.
     fn inside_mtu(&self, split: Option<&Split>) -> u32 {
         let Self { sa, outside_mtu, .. } = self;
@@ -109,9 +113,6 @@ impl<'g> Group<'g> {
         }
     }
 }
-
-/// The smallest MTU an IPv6 link may have (RFC 8200 section 5): never announced lower.
-const IPV6_MINIMUM_MTU: u32 = 1280;
 
 impl<'g, F: Frames> Pass<'_, 'g, F> {
     /// Sends a group of packets of one tunnel through its current SA.
@@ -286,109 +287,6 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         Ok(())
     }
 
-    /// What is too large for one packet outside and must not become several is told so.
-    #[cold]
-    fn refuse_too_large(
-        &mut self,
-        received: &Received<'_>,
-        packet: &IpPacket,
-        inside_mtu: u32,
-        group: &Group<'g>,
-        split: Option<&Split>,
-    ) -> Result<(), DropReason> {
-        // RFC 2473 section 7.1 (b): what every IPv6 link carries, a tunnel carries too, in fragments if need be. A layer
-        // inside this one has seen to that already.
-        let is_least = packet.version == IpVersion::V6 && packet.total_length <= IPV6_MINIMUM_MTU;
-        let is_nested = received.port == PortId::OWN;
-        // Who has fragmented a packet himself may have it fragmented once more.
-        let is_in_fragments = received.port == PortId::HOST_IN_FRAGMENTS;
-        if packet.dont_fragment && !is_least && !is_nested && !is_in_fragments {
-            let mtu = match packet.version {
-                IpVersion::V4 => inside_mtu,
-                IpVersion::V6 => inside_mtu.max(IPV6_MINIMUM_MTU),
-            };
-            self.originate_error(received, IcmpError::PacketTooBig { mtu });
-            return Err(DropReason::TooBig);
-        }
-        if Lengths::new(group.sa, split, packet.total_length as usize).sum() > usize::from(u16::MAX) {
-            return Err(DropReason::TooBig);
-        }
-        Ok(())
-    }
-
-    /// RFC 4301 section 8.2.1, case 2, the other way: the packet is sealed whole, under a header that lets it be
-    /// fragmented.
-    fn seal_too_large<'p>(
-        &mut self,
-        burst: &mut [Received<'_>],
-        index: usize,
-        packet: &'p IpPacket,
-        group: &Group<'g>,
-        ready: &mut ArrayVec<Ready<'p, F::Frame>, BURST>,
-    ) -> Result<(), DropReason> {
-        // Rare, so plain: what is ready goes first, and this packet alone.
-        self.seal_ready(burst, group, ready);
-        let length = packet.total_length as usize;
-        let sealed = Lengths::new(group.sa, None, length);
-        let frame = self.take_frame(group.egress.id, sealed.of_frame(group.sa))?;
-        if burst[index].port < PortId::OWN {
-            ip::decrement_ttl(&mut burst[index].frame[HEADER_LENGTH..], packet.version);
-        }
-        let outer = OuterHeader { dont_fragment: DontFragment::Clear, ..group.outer };
-        let (payload, next_header) = (Payload::Received { index }, as_next_header(packet.version));
-        ready.push(Ready { payload, packet, next_header, length, sealed, split: None, frame });
-        self.seal_ready(burst, &Group { outer, ..*group }, ready);
-        Ok(())
-    }
-
-    /// RFC 4301 section 8.2.1: too large and DF clear, so fragments are sealed one by one. The first
-    /// stands for the packet that was received; the others are originated.
-    fn prepare_fragments<'p>(
-        &mut self,
-        burst: &mut [Received<'_>],
-        index: usize,
-        packet: &'p IpPacket,
-        inside_mtu: u32,
-        group: &Group<'g>,
-        ready: &mut ArrayVec<Ready<'p, F::Frame>, BURST>,
-    ) -> Result<(), DropReason> {
-        if burst[index].port < PortId::OWN {
-            ip::decrement_ttl(&mut burst[index].frame[HEADER_LENGTH..], packet.version);
-        }
-        let burst = &*burst;
-        let bytes = &burst[index].frame[HEADER_LENGTH..];
-        let pieces = fragment_ipv4(bytes, packet, inside_mtu).ok_or(DropReason::TooBig)?;
-        // Rare, so plain: what is ready goes first, and the room for fragments is this packet's alone.
-        self.seal_ready(burst, group, ready);
-        let mut start = 0;
-        let mut outcome = Ok(());
-        for (number, piece) in pieces.enumerate() {
-            let length = piece.total_length();
-            // Padding may make any of them as large as the largest.
-            if ready.is_full() || start + inside_mtu as usize > self.own.fragments.len() {
-                self.seal_ready(burst, group, ready);
-                start = 0;
-            }
-            if number > 0 {
-                self.tally.originated += 1;
-            }
-            let sealed = Lengths::new(group.sa, None, length);
-            outcome = write_fragment(&mut self.own.fragments[start..], bytes, &piece)
-                .ok_or(DropReason::TooBig)
-                .and_then(|_| self.take_frame(group.egress.id, sealed.of_frame(group.sa)))
-                .map(|frame| {
-                    let (payload, next_header) = (Payload::Room { start }, as_next_header(packet.version));
-                    ready.push(Ready { payload, packet, next_header, length, sealed, split: None, frame });
-                    start += self.pad(group, ready.last_mut());
-                });
-            if outcome.is_err() {
-                break;
-            }
-        }
-        self.seal_ready(burst, group, ready);
-        outcome
-    }
-
     /// Seals what is ready under consecutive numbers. A number that was taken is never used again, whatever
     /// becomes of its packet.
     pub(super) fn seal_ready(
@@ -517,47 +415,6 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         }
         self.send_otherwise(group, frame, length);
     }
-
-    /// Into the next tunnel, or in fragments: it is larger than the way carries.
-    #[cold]
-    fn send_otherwise(&mut self, group: &Group<'g>, frame: F::Frame, length: usize) {
-        match group.carrier {
-            // Takes whole datagrams only (RFC 4303 section 3.3.4), and fragments what it makes of them.
-            Some(Mode::Transport(_)) => self.send_on(group, frame, length),
-            Some(Mode::Tunnel) if length <= group.outside_mtu as usize => self.send_on(group, frame, length),
-            Some(Mode::Tunnel) | None => self.send_sealed_in_fragments(group, frame, length),
-        }
-    }
-
-    /// A sealed packet, or a fragment of one, into the next tunnel or out.
-    fn send_on(&mut self, group: &Group<'g>, frame: F::Frame, length: usize) {
-        let egress = &group.egress;
-        match group.carrier {
-            Some(_) => self.results.made.push(Nested { port: egress.id, frame, length }),
-            None => self.emit(egress, group.sa.outer.version(), frame, length),
-        }
-    }
-
-    /// The sealed packet's place is taken by its first fragment; the others are originated.
-    #[cold]
-    fn send_sealed_in_fragments(&mut self, group: &Group<'g>, mut frame: F::Frame, length: usize) {
-        let Group { egress, outside_mtu, .. } = group;
-        let bytes = &frame[HEADER_LENGTH..HEADER_LENGTH + length];
-        let send = |this: &mut Self, frame, length| this.send_on(group, frame, length);
-        let sent = match ip::parse(bytes) {
-            Ok(packet) if packet.version == IpVersion::V4 => {
-                self.send_fragments(egress, *outside_mtu, &packet, bytes, send)
-            }
-            Ok(packet) => self.send_ipv6_fragments(egress, *outside_mtu, &packet, bytes, send),
-            Err(_) => Err(DropReason::TooBig),
-        };
-        if let Err(reason) = sent {
-            self.drop(reason, &Evidence::between(&frame, length).outbound(&group.sa.spec.sa));
-        }
-        // AH is in clear: it does not lie about in free frames.
-        frame[HEADER_LENGTH..HEADER_LENGTH + length].fill(0);
-        self.frames.give_back(egress.id, frame);
-    }
 }
 
 /// Where ESP or AH goes in a packet under `sa`, `None` in tunnel mode; everything about its headers that can refuse it.
@@ -645,7 +502,7 @@ fn in_udp(sa: &OutboundSa) -> usize {
 }
 
 /// How ESP and AH call a whole packet.
-fn as_next_header(version: IpVersion) -> u8 {
+pub(super) fn as_next_header(version: IpVersion) -> u8 {
     match version {
         IpVersion::V4 => protocol::IPV4,
         IpVersion::V6 => protocol::IPV6,
@@ -674,13 +531,13 @@ impl Lengths {
         }
     }
 
-    fn sum(self) -> usize {
+    pub(super) fn sum(self) -> usize {
         self.headers + self.behind
     }
 
     /// Bytes of a frame that are written for it.
     #[inline(always)]
-    fn of_frame(self, sa: &OutboundSa) -> usize {
+    pub(super) fn of_frame(self, sa: &OutboundSa) -> usize {
         let tail = match &sa.keys {
             OutboundKeys::Esp(_) => 0,
             OutboundKeys::Ah(signer) => signer.tail_length(),
