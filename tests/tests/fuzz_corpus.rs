@@ -10,6 +10,11 @@ use adit_tests::fuzzing::{TARGETS, Target, seeds};
 /// What was found, as `regressions/<target>-<name>`, and what it was. A file without a line here fails the test.
 const REGRESSIONS: &[(&str, &str)] = &[
     (
+        "inbound-datagram-without-frames",
+        "The frames run out in the middle of a datagram that leaves in fragments: what is sent stays sent, and the next \
+         datagram begins. The judge took that for a datagram that was never finished.",
+    ),
+    (
         "inbound-refused-error-left-in-frame",
         "A packet let in in clear dies here, and the policy lets no ICMP error out to its sender: the error, \
          with what it quotes, stayed in the free transmit frame. Only clear text, but a free frame holds nothing.",

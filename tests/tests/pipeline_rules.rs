@@ -13,7 +13,7 @@ use adit_engine::wire::Spi;
 use adit_tests::memory::{
     Gateway, INSIDE, OUTSIDE, Options, Peer, SPI_TO_A, SPI_TO_B, Site, networks, policy, suite,
 };
-use adit_tests::packet::{fix_ipv4, ip, one_hop_on, udp, udp_ports};
+use adit_tests::packet::{fix_ipv4, frame, ip, one_hop_on, udp, udp_ports};
 
 const IPV4: u8 = 4;
 const ESP: u8 = 50;
@@ -40,6 +40,31 @@ fn spi_zero_is_nobodys() {
         peer.spi = Spi(spi);
         gateway().assert_drops(OUTSIDE, &peer.seal(1, IPV4, &inner(40)), DropReason::NoState);
     }
+}
+
+/// A flow is what it is by where it comes from: whoever is outside may send what looks like one from inside, in the
+/// same burst, before it and behind it, and the other way round.
+#[test]
+fn a_flow_from_the_other_side_is_another() {
+    let ours = udp(Site::A.host(false), Site::B.host(false), 40);
+    let theirs = udp(Site::B.host(false), Site::A.host(false), 40);
+    let mut a = Gateway::new(Site::A, &Options::new());
+    for _ in 0..3 {
+        let (inside, outside) = ((INSIDE, frame(&ours)), (OUTSIDE, frame(&ours)));
+        let burst = [&inside, &outside, &inside, &inside, &outside, &outside, &inside].map(Clone::clone);
+        let sent = a.run_frames(burst.to_vec());
+        assert!(sent.len() == 4 && sent.iter().all(|(port, _)| *port == OUTSIDE));
+        // From A's own hosts to A's network: no policy means it; from outside, one does, and wants it protected.
+        let (inside, outside) = ((INSIDE, frame(&theirs)), (OUTSIDE, frame(&theirs)));
+        let burst = [&outside, &inside, &outside, &inside].map(Clone::clone);
+        assert_eq!(a.run_frames(burst.to_vec()), []);
+    }
+    a.assert_balanced(0);
+    let mut drops = a.drops();
+    drops.sort_by_key(|(reason, _)| *reason as usize);
+    let mut expected = vec![(DropReason::ClearText, 6), (DropReason::PolicyDiscard, 15)];
+    expected.sort_by_key(|(reason, _)| *reason as usize);
+    assert_eq!(drops, expected);
 }
 
 /// RFC 4301 section 5.2 step 2: only what is addressed to us is ours to open, whoever's keys it is under.

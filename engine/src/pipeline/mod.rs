@@ -137,6 +137,8 @@ struct Own {
     admissions: FlowCache<Admission, 3>,
     /// The same, of a few flows.
     decisions: [Few<usize, 2>; 2],
+    /// Flows from protected ports: which port, and the policy that protects them.
+    protected: Few<(PortId, usize), 3>,
     admitted: Few<Admitted, 4>,
     recent: Recent,
     errors: icmp::Budget,
@@ -187,6 +189,7 @@ impl Pipeline {
             policies: FlowCache::new(FLOWS, seed.map(u64::from_ne_bytes)),
             admissions: FlowCache::new(FLOWS, seed.map(u64::from_ne_bytes)),
             decisions: Default::default(),
+            protected: Few::default(),
             admitted: Few::default(),
             recent: Recent::default(),
             errors: icmp::Budget::errors(),
@@ -339,8 +342,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let Reading { outside, inside, packets } = reading;
         let mut inbound = Inbound::new();
         let mut outbound = Outbound::new();
-        let stamps = [self.spd.generation, outside.round()];
-        self.own.decisions.iter_mut().for_each(|decisions| decisions.look_at(stamps));
+        let (policies, round) = (self.spd.generation, outside.round());
+        self.own.decisions.iter_mut().for_each(|decisions| decisions.look_at([policies, round]));
+        self.own.protected.look_at([policies, self.network.generation, round]);
         for (index, ((received, packet), version)) in
             burst.iter_mut().zip(&mut *packets).zip(versions).enumerate()
         {
@@ -354,6 +358,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                     return Ok(());
                 }
                 seen.write(packet);
+                if self.sort_protected(index, received, seen.flow, &mut outbound).is_some() {
+                    return Ok(());
+                }
                 self.sort(index, received, packet, seen.flow, &mut inbound, &mut outbound)
             });
             if let Err(reason) = sorted {

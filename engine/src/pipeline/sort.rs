@@ -87,6 +87,9 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
             Side::Protected if to_us => Err(DropReason::NoHostPath),
             Side::Protected => match self.policy(Direction::Outbound, packet, flow) {
                 Some(Action::Protect(tunnel)) => {
+                    if let Some((policy, _)) = self.memo.policy {
+                        self.own.protected.put(flow, (received.port, policy));
+                    }
                     outbound.push(tunnel, index);
                     Ok(())
                 }
@@ -103,6 +106,24 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
                 None => Err(DropReason::PolicyDiscard),
             },
         }
+    }
+
+    /// As [`Pass::sort`], for a flow that came in by the same port before and was to be protected. `None`, and nothing
+    /// done, for anything else.
+    #[inline(always)]
+    pub(super) fn sort_protected(
+        &mut self,
+        index: usize,
+        received: &Received<'_>,
+        flow: Option<FlowNumber>,
+        outbound: &mut Outbound<'g>,
+    ) -> Option<()> {
+        let protected = &self.own.protected;
+        let &(port, policy) = protected.at(protected.find(flow)?)?;
+        let action = &self.spd.policies.get(policy).filter(|_| received.port == port)?.action;
+        outbound.push(action.tunnel()?, index);
+        self.count_policy(policy);
+        Some(())
     }
 
     /// From a protected port, and no policy lets it out: unless it is an ICMP error about what came in, which goes back

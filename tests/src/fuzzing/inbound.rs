@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use adit_engine::crypto::{Authentication, Encryption};
 use adit_engine::offline::{FRAME_LENGTH, HeapFrames};
-use adit_engine::pipeline::{BURST, HostEnd, IcmpRules, Received, Tables, reassembly};
+use adit_engine::pipeline::{BURST, DropReason, HostEnd, IcmpRules, Received, Tables, reassembly};
 use adit_engine::policy::{Action, Policy};
 use adit_engine::route::PortId;
 use adit_engine::sa::publish;
@@ -475,6 +475,12 @@ impl Run {
                     if parsed.fragment != Fragment::Whole
                         && (self.joiner.is_waiting() || self.is_sealed(&parsed)) =>
                 {
+                    if parsed.fragment == Fragment::First && self.joiner.is_waiting() {
+                        // What is sent already stays sent.
+                        let has_run_out = |(reason, _): &(DropReason, u64)| *reason == DropReason::NoFrame;
+                        assert!(self.gateway.drops().iter().any(has_run_out), "a packet never finished");
+                        self.joiner = Joiner::default();
+                    }
                     if let Some(whole) = self.joiner.join(packet) {
                         self.receive(&whole, clear);
                     }
