@@ -177,6 +177,11 @@ fn transported(packet: &[u8], parsed: &IpPacket, choice: u8) {
     if let Some(joint) = transport::joint(&sealed, &received) {
         assert_eq!((joint.at, joint.named_at), (split.at, split.named_at));
         transport::rewrite(&mut headers, parsed.version, joint.named_at, split.next_header, payload.len());
+        let mut own = own.to_vec();
+        if parsed.version == IpVersion::V4 && own[10..12] == [0xff; 2] {
+            // One's complement has two zeroes, both are right (RFC 1624 section 3), and the sum of a header is one.
+            own[10..12].fill(0);
+        }
         assert_eq!(headers, own);
     }
 }
