@@ -72,6 +72,10 @@ impl Datapath for Remembering {
         })
     }
 
+    fn tell_unknown_spis(&self, _: bool) -> Result<(), String> {
+        Ok(())
+    }
+
     fn remove_spi(&self, spi: Spi) -> Result<(), String> {
         self.call("remove_spi", format!("remove_spi {spi}"), |hooks| {
             hooks.spis.remove(&spi.0);

@@ -20,7 +20,7 @@ until, number = time.monotonic() + 3, 0
 while time.monotonic() < until:
     for _ in range(100):
         number += 1
-        esp.sendto(struct.pack('!LL', int(sys.argv[1]), number) + b'forged, and not for the log ' * 4, ('192.0.2.1', 0))
+        esp.sendto(struct.pack('!LL', int(sys.argv[1]) if number % 4 else 0xbad0001, number) + b'forged, and not for the log ' * 4, ('192.0.2.1', 0))
     raw.sendto(clear, ('192.0.2.1', 0))
 print(number)
 ";
@@ -79,6 +79,10 @@ fn an_attacker_is_told_of_in_a_few_lines() {
     );
     let header = serde_json::json!({ "source": "192.0.2.2", "destination": "192.0.2.1", "protocol": "esp" });
     assert_eq!((&first["packet"], &first["inner"]), (&header, &Value::Null));
+    // Most of what no SA is for ends in the hook; some reaches the engine to be told of.
+    let (unknown, records) = told(&gateway, "no_state");
+    assert!(unknown > 0 && unknown < forged / 10, "{unknown}");
+    assert_eq!((&records[0]["spi"], &records[0]["packet"]), (&"0x0bad0001".into(), &header));
     let (_, clear) = told(&gateway, "clear_text");
     assert_eq!(
         (&clear[0]["packet"]["source"], &clear[0]["packet"]["protocol"]),

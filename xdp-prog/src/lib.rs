@@ -50,9 +50,11 @@ pub mod maps {
     pub const SPIS: &str = "spis";
     /// Ports of ours besides 4500 that IKE and ESP in UDP come to, in network byte order.
     pub const NAT_PORTS: &str = "nat_ports";
+    /// When each processor may next let a packet through that no SA is for.
+    pub const UNKNOWN_SPIS: &str = "unknown_spis";
 
     /// The maps that all interfaces of an instance share.
-    pub const SHARED: [&str; 8] = [
+    pub const SHARED: [&str; 9] = [
         COVER_LOCAL4,
         COVER_LOCAL6,
         COVER_REMOTE4,
@@ -61,6 +63,7 @@ pub mod maps {
         OWN_ADDRESSES6,
         SPIS,
         NAT_PORTS,
+        UNKNOWN_SPIS,
     ];
 }
 
@@ -135,7 +138,7 @@ outcomes! {
     PassIke "pass_ike" "IKE to one of the gateway's addresses: the kernel's.";
     PassOwn "pass_own" "The rest to one of the gateway's addresses: the kernel's.";
     PassOutside "pass_outside" "Outside every cover: the kernel's.";
-    EngineEsp "engine_esp" "ESP or AH to one of the gateway's addresses with a known SPI, or a NAT keepalive: the engine's.";
+    EngineEsp "engine_esp" "ESP or AH to one of the gateway's addresses with a known SPI, one a second without, or a NAT keepalive: the engine's.";
     EngineFragment "engine_fragment" "A fragment of what may be that: the engine's.";
     EngineIcmp "engine_icmp" "An ICMP error about ESP or AH that one of the gateway's addresses sent: the engine's.";
     EngineOutbound "engine_outbound" "From inside to an address under the cover: the engine's.";

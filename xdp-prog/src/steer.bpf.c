@@ -83,6 +83,17 @@ struct {
 } spis SEC(".maps");
 
 /*
+ * When each processor may next let a packet through that no SA is for: nanoseconds, 0 for never. The engine drops it too,
+ * and tells of it (RFC 4303 section 4). One a second will do; a flood costs a look at the clock.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} unknown_spis SEC(".maps");
+
+/*
  * Datagrams to us whose first fragment the engine has: what their later fragments do not say of themselves. Fragments
  * with the same addresses mostly come in order, and by one queue, whatever they are part of.
  */
@@ -194,6 +205,21 @@ INLINE struct datagram datagram_of(const struct packet *packet)
 	return datagram;
 }
 
+/* Whether the engine is to tell of this packet, which no SA is for. */
+INLINE int is_to_be_told(void)
+{
+	const __u64 second = 1000000000;
+	__u32 only = 0;
+	__u64 *next = bpf_map_lookup_elem(&unknown_spis, &only);
+	if (!next || !*next)
+		return 0;
+	__u64 now = bpf_ktime_get_coarse_ns();
+	if (now < *next)
+		return 0;
+	*next = now + second;
+	return 1;
+}
+
 /* ESP or AH to one of our addresses; which of the two the SA is for, the engine looks at. */
 INLINE enum adit_outcome decide_spi(const __u32 *spi, void *data_end, const struct packet *packet)
 {
@@ -201,7 +227,7 @@ INLINE enum adit_outcome decide_spi(const __u32 *spi, void *data_end, const stru
 		return ADIT_drop_malformed;
 	__u32 key = *spi;
 	if (!bpf_map_lookup_elem(&spis, &key))
-		return ADIT_drop_unknown_spi;
+		return packet->fragment == WHOLE && is_to_be_told() ? ADIT_engine_esp : ADIT_drop_unknown_spi;
 	if (packet->fragment == WHOLE)
 		return ADIT_engine_esp;
 	struct datagram datagram = datagram_of(packet);

@@ -17,7 +17,7 @@
 	X(pass_ike)             /* IKE to one of our addresses */                                                      \
 	X(pass_own)             /* the rest to one of our addresses */                                                 \
 	X(pass_outside)         /* outside every cover */                                                              \
-	X(engine_esp)           /* ESP or AH to one of our addresses, with a known SPI; NAT keepalives */                              \
+	X(engine_esp)           /* ESP or AH to one of our addresses, for an SA or to be told of; NAT keepalives */                              \
 	X(engine_fragment)      /* a fragment of what may be that */                                                   \
 	X(engine_icmp)          /* an ICMP error about ESP or AH that one of our addresses sent */                     \
 	X(engine_outbound)      /* from inside, to an address under the cover */                                       \

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use super::audit::Auditor;
 use super::check;
-use super::config::{AuditName, PolicyTable, ProfileTable, TunnelTable};
+use super::config::{PolicyTable, ProfileTable, TunnelTable};
 use super::events::Events;
 use super::leases::{self, Fingerprint, Leases};
 use super::prepare::{Desired, DesiredSa, Prepared, WeakSa};
@@ -58,6 +58,12 @@ pub trait Datapath: Send + Sync {
     /// # Errors
     /// A sentence; such packets then reach the engine and are dropped there.
     fn remove_spi(&self, spi: Spi) -> Result<(), String>;
+
+    /// Whether some of the packets that no SA is for come to the engine, to be told of.
+    ///
+    /// # Errors
+    /// A sentence; it stays as it was.
+    fn tell_unknown_spis(&self, on: bool) -> Result<(), String>;
 
     /// Other policies are in use now, or other SAs of their tunnels: for whoever follows them by itself.
     fn policies_changed(&self);
@@ -133,7 +139,7 @@ pub struct Live {
 /// Everything that control changes and shows.
 pub struct Control {
     pub(super) tables: Arc<Tables>,
-    datapath: Box<dyn Datapath>,
+    pub(super) datapath: Box<dyn Datapath>,
     /// Fixed while the daemon runs.
     pub engine: Engine,
     pub(super) interfaces: Vec<Interface>,
@@ -159,9 +165,9 @@ impl Control {
         interfaces: Vec<Interface>,
         config: Option<PathBuf>,
     ) -> Self {
-        tables.audit.switch(engine.audit != AuditName::Off);
+        let audit = engine.audit;
         let live = Live { clamp_mss: engine.clamp_mss, allow_legacy: engine.allow_legacy, ..Live::default() };
-        Self {
+        let control = Self {
             tables,
             datapath,
             auditor: Auditor::new(engine.audit),
@@ -173,7 +179,9 @@ impl Control {
             leases,
             change: Mutex::default(),
             live: RwLock::new(live),
-        }
+        };
+        control.switch_audit(audit);
+        control
     }
 
     /// What is in use now.

@@ -217,7 +217,11 @@ impl Control {
     /// Switches auditing, from now on.
     pub(super) fn switch_audit(&self, mode: AuditName) {
         self.auditor.lock().mode = mode;
-        self.tables.audit.switch(mode != AuditName::Off);
+        let on = mode != AuditName::Off;
+        self.tables.audit.switch(on);
+        if let Err(problem) = self.datapath.tell_unknown_spis(on) {
+            tracing::warn!("packets that no SA is for are counted, but not told of: {problem}");
+        }
     }
 
     /// Takes in what workers have left. Called every second or so, and before the newest are shown.

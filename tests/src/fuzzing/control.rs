@@ -91,6 +91,10 @@ impl Datapath for Remembering {
         self.call(|hooks| hooks.spis.extend([spi]))
     }
 
+    fn tell_unknown_spis(&self, _: bool) -> Result<(), String> {
+        Ok(())
+    }
+
     fn remove_spi(&self, spi: Spi) -> Result<(), String> {
         self.call(|hooks| hooks.spis.retain(|known| *known != spi))
     }

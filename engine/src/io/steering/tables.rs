@@ -7,7 +7,8 @@ use adit_xdp_prog::cover::{BYPASS, DISCARD, DISCARD_EVERYWHERE, PROTECT, PROTECT
 use adit_xdp_prog::maps as names;
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{HashMap, MapData, MapError};
+use aya::maps::{HashMap, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::util::nr_cpus;
 
 use super::SteeringError;
 use crate::policy::cover::Prefix;
@@ -142,6 +143,7 @@ pub(super) struct Tables {
     own6: HashMap<MapData, [u8; 16], u8>,
     spis: HashMap<MapData, u32, u8>,
     nat_ports: HashMap<MapData, u16, u8>,
+    unknown_spis: PerCpuArray<MapData, u64>,
 }
 
 impl Tables {
@@ -155,6 +157,7 @@ impl Tables {
             own6: take_map(ebpf, names::OWN_ADDRESSES6)?,
             spis: take_map(ebpf, names::SPIS)?,
             nat_ports: take_map(ebpf, names::NAT_PORTS)?,
+            unknown_spis: take_map(ebpf, names::UNKNOWN_SPIS)?,
         })
     }
 
@@ -194,6 +197,16 @@ impl Tables {
 
     pub(super) fn add_spi(&mut self, spi: Spi) -> Result<(), SteeringError> {
         self.spis.insert(spi.0.to_be(), 1, 0).map_err(|error| SteeringError::Map(names::SPIS, error))
+    }
+
+    pub(super) fn tell_unknown_spis(&mut self, on: bool) -> Result<(), SteeringError> {
+        // As the hook reads it: from the beginning of time, or never.
+        let next = nr_cpus()
+            .map_err(|(_, error)| error)
+            .and_then(|cpus| PerCpuValues::try_from(vec![u64::from(on); cpus]))
+            .map_err(MapError::from);
+        next.and_then(|next| self.unknown_spis.set(0, next, 0))
+            .map_err(|error| SteeringError::Map(names::UNKNOWN_SPIS, error))
     }
 
     pub(super) fn remove_spi(&mut self, spi: Spi) -> Result<(), SteeringError> {
