@@ -7,7 +7,8 @@
 //! One thread, one task a connection. A client can be slow, silent, endless or gone; it is bounded by
 //! [`MESSAGE_LIMIT`], by [`READ_LIMIT`] for a message once begun, by [`WRITE_LIMIT`] for every piece of an
 //! answer, and by the number of connections, of all and of its uid. When they are used up, a connection of
-//! the uid makes room: one that never said anything before one that did, the longest idle first. Workers know nothing of all this.
+//! the uid makes room: one that never said anything before one that did, the longest idle first. Workers know
+//! nothing of all this.
 
 use std::cell::RefCell;
 use std::collections::HashMap;

@@ -35,8 +35,9 @@ pub(super) enum Sent {
 }
 
 impl<'g, F: Frames> Pass<'_, 'g, F> {
-    /// What one authentic packet still has to prove, in the order of RFC 4303 section 3.4.4 and RFC 4301 section 5.2, and its way on.
-    /// `frame`, a frame of `port`, has it at [`HEADER_LENGTH`], in transport mode with its headers as they came.
+    /// What one authentic packet still has to prove, in the order of RFC 4303 section 3.4.4 and RFC 4301 section 5.2,
+    /// and its way on. `frame`, a frame of `port`, has it at [`HEADER_LENGTH`], in transport mode with its headers as
+    /// they came.
     #[inline(always)]
     pub(super) fn decapsulate<const PLAIN: bool>(
         &mut self,

@@ -6,7 +6,9 @@ use std::ops::DerefMut;
 use super::scratch::{Egress, Link, Route};
 use super::{DropReason, Frames, Output, Pass, Received, Results};
 use crate::route::{NextHop, PortId};
-use crate::transform::fragment::{fragment_ipv4, fragment_ipv6, write_fragment, write_fragment_ipv6};
+use crate::transform::fragment::{
+    Fragments, Piece, fragment_ipv4, fragment_ipv6, write_fragment, write_fragment_ipv6,
+};
 use crate::wire::ethernet::{HEADER_LENGTH, ether_type};
 use crate::wire::icmp::IcmpError;
 use crate::wire::ip::{self, IpPacket, IpVersion};
@@ -115,21 +117,7 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         send: impl Fn(&mut Self, F::Frame, usize),
     ) -> Result<(), DropReason> {
         let pieces = fragment_ipv4(bytes, packet, mtu).ok_or(DropReason::TooBig)?;
-        for (number, piece) in pieces.enumerate() {
-            // What is sent already stays sent; the rest of the datagram is one drop.
-            if number > 0 {
-                self.tally.originated += 1;
-            }
-            let mut frame = self.take_frame(egress.id, HEADER_LENGTH + piece.total_length())?;
-            match write_fragment(&mut frame[HEADER_LENGTH..], bytes, &piece) {
-                Some(length) => send(self, frame, length),
-                None => {
-                    self.frames.give_back(egress.id, frame);
-                    return Err(DropReason::TooBig);
-                }
-            }
-        }
-        Ok(())
+        self.send_pieces(egress, pieces, |out, piece| write_fragment(out, bytes, piece), send)
     }
 
     /// As [`Pass::send_fragments`], for an IPv6 packet, which only its sender may fragment.
@@ -146,10 +134,22 @@ impl<'g, F: Frames> Pass<'_, 'g, F> {
         let mut identification = [0; 8];
         self.own.ivs.fill(&mut identification);
         let identification = u64::from_ne_bytes(identification) as u32;
+        let write = |out: &mut [u8], piece: &Piece| write_fragment_ipv6(out, bytes, piece, identification);
+        self.send_pieces(egress, pieces, write, send)
+    }
+
+    fn send_pieces(
+        &mut self,
+        egress: &Egress<'g>,
+        pieces: Fragments,
+        write: impl Fn(&mut [u8], &Piece) -> Option<usize>,
+        send: impl Fn(&mut Self, F::Frame, usize),
+    ) -> Result<(), DropReason> {
         for (number, piece) in pieces.enumerate() {
+            // What is sent already stays sent; the rest of the datagram is one drop.
             self.tally.originated += u64::from(number > 0);
             let mut frame = self.take_frame(egress.id, HEADER_LENGTH + piece.total_length())?;
-            match write_fragment_ipv6(&mut frame[HEADER_LENGTH..], bytes, &piece, identification) {
+            match write(&mut frame[HEADER_LENGTH..], &piece) {
                 Some(length) => send(self, frame, length),
                 None => {
                     self.frames.give_back(egress.id, frame);

@@ -78,8 +78,8 @@ struct Outside<'f> {
 }
 
 impl<'g, F: Frames> Pass<'_, 'g, F> {
-    /// As [`Pass::sort`], for ESP of the flow of an earlier packet of the burst that was this SA's: whose they are has been found out. `None`, and nothing done, for anything else; what there is to refuse, `sort`
-    /// refuses.
+    /// As [`Pass::sort`], for ESP of the flow of an earlier packet of the burst that was this SA's: whose they are has
+    /// been found out. `None`, and nothing done, for anything else; what there is to refuse, `sort` refuses.
     #[inline(always)]
     pub(super) fn sort_alike(
         &mut self,
