@@ -148,6 +148,21 @@ impl DropRecord {
         }
     }
 
+    /// Direction, tunnel, SPI, number, packet and inner packet, as tables show them.
+    pub fn columns(&self) -> [String; 6] {
+        let text = |text: Option<String>| text.unwrap_or_else(|| "-".into());
+        let header = |header: &Option<PacketHeader>| header.as_ref().map(ToString::to_string);
+        [
+            self.direction.clone(),
+            self.tunnel.clone(),
+            self.spi.clone(),
+            self.sequence.map(|number| number.to_string()),
+            header(&self.packet),
+            header(&self.inner),
+        ]
+        .map(text)
+    }
+
     fn log(&self) {
         let Self { time, worker, reason, packets, interface, direction, tunnel, spi, sequence, .. } = self;
         let text = |header: &Option<PacketHeader>| header.as_ref().map(ToString::to_string);

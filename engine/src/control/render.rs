@@ -5,7 +5,7 @@ use std::io::IsTerminal as _;
 use comfy_table::presets::{NOTHING, UTF8_HORIZONTAL_ONLY};
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 
-use super::audit::{DropRecord, PacketHeader};
+use super::audit::DropRecord;
 use super::events::Event;
 use super::report::{Change, Counter, Drop, PolicyReport, SaReport, Stats, Status};
 use super::settings::Settings;
@@ -158,20 +158,10 @@ pub(super) fn drop_records(records: &[DropRecord]) -> String {
         "inside it",
     ]);
     for record in records {
-        let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".into());
-        let header = |header: &Option<PacketHeader>| text(&header.as_ref().map(ToString::to_string));
-        table.add_row([
-            record.time.clone(),
-            record.packets.to_string(),
-            record.reason.clone(),
-            text(&record.interface),
-            text(&record.direction),
-            text(&record.tunnel),
-            text(&record.spi),
-            text(&record.sequence.map(|number| number.to_string())),
-            header(&record.packet),
-            header(&record.inner),
-        ]);
+        let DropRecord { time, packets, reason, interface, .. } = record;
+        let interface = interface.clone().unwrap_or_else(|| "-".into());
+        let own = [time.clone(), packets.to_string(), reason.clone(), interface];
+        table.add_row(own.into_iter().chain(record.columns()));
     }
     right(&mut table, [1, 7]);
     finish(&table)

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::captures::{self, Captured, Writer};
 use super::{Engine, network};
-use crate::control::audit::{self, DropRecord, PacketHeader};
+use crate::control::audit::{self, DropRecord};
 use crate::control::check;
 use crate::control::config::ActionName;
 use crate::control::settings::{Settings, outermost_first, selectors_of};
@@ -391,20 +391,8 @@ fn report(
 impl Explained {
     fn row(&self) -> Vec<String> {
         let Self { capture, number, record } = self;
-        let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".into());
-        let header = |header: &Option<PacketHeader>| text(&header.as_ref().map(ToString::to_string));
-        vec![
-            capture.clone(),
-            number.to_string(),
-            record.reason.clone(),
-            record.packets.to_string(),
-            text(&record.direction),
-            text(&record.tunnel),
-            text(&record.spi),
-            text(&record.sequence.map(|number| number.to_string())),
-            header(&record.packet),
-            header(&record.inner),
-        ]
+        let own = [capture.clone(), number.to_string(), record.reason.clone(), record.packets.to_string()];
+        own.into_iter().chain(record.columns()).collect()
     }
 }
 
