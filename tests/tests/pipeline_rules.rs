@@ -6,8 +6,10 @@ use std::sync::Arc;
 use adit_engine::crypto::{Authentication, Encryption};
 use adit_engine::offline::HeapFrames;
 use adit_engine::pipeline::{DropReason, Tables};
-use adit_engine::policy::Action;
-use adit_engine::sa::selector::Selector;
+use adit_engine::policy::spd::Fallback;
+use adit_engine::policy::{Action, Spd};
+use adit_engine::route::{Port, Side};
+use adit_engine::sa::selector::{Selector, Selectors};
 use adit_engine::transform::tunnel::DontFragment;
 use adit_engine::wire::Spi;
 use adit_tests::memory::{
@@ -65,6 +67,65 @@ fn a_flow_from_the_other_side_is_another() {
     let mut expected = vec![(DropReason::ClearText, 6), (DropReason::PolicyDiscard, 15)];
     expected.sort_by_key(|(reason, _)| *reason as usize);
     assert_eq!(drops, expected);
+}
+
+fn only_esp(site: Site) -> Vec<Selector> {
+    networks(site).into_iter().map(|selector| Selector { protocol: Some(ESP), ..selector }).collect()
+}
+
+/// What a worker remembers of a flow is good for as long as it would be told the same: other policies, another picture
+/// of the network and other selectors are heeded from the next burst on.
+#[test]
+fn what_is_known_of_a_flow_ends_with_what_it_was_told() {
+    // Known after two packets, remembered from burst to burst.
+    let pair = || {
+        let (mut a, mut b) = Gateway::pair(&Options::new());
+        let mut sealed = || -> Vec<_> {
+            let sent = a.run(INSIDE, &vec![inner(40); 4]);
+            sent.into_iter().map(|(port, packet)| (port == OUTSIDE).then_some(packet).unwrap()).collect()
+        };
+        let (first, second) = (sealed(), sealed());
+        assert_eq!(b.run(OUTSIDE, &first).len(), 4);
+        (a, b, second)
+    };
+    let forbidden = |gateway: &Gateway| {
+        // In the place of the policy that protected them is one that protects something else.
+        let tunnel = Action::Protect(Arc::clone(&gateway.tunnel));
+        let other = policy("other", only_esp(gateway.site), tunnel);
+        let never = policy("never", networks(gateway.site), Action::Discard);
+        let spd = Spd::new(vec![other, never], Fallback::Kernel, 2);
+        gateway.engine.tables.spd.replace(Some(Arc::new(spd)));
+    };
+    let change_inside = |gateway: &Gateway, change: fn(&mut Port)| {
+        gateway.change_network(|ports| change(&mut ports[usize::from(INSIDE.0)]));
+    };
+    let narrowed = |gateway: &Gateway| {
+        let other = Selectors::new(only_esp(gateway.site));
+        gateway.inbound_sa().selectors.replace(Some(Arc::new(other)));
+    };
+
+    let (mut a, mut b, waiting) = pair();
+    forbidden(&a);
+    forbidden(&b);
+    assert_eq!(
+        (a.run(INSIDE, &vec![inner(40); 4]), a.drops()),
+        (vec![], vec![(DropReason::PolicyDiscard, 4)])
+    );
+    assert_eq!((b.run(OUTSIDE, &waiting), b.drops()), (vec![], vec![(DropReason::PolicyMismatch, 4)]));
+
+    let (mut a, mut b, waiting) = pair();
+    change_inside(&a, |port| port.side = Side::Unprotected);
+    change_inside(&b, |port| port.up = false);
+    // From outside, no policy means what comes from A's own hosts.
+    assert_eq!(
+        (a.run(INSIDE, &vec![inner(40); 4]), a.drops()),
+        (vec![], vec![(DropReason::PolicyDiscard, 4)])
+    );
+    assert_eq!((b.run(OUTSIDE, &waiting), b.drops()), (vec![], vec![(DropReason::LinkDown, 4)]));
+
+    let (_, mut b, waiting) = pair();
+    narrowed(&b);
+    assert_eq!((b.run(OUTSIDE, &waiting), b.drops()), (vec![], vec![(DropReason::SelectorMismatch, 4)]));
 }
 
 /// RFC 4301 section 5.2 step 2: only what is addressed to us is ours to open, whoever's keys it is under.
