@@ -106,7 +106,7 @@ impl Site {
         AddressRange { first: address(first), last: address(last) }
     }
 
-    fn spi_inbound(self) -> Spi {
+    pub(crate) fn spi_inbound(self) -> Spi {
         match self {
             Self::A => SPI_TO_A,
             Self::B => SPI_TO_B,

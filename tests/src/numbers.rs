@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::netns::Tap;
 use crate::topology::Topology;
@@ -19,6 +19,8 @@ pub struct Seen {
     pub highest: u64,
     /// Lives that began above everything before.
     pub lives: u32,
+    /// When the first packet of the current life came.
+    pub began: Option<Instant>,
 }
 
 /// Watches one SA.
@@ -48,6 +50,7 @@ impl Judge {
         assert!(self.recent.insert(iv), "number {iv} twice");
         self.seen.highest = self.seen.highest.max(iv);
         self.seen.packets += 1;
+        self.seen.began.get_or_insert_with(Instant::now);
         while self.recent.first().is_some_and(|first| first + 2 * REORDERED < self.seen.highest) {
             self.recent.pop_first();
         }
@@ -68,7 +71,8 @@ impl Numbers {
         Self { lives, thread }
     }
 
-    /// The sender is dead: its next life must begin above everything seen so far. Waits until nothing of it comes.
+    /// The sender is dead: its next life must begin above everything seen so far. Waits until nothing of it comes;
+    /// what was seen, with the beginning of the life that ended.
     ///
     /// # Panics
     /// When a number was used twice.
@@ -112,6 +116,7 @@ fn watch(tap: &Tap, spi: u32, lives: &Receiver<Sender<Seen>>) -> Seen {
                 judge.floor = judge.seen.highest;
                 judge.seen.lives += 1;
                 let _ = answer.send(judge.seen);
+                judge.seen.began = None;
             }
             Err(TryRecvError::Disconnected) => return judge.seen,
             Err(TryRecvError::Empty) => {}

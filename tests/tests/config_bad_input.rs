@@ -565,6 +565,8 @@ fn what_is_right_alone_and_wrong_together() {
     refused(|file| file["tunnel"][1]["encryption"] = json!("aes-128-cbc"), "tunnel[1].encryption");
     refused(|file| file["tunnel"][1]["authentication"] = json!("none"), "tunnel[1].authentication");
     refused(|file| remove(file, "/tunnel/1/authentication"), "tunnel[1].authentication");
+    // GMAC does both.
+    refused(|file| file["tunnel"][1]["encryption"] = json!("aes-128-gmac"), "tunnel[1].authentication");
     refused(|file| file["tunnel"][1]["profile"] = json!("strong"), "tunnel[1].encryption");
     refused(
         |file| remove(file, "/tunnel/1/inbound/authentication-key"),

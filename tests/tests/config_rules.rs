@@ -93,6 +93,21 @@ fn algorithm_levels_are_those_of_rfc_8221() {
 }
 
 /// RFC 4303 section 3.4.3: a receiver may switch it off; here only one that says so, and it is told what that means.
+/// RFC 4543: GMAC in ESP and in AH, by one name.
+#[test]
+fn ah_takes_a_mac_or_gmac() {
+    let ah = |algorithm: &str| format!("protocol = \"ah\"\n{algorithm}");
+    for (length, key) in [(128, 20), (192, 28), (256, 36)] {
+        assert_eq!(load("", &ah(&format!("encryption = \"aes-{length}-gmac\"")), key, 0), Ok(vec![]));
+    }
+    assert_eq!(load("", &ah("authentication = \"sha256\""), 0, 32), Ok(vec![]));
+    let refused = |algorithm, key, field: &str| {
+        assert_eq!(load("", &ah(algorithm), key, 0), Err(field.into()));
+    };
+    refused("encryption = \"aes-128-gcm\"", 20, "tunnel[0].encryption");
+    refused("encryption = \"aes-128-gmac\"", 16, "tunnel[0].inbound.encryption-key");
+}
+
 #[test]
 fn replay_protection_is_off_only_where_that_is_written() {
     let with = |more: &str| {

@@ -290,6 +290,9 @@ fn a_new_salt_goes_on_and_another_counter_mode_is_refused() {
         let message = daemon.refused("SaAdd", other, "tunnel.outbound.encryption-key");
         assert!(message.contains("algorithm"), "{message}");
     }
+    let mut ah = with("aes-128-gmac", "a1b2c3d4", false);
+    ah["tunnel"]["protocol"] = json!("ah");
+    daemon.refused("SaAdd", ah, "tunnel.outbound.encryption-key");
     daemon.refused("SaAdd", with("aes-128-gcm", "00010203", true), "tunnel.outbound.fresh-key");
     daemon.call("SaAdd", with("aes-128-gcm", "00010203", false)).unwrap();
     assert_eq!(numbers(&daemon, "0x3002").0, ceiling, "an old key with a new salt");

@@ -38,7 +38,8 @@ fn no_number_is_used_twice_over_many_kills() {
     let _from_b = flood(&topology, "hb", "10.1.0.2", 1);
     let (of_a, of_b) =
         (Numbers::watch(&topology, "left", SPI_AB), Numbers::watch(&topology, "right", SPI_BA));
-    let (kills, mut before, mut slowest) = (kills(), 0, Duration::ZERO);
+    let (kills, mut before) = (kills(), 0);
+    let (mut launched, mut silent, mut slowest) = (None, Vec::new(), Duration::ZERO);
     for kill in 0..kills {
         let started = Instant::now();
         let mut opened_before = (a.opened(), b.opened());
@@ -51,6 +52,7 @@ fn no_number_is_used_twice_over_many_kills() {
                     numbers.next_life();
                     gateway.restart();
                     *opened = Some(0);
+                    launched = None;
                 }
             }
             let flows =
@@ -63,10 +65,19 @@ fn no_number_is_used_twice_over_many_kills() {
         let seen = of_a.next_life();
         assert!(seen.packets > before, "A sent in every life");
         before = seen.packets;
+        silent.extend(launched.and_then(|launched| Some(seen.began?.duration_since(launched))));
+        launched = Some(Instant::now());
         a.restart();
     }
     let (of_a, of_b) = (of_a.stop(), of_b.stop());
-    println!("A {of_a:?}, B {of_b:?}; both directions flowed at most {slowest:?} after a start");
+    silent.sort();
+    println!("A {of_a:?}, B {of_b:?}");
+    println!(
+        "A's first packet came {:?} after its start (median), at most {:?}; both directions flowed {slowest:?} after \
+         it answered, at most",
+        silent.get(silent.len() / 2),
+        silent.last()
+    );
     assert!(of_a.lives >= kills && of_a.packets > 1000 && of_b.packets > 1000, "{of_a:?} {of_b:?}");
     // Generous, for a machine that does other things too.
     assert!(slowest < Duration::from_secs(20), "{slowest:?}");

@@ -11,7 +11,7 @@ use adit_engine::sa::spec::Protocol;
 use adit_engine::transform::ah::Padding;
 use adit_tests::ah_peer::AhPeer;
 use adit_tests::allocator::{self, Counting};
-use adit_tests::memory::{Gateway, INSIDE, OUTSIDE, Options, Peer, SPI_TO_B, Site, address, policy, suite};
+use adit_tests::memory::{Gateway, INSIDE, OUTSIDE, Options, Peer, Site, address, policy, suite};
 use adit_tests::packet::{DONT_FRAGMENT, frame, tcp_syn, udp, with_fragment_field, with_ttl};
 
 #[global_allocator]
@@ -95,6 +95,7 @@ fn a_warmed_pipeline_allocates_nothing() {
         (Protocol::Esp, suite(Encryption::ChaCha20Poly1305, Authentication::None)),
         (Protocol::Esp, suite(Encryption::Aes256Gmac, Authentication::None)),
         (Protocol::Ah(Padding::Rfc4302), suite(Encryption::Null, Authentication::Sha256)),
+        (Protocol::Ah(Padding::Rfc4302), suite(Encryption::Aes128Gmac, Authentication::None)),
     ] {
         let options = Options {
             protocol,
@@ -116,9 +117,7 @@ fn a_warmed_pipeline_allocates_nothing() {
                     inbound(|number, next_header, payload| peer.seal(number, next_header, payload))
                 }
                 Protocol::Ah(_) => {
-                    let (key, spi, padding) = (options.keys.1.clone(), SPI_TO_B.0, 0);
-                    let addresses = (options.endpoint(Site::A), options.endpoint(Site::B));
-                    let peer = AhPeer { key, spi, esn: false, addresses, padding };
+                    let peer = AhPeer::of(Site::B, &options);
                     inbound(|number, next_header, payload| peer.sign(number, next_header, payload))
                 }
             };

@@ -18,9 +18,7 @@ use adit_engine::sa::spec::Protocol;
 use adit_engine::transform::ah::Padding;
 use adit_engine::wire::ip::Upper;
 use adit_tests::ah_peer::AhPeer;
-use adit_tests::memory::{
-    Gateway, INSIDE, OUTSIDE, Options, Peer, SPI_TO_B, Site, address, networks, policy, suite,
-};
+use adit_tests::memory::{Gateway, INSIDE, OUTSIDE, Options, Peer, Site, address, networks, policy, suite};
 use adit_tests::packet::{MORE_FRAGMENTS, frame, in_udp, ip, udp, with_fragment_field};
 use adit_tests::scapy;
 use proptest::prelude::*;
@@ -135,8 +133,7 @@ fn no_sa_is_told_with_spi_addresses_number_and_flow_label() {
         told(&options, OUTSIDE, &[in_udp(&peer.seal(5, IPV4, &inner()), 62_001)]),
         ["no_state in - 0x0badcafe 5 | 192.0.2.1 > 198.51.100.9 17 62001-4500 | -"]
     );
-    let ah = ah_peer(&ah_options());
-    let ah = AhPeer { spi: 0x0bad_cafe, ..ah };
+    let ah = AhPeer { spi: 0x0bad_cafe, ..AhPeer::of(Site::B, &ah_options()) };
     assert_eq!(
         told(&ah_options(), OUTSIDE, &[ah.sign(6, IPV4, &inner())]),
         ["no_state in - 0x0badcafe 6 | 192.0.2.1 > 198.51.100.9 51 | -"]
@@ -267,7 +264,7 @@ fn replays_and_wrong_icvs_are_told() {
     );
     let ah = ah_options();
     assert_eq!(
-        told(&ah, OUTSIDE, &[forged(ah_peer(&ah).sign(8, IPV4, &inner()))]),
+        told(&ah, OUTSIDE, &[forged(AhPeer::of(Site::B, &ah).sign(8, IPV4, &inner()))]),
         ["icv_failed in site 0x00abcdef 8 | 192.0.2.1 > 198.51.100.9 51 | -"]
     );
     let natt = Options { udp_port: Some(4500), ..Options::new() };
@@ -280,11 +277,6 @@ fn replays_and_wrong_icvs_are_told() {
 fn ah_options() -> Options {
     let suite = suite(Encryption::Null, Authentication::Sha256);
     Options { protocol: Protocol::Ah(Padding::Rfc4302), ..Options::with_suite(suite) }
-}
-
-fn ah_peer(options: &Options) -> AhPeer {
-    let addresses = (options.endpoint(Site::A), options.endpoint(Site::B));
-    AhPeer { key: options.keys.1.clone(), spi: SPI_TO_B.0, esn: false, addresses, padding: 0 }
 }
 
 /// RFC 4301 section 5.2 step 4: "the current date/time, SPI, IPsec protocol(s), source and destination of the packet, any

@@ -11,7 +11,7 @@ use adit_engine::transform::ah::Padding;
 use adit_engine::transform::transport::DestinationOptions;
 use adit_engine::wire::ip;
 use adit_tests::ah_peer::AhPeer;
-use adit_tests::memory::{Gateway, INSIDE, OUTSIDE, Options, Peer, SPI_TO_B, Site, suite};
+use adit_tests::memory::{Gateway, INSIDE, OUTSIDE, Options, Peer, Site, suite};
 use adit_tests::packet::{
     self, DONT_FRAGMENT, MORE_FRAGMENTS, one_hop_on, tcp_syn, udp, with_fragment_field, with_ttl,
 };
@@ -40,14 +40,7 @@ fn hosts(options: &Options) -> (IpAddr, IpAddr) {
 fn sealed(options: &Options, sequence: u64, next_header: u8, payload: &[u8]) -> Vec<u8> {
     match options.protocol {
         Protocol::Esp => Peer::of(Site::B, options).seal(sequence, next_header, payload),
-        Protocol::Ah(_) => AhPeer {
-            key: options.keys.1.clone(),
-            spi: SPI_TO_B.0,
-            esn: options.esn,
-            addresses: hosts(options),
-            padding: if options.outer_ipv6 { 4 } else { 0 },
-        }
-        .sign(sequence, next_header, payload),
+        Protocol::Ah(_) => AhPeer::of(Site::B, options).sign(sequence, next_header, payload),
     }
 }
 

@@ -177,27 +177,29 @@ impl Written {
 }
 
 impl Written {
-    /// AH has no cipher, so none is expected; its hash is.
+    /// AH has no cipher, so none is expected; its MAC is. GMAC goes by the name of an encryption, as in ESP.
     fn of_ah(self, path: &str, problems: &mut Problems) -> Option<Self> {
         let before = problems.0.len();
-        if let Some(encryption) = self.encryption
-            && encryption != EncryptionName::Null
-        {
+        let encryption = self.encryption.unwrap_or(EncryptionName::Null);
+        if Encryption::from(encryption).encrypts() {
             problems.push(
                 format!("{path}.encryption"),
                 format!(
-                    "expected nothing, or null, with protocol = \"ah\", which does not encrypt, found {}",
+                    "expected nothing, or aes-128-gmac, aes-192-gmac or aes-256-gmac, with protocol = \"ah\", which \
+                     does not encrypt, found {}",
                     encryption.name()
                 ),
             );
         }
-        if matches!(self.authentication, None | Some(AuthenticationName::None)) {
+        let without_mac = matches!(self.authentication, None | Some(AuthenticationName::None));
+        if encryption == EncryptionName::Null && without_mac {
             problems.push(
                 format!("{path}.authentication"),
-                "expected sha256, sha384 or sha512 with protocol = \"ah\", which does nothing else, found none",
+                "expected sha256, sha384, sha512, aes-cmac or aes-xcbc, or encryption = \"aes-128-gmac\", with \
+                 protocol = \"ah\", which does nothing else, found none",
             );
         }
-        (problems.0.len() == before).then_some(Self { encryption: Some(EncryptionName::Null), ..self })
+        (problems.0.len() == before).then_some(Self { encryption: Some(encryption), ..self })
     }
 }
 

@@ -178,10 +178,10 @@ fn dropped(record: &DropRecord) -> String {
 }
 
 fn algorithms(sa: &SaReport) -> String {
-    if sa.protocol == "ah" {
-        sa.authentication.clone()
-    } else if sa.authentication == "none" {
+    if sa.authentication == "none" {
         sa.encryption.clone()
+    } else if sa.protocol == "ah" {
+        sa.authentication.clone()
     } else {
         format!("{} {}", sa.encryption, sa.authentication)
     }

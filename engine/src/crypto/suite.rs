@@ -179,6 +179,11 @@ impl Encryption {
         !self.row().icv_lengths.is_empty()
     }
 
+    /// False for what leaves packets readable, as all of AH does: null, and GMAC.
+    pub fn encrypts(self) -> bool {
+        !matches!(self, Self::Null | Self::Aes128Gmac | Self::Aes192Gmac | Self::Aes256Gmac)
+    }
+
     /// True for what must never see a nonce twice: CTR and all that authenticate by themselves.
     pub fn is_counter_mode(self) -> bool {
         self.row().is_counter_mode
@@ -395,6 +400,11 @@ impl Suite {
     /// Bytes of the authentication key.
     pub fn authentication_key_length(&self) -> usize {
         self.authentication.key_length()
+    }
+
+    /// Bytes of what AH calls its ICV field: the ICV, and in front of it the IV of GMAC (RFC 4543 section 4).
+    pub fn ah_field_length(&self) -> u8 {
+        self.iv_length() + self.icv_length()
     }
 
     /// A repeated number repeats a nonce.

@@ -394,9 +394,10 @@ mod tests {
 
     #[test]
     fn the_longest_ah_is_no_longer() {
-        let lengths = Suite::all().flat_map(|suite| {
+        let of_ah = Suite::all().filter(|suite| !suite.encryption().encrypts());
+        let lengths = of_ah.flat_map(|suite| {
             [IpVersion::V4, IpVersion::V6]
-                .map(|version| Layout::new(suite.icv_length(), version, Padding::Linux).header_length())
+                .map(|version| Layout::new(suite.ah_field_length(), version, Padding::Linux).header_length())
         });
         assert_eq!(lengths.max(), Some(LONGEST_AH));
     }

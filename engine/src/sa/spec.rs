@@ -6,7 +6,7 @@ use std::num::NonZeroU16;
 
 use super::lifetime::Limits;
 use super::selector::{AddressRange, PortRange, Selector, UpperSelector};
-use crate::crypto::{Encryption, Suite};
+use crate::crypto::Suite;
 use crate::transform::ecn::Ecn;
 use crate::transform::transport::DestinationOptions;
 use crate::transform::tunnel::{DontFragment, Dscp};
@@ -111,7 +111,7 @@ pub struct SaSpec {
     pub mode: Mode,
     /// Where ESP is in UDP.
     pub udp: Option<UdpPorts>,
-    /// Algorithms; for AH the encryption is null.
+    /// Algorithms; for AH such that do not encrypt.
     pub suite: Suite,
     /// Our endpoint.
     pub local: IpAddr,
@@ -200,7 +200,9 @@ impl SaSpec {
         let version = if self.local.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };
         match self.protocol {
             Protocol::Esp => Layout::Esp(esp::Layout::new(&self.suite)),
-            Protocol::Ah(padding) => Layout::Ah(ah::Layout::new(self.suite.icv_length(), version, padding)),
+            Protocol::Ah(padding) => {
+                Layout::Ah(ah::Layout::new(self.suite.ah_field_length(), version, padding))
+            }
         }
     }
 
@@ -221,8 +223,8 @@ impl SaSpec {
             format!("another address than local ({})", self.local)
         })?;
         let encryption = self.suite.encryption();
-        expect(self.protocol == Protocol::Esp || encryption == Encryption::Null, "encryption", || {
-            format!("null beside AH, which does not encrypt, not {encryption}")
+        expect(self.protocol == Protocol::Esp || !encryption.encrypts(), "encryption", || {
+            format!("null or GMAC beside AH, which does not encrypt, not {encryption}")
         })?;
         let carries_udp = self.udp.is_none() || self.protocol == Protocol::Esp;
         expect(carries_udp, "udp_port", || "none beside AH".into())?;

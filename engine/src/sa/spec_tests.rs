@@ -72,7 +72,8 @@ fn names_the_wrong_field_of_an_sa() {
     let mut in_udp = sa();
     in_udp.udp = UdpPorts::new(4500, 1024);
     in_udp.validate().unwrap();
-    in_udp.suite = Suite::new(Encryption::Null, crate::crypto::Authentication::Sha256, None).unwrap();
+    in_udp.suite =
+        Suite::new(crate::crypto::Encryption::Null, crate::crypto::Authentication::Sha256, None).unwrap();
     in_udp.protocol = Protocol::Ah(ah::Padding::Rfc4302);
     assert_eq!(in_udp.validate().unwrap_err().field, "udp_port");
     // What AH would not do, and packets that are not between the endpoints.

@@ -29,13 +29,13 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// For ICVs of `icv_length` bytes.
-    pub fn new(icv_length: u8, version: IpVersion, padding: Padding) -> Self {
+    /// For an ICV field of `field_length` bytes, [`crate::crypto::Suite::ah_field_length`].
+    pub fn new(field_length: u8, version: IpVersion, padding: Padding) -> Self {
         let alignment = match (version, padding) {
             (IpVersion::V4, Padding::Rfc4302) => 4,
             (IpVersion::V6, _) | (_, Padding::Linux) => 8,
         };
-        Self { header_length: (FIXED_LENGTH as u8 + icv_length).next_multiple_of(alignment) }
+        Self { header_length: (FIXED_LENGTH as u8 + field_length).next_multiple_of(alignment) }
     }
 
     /// Bytes of the whole header, ICV and padding included.

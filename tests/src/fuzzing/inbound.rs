@@ -100,13 +100,7 @@ impl Setting {
         let Options { keys: (encryption, authentication), esn, outer_ipv6, udp_port, .. } = &self.options;
         let addresses = (from.endpoint(*outer_ipv6), from.peer().endpoint(*outer_ipv6));
         let protector = match self.options.protocol {
-            Protocol::Ah(_) => Protector::Ah(AhPeer {
-                key: authentication.clone(),
-                spi,
-                esn: *esn,
-                addresses,
-                padding: if *outer_ipv6 { 4 } else { 0 },
-            }),
+            Protocol::Ah(_) => Protector::Ah(AhPeer { spi, ..AhPeer::of(from.peer(), &self.options) }),
             Protocol::Esp if encryption.is_empty() => {
                 Protector::Esp(EspPeer::null(spi, authentication, *esn))
             }
