@@ -71,12 +71,15 @@ fn no_number_is_used_twice_over_many_kills() {
     }
     let (of_a, of_b) = (of_a.stop(), of_b.stop());
     silent.sort();
-    println!("A {of_a:?}, B {of_b:?}");
+    let silent = |at: usize| silent.get(at).or(silent.last()).copied().unwrap_or_default();
     println!(
-        "A's first packet came {:?} after its start (median), at most {:?}; both directions flowed {slowest:?} after \
-         it answered, at most",
-        silent.get(silent.len() / 2),
-        silent.last()
+        "{} packets of A in {} lives, {} of B; A's first packet came {:?} after its start (median), at most {:?}; both \
+         directions flowed {slowest:?} after it answered, at most",
+        of_a.packets,
+        of_a.lives,
+        of_b.packets,
+        silent(kills as usize / 2),
+        silent(usize::MAX)
     );
     assert!(of_a.lives >= kills && of_a.packets > 1000 && of_b.packets > 1000, "{of_a:?} {of_b:?}");
     // Generous, for a machine that does other things too.

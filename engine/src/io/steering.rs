@@ -216,10 +216,7 @@ impl Steering {
             return Err(SteeringError::Tags(port.name.clone(), error));
         }
         let mut programs = load_object(&self.directory, side_number(port.side))?;
-        find_program_mut::<Xdp>(&mut programs, STEER_PROGRAM)?.load().map_err(SteeringError::Program)?;
-        find_program_mut::<SchedClassifier>(&mut programs, GUARD_PROGRAM)?
-            .load()
-            .map_err(SteeringError::Program)?;
+        load_programs(&mut programs)?;
         let mut vlans: HashMap<MapData, u32, u32> = take_map(&mut programs, maps::VLANS)?;
         for (tags, side) in &port.vlans {
             vlans
@@ -578,19 +575,30 @@ fn load_object(directory: &Path, side: u32) -> Result<Ebpf, SteeringError> {
     loader.load(STEER_OBJECT).map_err(SteeringError::Object)
 }
 
+/// Has the kernel verify and take both programs, each on a thread of its own: that is most of what a start takes, and a
+/// gateway is closed as long.
+fn load_programs(programs: &mut Ebpf) -> Result<(), SteeringError> {
+    std::thread::scope(|scope| {
+        let loads: Vec<_> = programs
+            .programs_mut()
+            .map(|(_, program)| {
+                scope.spawn(move || match program {
+                    Program::Xdp(steer) => steer.load(),
+                    Program::SchedClassifier(guard) => guard.load(),
+                    _ => Ok(()),
+                })
+            })
+            .collect();
+        loads.into_iter().try_for_each(|load| load.join().expect("a panic ends the process"))
+    })
+    .map_err(SteeringError::Program)
+}
+
 fn find_program<'p, P>(programs: &'p Ebpf, name: &'static str) -> Result<&'p P, SteeringError>
 where
     &'p P: TryFrom<&'p Program, Error = ProgramError>,
 {
     let program = programs.program(name).ok_or(SteeringError::NoSuchProgram(name))?;
-    program.try_into().map_err(SteeringError::Program)
-}
-
-fn find_program_mut<'p, P>(programs: &'p mut Ebpf, name: &'static str) -> Result<&'p mut P, SteeringError>
-where
-    &'p mut P: TryFrom<&'p mut Program, Error = ProgramError>,
-{
-    let program = programs.program_mut(name).ok_or(SteeringError::NoSuchProgram(name))?;
     program.try_into().map_err(SteeringError::Program)
 }
 
