@@ -18,6 +18,7 @@ use super::process::Process;
 use super::queues::queue_counts;
 use super::socket::{OpenError, Receiver, SocketCounters, SocketOptions, open};
 use super::transmit::Transmitter;
+use super::watchdog;
 use super::worker::{Shared, Vitals, Worker};
 use crate::pipeline::{DropReason, WorkerCounters};
 use crate::route::PortId;
@@ -233,7 +234,8 @@ impl Datapath {
         for (number, &core) in config.cores.iter().take(workers).enumerate() {
             datapath.spawn(number as u32, core, process.clone())?;
         }
-        let watchdog = watch(datapath.shared.clone(), datapath.vitals.clone()).map_err(StartError::Thread)?;
+        let watchdog = watchdog::watch(datapath.shared.clone(), datapath.vitals.clone());
+        let watchdog = watchdog.map_err(StartError::Thread)?;
         lock(&datapath.threads).push(watchdog);
         Ok(datapath)
     }
@@ -407,30 +409,6 @@ fn queues_of(interface: &str) -> Result<u32, StartError> {
     let counts = queue_counts(interface)
         .map_err(|cause| StartError::Queues { interface: interface.to_owned(), cause })?;
     Ok(counts.bindable())
-}
-
-/// Looks after the workers four times a second. One that stood still for twelve looks (not: for three seconds of a
-/// process that was stopped itself) ends the process; the steering programs stay and drop. An idle worker sleeps for
-/// two looks, and on a machine that is too busy it then waits for its core: that is not yet a worker that hangs.
-fn watch(shared: Arc<Shared>, vitals: Vec<Arc<Vitals>>) -> io::Result<JoinHandle<()>> {
-    const LOOKS: u32 = 12;
-    std::thread::Builder::new().name("adit-watchdog".into()).spawn(move || {
-        let mut seen = vec![(0, 0); vitals.len()];
-        // A stopping worker limits its own time.
-        while !shared.stop.load(Ordering::Relaxed) {
-            std::thread::park_timeout(Duration::from_millis(250));
-            for (number, (vitals, (heartbeat, looks))) in vitals.iter().zip(&mut seen).enumerate() {
-                let now = vitals.heartbeat.load(Ordering::Relaxed);
-                *looks =
-                    if now == *heartbeat && vitals.alive.load(Ordering::Relaxed) { *looks + 1 } else { 0 };
-                *heartbeat = now;
-                if *looks >= LOOKS {
-                    tracing::error!(worker = number, "silent for three seconds: the process ends, closed");
-                    std::process::abort();
-                }
-            }
-        }
-    })
 }
 
 /// One worker in a [`Report`].

@@ -23,6 +23,7 @@ pub mod steering;
 pub mod transmit;
 pub mod umem;
 pub mod waiting;
+mod watchdog;
 pub mod worker;
 
 pub use datapath::{

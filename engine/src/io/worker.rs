@@ -3,7 +3,7 @@
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
@@ -62,6 +62,8 @@ pub struct Vitals {
     pub held: AtomicU64,
     /// Set while the loop runs.
     pub alive: AtomicBool,
+    /// The loop's thread, as the kernel numbers it.
+    pub thread: AtomicI32,
     /// Bursts that carried at least one frame.
     pub bursts: AtomicU64,
     /// Times the worker slept.
@@ -76,6 +78,7 @@ impl Vitals {
             heartbeat: AtomicU64::new(0),
             held: AtomicU64::new(0),
             alive: AtomicBool::new(false),
+            thread: AtomicI32::new(0),
             bursts: AtomicU64::new(0),
             sleeps: AtomicU64::new(0),
         }
@@ -142,6 +145,7 @@ impl<P: Process> Worker<P> {
 
     /// Runs until the datapath stops.
     pub fn run(mut self) {
+        self.vitals.thread.store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Relaxed);
         self.vitals.alive.store(true, Ordering::Relaxed);
         let mut idle_turns = 0;
         while !self.shared.stop.load(Ordering::Relaxed) {

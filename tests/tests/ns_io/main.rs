@@ -44,8 +44,10 @@ enum Wish {
     HandOver,
     /// Its neighbour is not known yet.
     Ask,
-    /// The worker is to hang.
-    Hang,
+    /// The worker is to sleep for good.
+    Sleep,
+    /// The worker is to turn in a circle.
+    Spin,
 }
 
 /// Where a frame says what is to be done with it, and which one it is: behind a UDP header.
@@ -108,10 +110,11 @@ impl Process for Rewrite {
     ) {
         for (i, received) in burst.iter_mut().enumerate() {
             let wish = received.frame[WISH];
-            if wish == Wish::Hang as u8 {
-                loop {
-                    std::thread::park();
-                }
+            while wish == Wish::Sleep as u8 {
+                std::thread::park();
+            }
+            while wish == Wish::Spin as u8 {
+                std::hint::spin_loop();
             }
             if wish == Wish::HandOver as u8 && self.worker != 1 {
                 results.hand_over.push((i, 1));
@@ -598,24 +601,31 @@ fn every_queue_is_bound_and_an_interface_that_is_missing_refuses_the_start() {
     });
 }
 
+/// How a worker of the test's own child is to hang.
+const HANG: &str = "ADIT_TEST_HANG";
+
 #[test]
 fn a_worker_that_is_silent_for_a_second_ends_the_process() {
-    const INSIDE: &str = "ADIT_TEST_HANG";
     if !root() {
         return;
     }
-    if std::env::var_os(INSIDE).is_some() {
+    if let Some(hang) = std::env::var_os(HANG) {
         let bench = Bench::new(1, AttachMode::Native);
         println!("{}", bench.namespace.name());
-        bench.a.send(&frame(Wish::Hang, 0, 60)).expect("send");
+        let wish = if hang == "spin" { Wish::Spin } else { Wish::Sleep };
+        bench.a.send(&frame(wish, 0, 60)).expect("send");
         std::thread::sleep(LIMIT);
         return;
     }
+    ["sleep", "spin"].into_iter().for_each(ends_the_process);
+}
+
+fn ends_the_process(hang: &str) {
     let test = "a_worker_that_is_silent_for_a_second_ends_the_process";
     let start = Instant::now();
     let output = Command::new(std::env::current_exe().expect("this program"))
         .args(["--exact", test, "--nocapture"])
-        .env(INSIDE, "1")
+        .env(HANG, hang)
         .output()
         .expect("run");
     let printed = String::from_utf8_lossy(&output.stdout);
