@@ -110,11 +110,15 @@ impl Process for Rewrite {
     ) {
         for (i, received) in burst.iter_mut().enumerate() {
             let wish = received.frame[WISH];
-            while wish == Wish::Sleep as u8 {
-                std::thread::park();
+            if wish == Wish::Sleep as u8 {
+                loop {
+                    std::thread::park();
+                }
             }
-            while wish == Wish::Spin as u8 {
-                std::hint::spin_loop();
+            if wish == Wish::Spin as u8 {
+                loop {
+                    std::hint::spin_loop();
+                }
             }
             if wish == Wish::HandOver as u8 && self.worker != 1 {
                 results.hand_over.push((i, 1));
