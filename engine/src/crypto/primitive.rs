@@ -6,21 +6,22 @@
 //! given by hand is a nonce given twice.
 //!
 //! ```text
-//! cipher   CBC, CTR or none: beside a MAC      counter   the key stream of CTR and GCM
-//! mac      HMAC, XCBC-MAC, CMAC                cbc_mac   what the last two are
+//! cipher   CBC, CTR or none: beside a MAC      counter   the key stream of CTR, GCM and CCM
+//! mac      HMAC, XCBC-MAC, CMAC                cbc_mac   what the last two are, and CCM's tag
 //! aead     GCM, CCM, ChaCha20-Poly1305         gcm       GHASH, and what it is used for
-//! gmac     GCM's MAC alone, with an IV
+//! gmac     GCM's MAC alone, with an IV         ccm       both of these together
 //! ```
 
 mod aead;
 mod cbc_mac;
+mod ccm;
 mod cipher;
 mod counter;
 mod gcm;
 mod gmac;
 mod mac;
 
-pub use aead::{AEAD_LANES, Aead, AeadOpen, AeadSeal, aead_open, aead_seal};
+pub use aead::{AEAD_LANES, Aead, AeadOpen, AeadSeal};
 pub use cipher::{CipherLane, Decryptor, Encryptor};
 pub use gmac::{Gmac, GmacMessage};
 pub use mac::Mac;
@@ -30,6 +31,7 @@ use aes::cipher::array::Array;
 use aes::cipher::consts::U16;
 use aes::cipher::typenum::Unsigned;
 use arrayvec::ArrayVec;
+use subtle::ConstantTimeEq;
 
 type AesBlock = Array<u8, U16>;
 
@@ -53,6 +55,15 @@ fn encrypt_blocks<C: BlockCipherEncBackend>(backend: &C, blocks: &mut [Array<u8,
             backend.encrypt_block_inplace(block);
         }
     }
+}
+
+/// Whether `icv`, which may be shorter, is the beginning of `tag`; in constant time.
+#[inline(always)]
+fn is_tag(tag: &[u8; BLOCK_LENGTH], icv: &[u8]) -> bool {
+    // Behind a shorter one our own bytes. One word: bytes would be compared by a call each.
+    let mut claimed = *tag;
+    claimed[..icv.len()].copy_from_slice(icv);
+    u128::from_ne_bytes(claimed).ct_eq(&u128::from_ne_bytes(*tag)).into()
 }
 
 /// Hands `messages` on, up to [`LANES`] at a time.

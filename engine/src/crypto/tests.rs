@@ -1,9 +1,11 @@
 //! Properties of seal and open over every suite. Known answers are in `self_test` and in the vector tests.
 
+use aes_gcm::aead::{AeadInOut, KeyInit, Nonce, Tag};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use zeroize::{ZeroizeOnDrop, Zeroizing};
 
+use super::primitive::AeadSeal;
 use super::sequence::SequenceCounter;
 use super::*;
 
@@ -278,61 +280,104 @@ proptest! {
         prop_assert_eq!(tags, nonces.iter().zip(&whole).map(|(nonce, message)| gmac(nonce, message)).collect::<Vec<_>>());
     }
 
-    /// Side by side is the same as one after the other (the `aes-gcm` crate), whatever falls into one batch; and
-    /// one wrong tag is nobody else's.
     #[test]
     fn interleaved_gcm_is_gcm(
         lengths in vec((0..300usize, 0..40usize), 0..140),
         key in any::<[u8; 32]>(),
         wrong in any::<proptest::sample::Index>(),
     ) {
-        use aes_gcm::aead::{AeadInOut, KeyInit};
-        use super::primitive::AeadSeal;
-
         let reference = aes_gcm::Aes256Gcm::new(&key.into());
         let aead = Aead::new(Encryption::Aes256Gcm, 16, &key).unwrap();
-        let clear = |length: usize| (0..length).map(|n| (n * 7) as u8).collect::<Vec<u8>>();
-        let nonces: Vec<[u8; 12]> =
-            (0..lengths.len() as u128).map(|n| n.to_be_bytes()[4..].try_into().unwrap()).collect();
-        let mut sealed: Vec<_> = lengths.iter().map(|&(text, _)| (clear(text), [0u8; 16])).collect();
-        let mut lanes: Vec<_> = sealed
-            .iter_mut()
-            .zip(nonces.iter().zip(&lengths))
-            .map(|((text, icv), (nonce, &(_, aad)))| {
-                let (salt, iv) = nonce.split_at(4);
-                AeadSeal { nonce: [salt, iv], aad: clear(aad), text, icv }
-            })
-            .collect();
-        prop_assert!(aead.seal_lanes(&mut lanes));
-        for ((nonce, &(length, aad)), (text, icv)) in nonces.iter().zip(&lengths).zip(&sealed) {
-            let mut alone = clear(length);
-            let tag = reference
-                .encrypt_inout_detached(nonce.into(), &clear(aad), alone.as_mut_slice().into())
-                .unwrap();
-            prop_assert_eq!((&alone, &tag[..]), (text, &icv[..]));
-        }
+        interleaved_is_one_by_one(&aead, &reference, 4, &lengths, wrong)?;
+    }
 
-        let wrong = (!sealed.is_empty()).then(|| wrong.index(sealed.len()));
-        if let Some(wrong) = wrong {
-            sealed[wrong].1[15] ^= 1;
-        }
-        let mut opened: Vec<_> = lengths.iter().map(|&(text, _)| vec![0xa5; text]).collect();
-        let mut lanes: Vec<_> = sealed
-            .iter()
-            .zip(&mut opened)
-            .zip(nonces.iter().zip(&lengths))
-            .map(|(((ciphertext, icv), plaintext), (nonce, &(_, aad)))| {
-                let (salt, iv) = nonce.split_at(4);
-                AeadOpen { nonce: [salt, iv], aad: clear(aad), ciphertext, icv, plaintext, is_right: true }
-            })
-            .collect();
-        aead.open_lanes(&mut lanes);
-        let verdicts: Vec<bool> = lanes.iter().map(|lane| lane.is_right).collect();
-        for (index, (verdict, plaintext)) in verdicts.into_iter().zip(opened).enumerate() {
-            prop_assert_eq!(verdict, Some(index) != wrong);
-            prop_assert_eq!(&plaintext, &if verdict { clear(lengths[index].0) } else { vec![0; lengths[index].0] });
+    #[test]
+    fn interleaved_ccm_is_ccm(
+        lengths in vec((0..300usize, 0..40usize), 0..140),
+        key in any::<[u8; 16]>(),
+        wrong in any::<proptest::sample::Index>(),
+        short in any::<bool>(),
+    ) {
+        use aes::Aes128;
+        use ccm::Ccm;
+        use ccm::consts::{U8, U11, U16};
+
+        let aead = Aead::new(Encryption::Aes128Ccm, if short { 8 } else { 16 }, &key).unwrap();
+        if short {
+            let reference = Ccm::<Aes128, U8, U11>::new(&key.into());
+            interleaved_is_one_by_one(&aead, &reference, 3, &lengths, wrong)?;
+        } else {
+            let reference = Ccm::<Aes128, U16, U11>::new(&key.into());
+            interleaved_is_one_by_one(&aead, &reference, 3, &lengths, wrong)?;
         }
     }
+}
+
+/// Side by side is the same as one after the other (RustCrypto's crates), whatever falls into one batch; and one wrong
+/// tag is nobody else's. `lengths` are of text and AAD.
+fn interleaved_is_one_by_one<R: AeadInOut>(
+    aead: &Aead,
+    reference: &R,
+    salt_length: usize,
+    lengths: &[(usize, usize)],
+    wrong: proptest::sample::Index,
+) -> Result<(), TestCaseError> {
+    let clear = |length: usize| (0..length).map(|n| (n * 7) as u8).collect::<Vec<u8>>();
+    let icv_length = Tag::<R>::default().len();
+    let nonces: Vec<Nonce<R>> = (0..lengths.len())
+        .map(|n| {
+            let mut nonce = Nonce::<R>::default();
+            let end = nonce.len() - size_of::<usize>();
+            nonce[end..].copy_from_slice(&n.to_be_bytes());
+            nonce
+        })
+        .collect();
+    let mut sealed: Vec<_> = lengths.iter().map(|&(text, _)| (clear(text), vec![0u8; icv_length])).collect();
+    let mut lanes: Vec<_> = sealed
+        .iter_mut()
+        .zip(nonces.iter().zip(lengths))
+        .map(|((text, icv), (nonce, &(_, aad)))| AeadSeal {
+            nonce: nonce.split_at(salt_length).into(),
+            aad: clear(aad),
+            text,
+            icv,
+        })
+        .collect();
+    prop_assert!(aead.seal_lanes(&mut lanes));
+    for ((nonce, &(length, aad)), (text, icv)) in nonces.iter().zip(lengths).zip(&sealed) {
+        let mut alone = clear(length);
+        let tag = reference.encrypt_inout_detached(nonce, &clear(aad), alone.as_mut_slice().into()).unwrap();
+        prop_assert_eq!((&alone, &tag[..]), (text, &icv[..]));
+    }
+
+    let wrong = (!sealed.is_empty()).then(|| wrong.index(sealed.len()));
+    if let Some(wrong) = wrong {
+        *sealed[wrong].1.last_mut().unwrap() ^= 1;
+    }
+    let mut opened: Vec<_> = lengths.iter().map(|&(text, _)| vec![0xa5; text]).collect();
+    let mut lanes: Vec<_> = sealed
+        .iter()
+        .zip(&mut opened)
+        .zip(nonces.iter().zip(lengths))
+        .map(|(((ciphertext, icv), plaintext), (nonce, &(_, aad)))| AeadOpen {
+            nonce: nonce.split_at(salt_length).into(),
+            aad: clear(aad),
+            ciphertext,
+            icv,
+            plaintext,
+            is_right: true,
+        })
+        .collect();
+    aead.open_lanes(&mut lanes);
+    let verdicts: Vec<bool> = lanes.iter().map(|lane| lane.is_right).collect();
+    for (index, (verdict, plaintext)) in verdicts.into_iter().zip(opened).enumerate() {
+        prop_assert_eq!(verdict, Some(index) != wrong);
+        prop_assert_eq!(
+            &plaintext,
+            &if verdict { clear(lengths[index].0) } else { vec![0; lengths[index].0] }
+        );
+    }
+    Ok(())
 }
 
 #[test]

@@ -1,13 +1,12 @@
 //! Encryption and integrity in one: GCM, CCM, ChaCha20-Poly1305.
 
-use aes::cipher::{BlockCipherEncrypt, InOutBuf};
+use aes::cipher::InOutBuf;
 use aes::{Aes128Enc, Aes192Enc, Aes256Enc};
-use ccm::Ccm;
-use ccm::aead::{AeadInOut, Nonce, Tag};
-use ccm::consts::{U8, U11, U12, U16};
 use chacha20poly1305::ChaCha20Poly1305;
+use chacha20poly1305::aead::{AeadInOut, Nonce, Tag};
 use hmac::KeyInit;
 
+use super::ccm::Ccm;
 use super::gcm::Gcm;
 use crate::crypto::Encryption;
 
@@ -49,9 +48,9 @@ pub enum Aead {
     Aes128Gcm(Gcm<Aes128Enc>),
     Aes192Gcm(Gcm<Aes192Enc>),
     Aes256Gcm(Gcm<Aes256Enc>),
-    Aes128Ccm(AnyCcm<Aes128Enc>),
-    Aes192Ccm(AnyCcm<Aes192Enc>),
-    Aes256Ccm(AnyCcm<Aes256Enc>),
+    Aes128Ccm(Ccm<Aes128Enc>),
+    Aes192Ccm(Ccm<Aes192Enc>),
+    Aes256Ccm(Ccm<Aes256Enc>),
     ChaCha20Poly1305(ChaCha20Poly1305),
 }
 
@@ -62,9 +61,9 @@ impl Aead {
             (Encryption::Aes128Gcm, 8 | 12 | 16) => Self::Aes128Gcm(Gcm::new(key, icv_length.into())?),
             (Encryption::Aes192Gcm, 8 | 12 | 16) => Self::Aes192Gcm(Gcm::new(key, icv_length.into())?),
             (Encryption::Aes256Gcm, 8 | 12 | 16) => Self::Aes256Gcm(Gcm::new(key, icv_length.into())?),
-            (Encryption::Aes128Ccm, _) => Self::Aes128Ccm(AnyCcm::new(key, icv_length)?),
-            (Encryption::Aes192Ccm, _) => Self::Aes192Ccm(AnyCcm::new(key, icv_length)?),
-            (Encryption::Aes256Ccm, _) => Self::Aes256Ccm(AnyCcm::new(key, icv_length)?),
+            (Encryption::Aes128Ccm, 8 | 12 | 16) => Self::Aes128Ccm(Ccm::new(key, icv_length.into())?),
+            (Encryption::Aes192Ccm, 8 | 12 | 16) => Self::Aes192Ccm(Ccm::new(key, icv_length.into())?),
+            (Encryption::Aes256Ccm, 8 | 12 | 16) => Self::Aes256Ccm(Ccm::new(key, icv_length.into())?),
             (Encryption::ChaCha20Poly1305, 16) => Self::ChaCha20Poly1305(KeyInit::new_from_slice(key).ok()?),
             _ => return None,
         })
@@ -120,41 +119,6 @@ impl Aead {
     }
 }
 
-/// CCM whose nonce is three bytes of salt and eight of IV (RFC 4309 section 4), for each ICV length.
-#[allow(missing_docs, reason = "the names say it all")]
-pub enum AnyCcm<C: BlockCipherEncrypt<BlockSize = U16>> {
-    Icv8(Ccm<C, U8, U11>),
-    Icv12(Ccm<C, U12, U11>),
-    Icv16(Ccm<C, U16, U11>),
-}
-
-impl<C: BlockCipherEncrypt<BlockSize = U16> + KeyInit> AnyCcm<C> {
-    fn new(key: &[u8], icv_length: u8) -> Option<Self> {
-        Some(match icv_length {
-            8 => Self::Icv8(KeyInit::new_from_slice(key).ok()?),
-            12 => Self::Icv12(KeyInit::new_from_slice(key).ok()?),
-            16 => Self::Icv16(KeyInit::new_from_slice(key).ok()?),
-            _ => return None,
-        })
-    }
-
-    fn seal<A: AsRef<[u8]>>(&self, lanes: &mut [AeadSeal<'_, A>]) -> bool {
-        match self {
-            Self::Icv8(ccm) => seal_one_by_one(ccm, lanes),
-            Self::Icv12(ccm) => seal_one_by_one(ccm, lanes),
-            Self::Icv16(ccm) => seal_one_by_one(ccm, lanes),
-        }
-    }
-
-    fn open<A: AsRef<[u8]>>(&self, lanes: &mut [AeadOpen<'_, A>]) {
-        match self {
-            Self::Icv8(ccm) => open_one_by_one(ccm, lanes),
-            Self::Icv12(ccm) => open_one_by_one(ccm, lanes),
-            Self::Icv16(ccm) => open_one_by_one(ccm, lanes),
-        }
-    }
-}
-
 fn seal_one_by_one<A: AeadInOut, Aad: AsRef<[u8]>>(aead: &A, lanes: &mut [AeadSeal<'_, Aad>]) -> bool {
     let mut all = true;
     for AeadSeal { nonce, aad, text, icv } in lanes {
@@ -172,13 +136,7 @@ fn open_one_by_one<A: AeadInOut, Aad: AsRef<[u8]>>(aead: &A, lanes: &mut [AeadOp
 /// Encrypts `text` in place and writes the ICV; the nonce comes as salt and IV. False, and `text` in the
 /// clear, when a length is not the algorithm's.
 #[must_use]
-pub fn aead_seal<A: AeadInOut>(
-    aead: &A,
-    nonce: [&[u8]; 2],
-    aad: &[u8],
-    text: &mut [u8],
-    icv: &mut [u8],
-) -> bool {
+fn aead_seal<A: AeadInOut>(aead: &A, nonce: [&[u8]; 2], aad: &[u8], text: &mut [u8], icv: &mut [u8]) -> bool {
     let Some(nonce) = join::<A>(nonce) else { return false };
     let Ok(icv) = <&mut Tag<A>>::try_from(icv) else { return false };
     match aead.encrypt_inout_detached(&nonce, aad, text.into()) {
@@ -194,7 +152,7 @@ pub fn aead_seal<A: AeadInOut>(
 /// False when the ICV is wrong (compared in constant time) or a length is not the algorithm's: `plaintext`
 /// is then all zeros, whatever the algorithm had written there or not.
 #[must_use]
-pub fn aead_open<A: AeadInOut>(
+fn aead_open<A: AeadInOut>(
     aead: &A,
     nonce: [&[u8]; 2],
     aad: &[u8],

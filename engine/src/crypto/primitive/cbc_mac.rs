@@ -1,5 +1,6 @@
 //! AES-XCBC-MAC (RFC 3566) and AES-CMAC (RFC 4493): CBC-MACs whose last block is masked, by one key when it is
-//! whole and by another when it was padded. They differ in where these keys come from.
+//! whole and by another when it was padded. They differ in where these keys come from. CCM's tag (RFC 3610) is the end
+//! of such a chain too, without a mask.
 //!
 //! A CBC chain is serial, so the messages of a group run side by side, as in CBC encryption.
 
@@ -41,12 +42,38 @@ impl CbcMac {
 
     /// The tags of up to [`LANES`] messages, in two parts each, whole: 16 bytes.
     pub(super) fn tags<'m>(&self, messages: impl Iterator<Item = [&'m [u8]; 2]>) -> [AesBlock; LANES] {
-        let mut tags = [AesBlock::default(); LANES];
-        let chains = messages.zip(&mut tags).map(|(parts, tag)| Chain::new(parts, tag)).collect();
-        let (whole, padded) = (&self.whole, &self.padded);
-        self.cipher.encrypt_with_backend(SideBySide { chains, whole, padded });
-        tags
+        // RFC 3566 section 4 step 4b, RFC 4493 section 2.4 step 4: a one, then zeros.
+        let ending = Ending { whole: &self.whole, padded: &self.padded, padding: 0x80 };
+        tags(&self.cipher, ending, messages)
     }
+}
+
+/// How a chain ends.
+#[derive(Clone, Copy)]
+pub(super) struct Ending<'c> {
+    /// What masks a last block that is whole.
+    whole: &'c [u8; BLOCK_LENGTH],
+    /// What masks one that was padded.
+    padded: &'c [u8; BLOCK_LENGTH],
+    /// The first byte of the padding; the others are zeros.
+    padding: u8,
+}
+
+impl Ending<'static> {
+    /// Zeros to a whole block, and no mask (RFC 3610 section 2.2).
+    pub(super) const ZEROS: Self = Self { whole: &[0; BLOCK_LENGTH], padded: &[0; BLOCK_LENGTH], padding: 0 };
+}
+
+/// The ends of the chains of up to [`LANES`] messages, in two parts each.
+pub(super) fn tags<'m, C: BlockCipherEncrypt<BlockSize = U16>>(
+    cipher: &C,
+    ending: Ending<'_>,
+    messages: impl Iterator<Item = [&'m [u8]; 2]>,
+) -> [AesBlock; LANES] {
+    let mut tags = [AesBlock::default(); LANES];
+    let chains = messages.zip(&mut tags).map(|(parts, tag)| Chain::new(parts, tag)).collect();
+    cipher.encrypt_with_backend(SideBySide { chains, ending });
+    tags
 }
 
 fn encrypted(cipher: &Aes128Enc, block: [u8; BLOCK_LENGTH]) -> Mask {
@@ -84,6 +111,10 @@ impl<'m, 't> Chain<'m, 't> {
         if let Some(block) = front.first_chunk() {
             return (*block, BLOCK_LENGTH);
         }
+        let behind = start.checked_sub(self.front.len()).and_then(|start| self.back.get(start..));
+        if let Some(block) = behind.and_then(|behind| behind.first_chunk()) {
+            return (*block, BLOCK_LENGTH);
+        }
         let mut block = [0; BLOCK_LENGTH];
         block[..front.len()].copy_from_slice(front);
         let back = &self.back[start + front.len() - self.front.len()..];
@@ -96,8 +127,7 @@ impl<'m, 't> Chain<'m, 't> {
 /// Runs the chains in step, in one visit to the cipher's backend.
 struct SideBySide<'c, 'm, 't> {
     chains: ArrayVec<Chain<'m, 't>, LANES>,
-    whole: &'c Mask,
-    padded: &'c Mask,
+    ending: Ending<'c>,
 }
 
 impl BlockSizeUser for SideBySide<'_, '_, '_> {
@@ -107,7 +137,7 @@ impl BlockSizeUser for SideBySide<'_, '_, '_> {
 impl BlockCipherEncClosure for SideBySide<'_, '_, '_> {
     #[inline(always)]
     fn call<C: BlockCipherEncBackend<BlockSize = U16>>(self, backend: &C) {
-        let Self { mut chains, whole, padded } = self;
+        let Self { mut chains, ending: Ending { whole, padded, padding } } = self;
         let mut states = [AesBlock::default(); LANES];
         let mut at = 0;
         while !chains.is_empty() {
@@ -116,9 +146,8 @@ impl BlockCipherEncClosure for SideBySide<'_, '_, '_> {
                 let mut mask = &[0; BLOCK_LENGTH];
                 if at + 1 == chain.blocks {
                     mask = whole;
-                    // RFC 3566 section 4 step 4b, RFC 4493 section 2.4 step 4: a one, then zeros.
                     if let Some(end) = block.get_mut(length) {
-                        *end = 0x80;
+                        *end = padding;
                         mask = padded;
                     }
                 }

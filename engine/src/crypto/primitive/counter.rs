@@ -1,5 +1,5 @@
-//! AES in counter mode, which CTR (RFC 3686) and GCM (NIST SP 800-38D) share: block n of the key stream is the
-//! encryption of salt, IV and the number n, from 1 on.
+//! AES in counter mode, which CTR (RFC 3686), GCM (NIST SP 800-38D) and CCM (RFC 3610) share: block n of the key stream
+//! is the encryption of salt, IV and the number n, from 1 on, or from 0 for CCM.
 //!
 //! An AES unit is fast when it has many blocks at once, and a short packet has few: 64 bytes are a handful, where
 //! a wide backend takes 64 in one go and spreads its round keys anew for every visit. So a group's packets visit
@@ -71,8 +71,10 @@ impl Lanes for Texts<'_, '_> {
 pub(super) struct Job {
     /// Its place among the lanes.
     pub(super) lane: usize,
-    /// Salt, IV, and room for the number.
+    /// The first of them.
     first: [u8; BLOCK_LENGTH],
+    /// The number at its end, which counts.
+    number: u32,
     /// How many there are.
     pub(super) blocks: u32,
 }
@@ -81,18 +83,24 @@ impl Job {
     /// `None` when salt and IV are not 4 and 8 bytes (RFC 3686 section 4, RFC 4106 section 4), or the counter has
     /// not that many blocks.
     pub(super) fn new(lane: usize, [salt, iv]: [&[u8]; 2], blocks: usize) -> Option<Self> {
-        let blocks = u32::try_from(blocks).ok()?;
         let (salt, iv): (&[u8; 4], &[u8; 8]) = (salt.try_into().ok()?, iv.try_into().ok()?);
         let mut first = [0; BLOCK_LENGTH];
         first[..4].copy_from_slice(salt);
         first[4..12].copy_from_slice(iv);
-        Some(Self { lane, first, blocks })
+        first[15] = 1;
+        Self::from_block(lane, first, blocks)
+    }
+
+    /// From this block on.
+    pub(super) fn from_block(lane: usize, first: [u8; BLOCK_LENGTH], blocks: usize) -> Option<Self> {
+        let number = u32::from_be_bytes([first[12], first[13], first[14], first[15]]);
+        Some(Self { lane, first, number, blocks: u32::try_from(blocks).ok()? })
     }
 
     #[inline(always)]
     pub(super) fn counter_block(&self, number: u32) -> AesBlock {
         let mut block = self.first;
-        block[12..].copy_from_slice(&(number + 1).to_be_bytes());
+        block[12..].copy_from_slice(&(self.number + number).to_be_bytes());
         block.into()
     }
 }
@@ -159,6 +167,18 @@ impl<L: Lanes> BlockCipherEncClosure for SideBySide<'_, L> {
 pub(super) trait Lanes {
     /// The next piece of a job's stream, in order.
     fn take(&mut self, job: &Job, piece: &Range<u32>, stream: &[AesBlock]);
+}
+
+/// As [`xor`] for a stream whose first block is the mask of a tag: gives that out, if the piece begins with it, and
+/// XORs the rest onto the part of `text` it is for.
+#[inline(always)]
+pub(super) fn apply<'s>(piece: &Range<u32>, stream: &'s [AesBlock], text: &mut [u8]) -> Option<&'s AesBlock> {
+    let (mask, stream, at) = match piece.start {
+        0 => (stream.first(), &stream[1..], 0),
+        number => (None, stream, (number as usize - 1) * BLOCK_LENGTH),
+    };
+    xor(&mut text[at..], stream);
+    mask
 }
 
 /// XORs key stream onto `text`, as far as it goes.

@@ -28,12 +28,11 @@ use polyval::Polyval;
 use polyval::hazmat::FieldElement;
 use polyval::universal_hash::UniversalHash;
 use polyval::universal_hash::common::ParBlocksSizeUser;
-use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::aead::{AEAD_LANES, AeadOpen, AeadSeal};
-use super::counter::{Job, Lanes, SideBySide, xor};
-use super::{AesBlock, BLOCK_LENGTH, LANES};
+use super::counter::{Job, Lanes, SideBySide, apply};
+use super::{AesBlock, BLOCK_LENGTH, LANES, is_tag};
 
 /// GCM under one key, for one ICV length.
 pub struct Gcm<C> {
@@ -149,10 +148,7 @@ impl<A: AsRef<[u8]>> Lanes for Opening<'_, '_, A> {
         if piece.start == 0 {
             let mut tag = ghash(self.hash, lane.aad.as_ref(), lane.ciphertext);
             tag.iter_mut().zip(&stream[0]).for_each(|(byte, mask)| *byte ^= mask);
-            // Behind a shorter ICV our own bytes. One word: bytes would be compared by a call each.
-            let mut claimed = tag;
-            claimed[..lane.icv.len()].copy_from_slice(lane.icv);
-            lane.is_right = u128::from_ne_bytes(claimed).ct_eq(&u128::from_ne_bytes(tag)).into();
+            lane.is_right = is_tag(&tag, lane.icv);
             if lane.is_right {
                 lane.plaintext.copy_from_slice(lane.ciphertext);
             }
@@ -161,17 +157,6 @@ impl<A: AsRef<[u8]>> Lanes for Opening<'_, '_, A> {
             apply(piece, stream, lane.plaintext);
         }
     }
-}
-
-/// XORs a piece of key stream onto the part of `text` it is for; gives out the mask, if the piece begins with it.
-#[inline(always)]
-fn apply<'s>(piece: &Range<u32>, stream: &'s [AesBlock], text: &mut [u8]) -> Option<&'s AesBlock> {
-    let (mask, stream, at) = match piece.start {
-        0 => (stream.first(), &stream[1..], 0),
-        number => (None, stream, (number as usize - 1) * BLOCK_LENGTH),
-    };
-    xor(&mut text[at..], stream);
-    mask
 }
 
 /// Blocks reversed before they are hashed: a multiple of what the hash takes at once.
