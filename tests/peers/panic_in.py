@@ -59,7 +59,9 @@ def main():
     for word, value in enumerate([location, 0, 0, 0]):
         ptrace(POKEDATA, thread, location + 8 * word, value)
     registers.rdi, registers.rip = location, function
-    registers.rsp = location - 64 - 8  # As behind a call.
+    # As behind a call, from nowhere: a backtrace ends there, and does not follow what happens to lie there.
+    registers.rsp = location - 64 - 8
+    ptrace(POKEDATA, thread, registers.rsp, 0)
     registers.orig_rax = ctypes.c_ulong(-1).value  # No system call is to be resumed.
     ptrace(SETREGS, thread, 0, ctypes.addressof(registers))
     ptrace(DETACH, thread)
