@@ -567,8 +567,8 @@ impl control::Datapath for Seam {
         self.hooks.lock().steering.add_spi(spi).map_err(|error| error.to_string())
     }
 
-    fn tell_unknown_spis(&self, on: bool) -> Result<(), String> {
-        self.hooks.lock().steering.tell_unknown_spis(on).map_err(|error| error.to_string())
+    fn tell_of_drops(&self, on: bool) -> Result<(), String> {
+        self.hooks.lock().steering.tell_of_drops(on).map_err(|error| error.to_string())
     }
 
     fn remove_spi(&self, spi: Spi) -> Result<(), String> {

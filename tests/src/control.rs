@@ -72,7 +72,7 @@ impl Datapath for Remembering {
         })
     }
 
-    fn tell_unknown_spis(&self, _: bool) -> Result<(), String> {
+    fn tell_of_drops(&self, _: bool) -> Result<(), String> {
         Ok(())
     }
 

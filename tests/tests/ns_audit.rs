@@ -25,6 +25,21 @@ while time.monotonic() < until:
 print(number)
 ";
 
+/// Clear text to the gateway's own address inside, which the policy protects, for two seconds.
+const INTRUSION: &str = "
+import socket, struct, time
+raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+clear = struct.pack('!BBHHHBBH4s4s', 0x45, 0, 48, 0, 0, 64, 253, 0,
+    socket.inet_aton('10.2.0.98'), socket.inet_aton('10.1.0.1')) + b'in clear for all to see.....'
+until, number = time.monotonic() + 2, 0
+while time.monotonic() < until:
+    for _ in range(100):
+        number += 1
+        raw.sendto(clear, ('192.0.2.1', 0))
+    time.sleep(0.001)
+print(number)
+";
+
 /// What the records of `reason` stand for, once they have caught up with its counter.
 fn told(gateway: &Gateway, reason: &str) -> (u64, Vec<Value>) {
     let records = || -> Vec<Value> {
@@ -54,6 +69,22 @@ fn who_did_not_answer_is_told() {
         (&records[0]["interface"], &records[0]["direction"], &records[0]["packet"]),
         (&"in0".into(), &"in".into(), &header)
     );
+    gateway.assert_conservation();
+}
+
+/// RFC 4301 section 5.2: a packet that should have come protected. The hook drops most of them by itself.
+#[test]
+fn clear_text_to_the_gateway_itself_is_told() {
+    let topology = Topology::new(1);
+    let gateway = Gateway::start(&topology, "ga", &Setup::new("aes-128-gcm", "none"));
+    topology.inside("gb", "ping -c 1 -W 2 192.0.2.1");
+    let intrusion = run(topology.command("gb", "python3").args(["-c", INTRUSION]));
+    let sent: u64 = String::from_utf8(intrusion.stdout).unwrap().trim().parse().unwrap();
+
+    let (packets, records) = told(&gateway, "clear_text");
+    assert!((1..=sent / 10).contains(&packets), "{packets} of {sent}");
+    let header = serde_json::json!({ "source": "10.2.0.98", "destination": "10.1.0.1", "protocol": "253" });
+    assert_eq!((&records[0]["interface"], &records[0]["packet"]), (&"out0".into(), &header));
     gateway.assert_conservation();
 }
 

@@ -50,8 +50,8 @@ pub mod maps {
     pub const SPIS: &str = "spis";
     /// Ports of ours besides 4500 that IKE and ESP in UDP come to, in network byte order.
     pub const NAT_PORTS: &str = "nat_ports";
-    /// When each processor may next let a packet through that no SA is for.
-    pub const UNKNOWN_SPIS: &str = "unknown_spis";
+    /// When each processor may next let a packet through for the engine to tell of, by kind.
+    pub const TOLD: &str = "told";
 
     /// The maps that all interfaces of an instance share.
     pub const SHARED: [&str; 9] = [
@@ -63,7 +63,7 @@ pub mod maps {
         OWN_ADDRESSES6,
         SPIS,
         NAT_PORTS,
-        UNKNOWN_SPIS,
+        TOLD,
     ];
 }
 
@@ -80,6 +80,9 @@ pub mod cover {
     /// A BYPASS selector: no cover.
     pub const BYPASS: u32 = 16;
 }
+
+/// Kinds of packets that the hooks drop and the engine tells of: those of no SA, and clear text.
+pub const TOLD_KINDS: u32 = 2;
 
 /// Key of a VLAN: the identifier of its 802.1ad tag, 0 without one, and that of its 802.1Q tag.
 pub const fn vlan_key(outer: u16, inner: u16) -> u32 {
@@ -142,7 +145,7 @@ outcomes! {
     EngineFragment "engine_fragment" "A fragment of what may be that: the engine's.";
     EngineIcmp "engine_icmp" "An ICMP error about ESP or AH that one of the gateway's addresses sent: the engine's.";
     EngineOutbound "engine_outbound" "From inside to an address under the cover: the engine's.";
-    EngineInboundClear "engine_inbound_clear" "From outside, in clear, under the reversed cover: the engine's.";
+    EngineInboundClear "engine_inbound_clear" "From outside, in clear, under the reversed cover, of those to the gateway itself what a BYPASS policy may mean and one a second: the engine's.";
     DropUnknownSpi "drop_unknown_spi" "ESP or AH to one of the gateway's addresses that no SA is for.";
     DropClearText "drop_clear_text" "In clear to one of the gateway's addresses, though the policy protects it.";
     DropVlan "drop_vlan" "For the engine but of a VLAN that is no port, or with more than two tags.";
@@ -180,6 +183,7 @@ mod tests {
         for (name, value) in [
             ("ADIT_SIDE_PROTECTED", SIDE_PROTECTED),
             ("ADIT_SIDE_UNPROTECTED", SIDE_UNPROTECTED),
+            ("ADIT_TOLD_KINDS", TOLD_KINDS),
             ("ADIT_PROTECT", cover::PROTECT),
             ("ADIT_DISCARD", cover::DISCARD),
             ("ADIT_PROTECT_EVERYWHERE", cover::PROTECT_EVERYWHERE),

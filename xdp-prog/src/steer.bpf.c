@@ -83,15 +83,17 @@ struct {
 } spis SEC(".maps");
 
 /*
- * When each processor may next let a packet through that no SA is for: nanoseconds, 0 for never. The engine drops it too,
- * and tells of it (RFC 4303 section 4). One a second will do; a flood costs a look at the clock.
+ * When each processor may next let a packet of either kind through: nanoseconds, 0 for never. The engine drops it too, and
+ * tells of it (RFC 4301 section 4.4.1, RFC 4303 section 4). One a second will do; a flood costs a look at the clock.
  */
+enum told { TOLD_UNKNOWN_SPI, TOLD_CLEAR_TEXT };
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, ADIT_TOLD_KINDS);
 	__type(key, __u32);
 	__type(value, __u64);
-} unknown_spis SEC(".maps");
+} told SEC(".maps");
+_Static_assert(TOLD_CLEAR_TEXT + 1 == ADIT_TOLD_KINDS, "the engine sets them all");
 
 /*
  * Datagrams to us whose first fragment the engine has: what their later fragments do not say of themselves. Fragments
@@ -205,13 +207,13 @@ INLINE struct datagram datagram_of(const struct packet *packet)
 	return datagram;
 }
 
-/* Whether the engine is to tell of this packet, which no SA is for. */
-INLINE int is_to_be_told(void)
+/* Whether the engine is to tell of this packet, which is dropped either way. */
+INLINE int is_to_be_told(enum told kind, const struct packet *packet)
 {
 	const __u64 second = 1000000000;
-	__u32 only = 0;
-	__u64 *next = bpf_map_lookup_elem(&unknown_spis, &only);
-	if (!next || !*next)
+	__u32 index = kind;
+	__u64 *next = bpf_map_lookup_elem(&told, &index);
+	if (packet->fragment != WHOLE || !next || !*next)
 		return 0;
 	__u64 now = bpf_ktime_get_coarse_ns();
 	if (now < *next)
@@ -227,7 +229,7 @@ INLINE enum adit_outcome decide_spi(const __u32 *spi, void *data_end, const stru
 		return ADIT_drop_malformed;
 	__u32 key = *spi;
 	if (!bpf_map_lookup_elem(&spis, &key))
-		return packet->fragment == WHOLE && is_to_be_told() ? ADIT_engine_esp : ADIT_drop_unknown_spi;
+		return is_to_be_told(TOLD_UNKNOWN_SPI, packet) ? ADIT_engine_esp : ADIT_drop_unknown_spi;
 	if (packet->fragment == WHOLE)
 		return ADIT_engine_esp;
 	struct datagram datagram = datagram_of(packet);
@@ -361,7 +363,8 @@ INLINE enum adit_outcome decide_own(void *data, void *data_end, const struct pac
 	 * nowhere but behind a peer is refused.
 	 */
 	if (side == ADIT_SIDE_UNPROTECTED)
-		return source & destination & ADIT_BYPASS ? ADIT_engine_inbound_clear : ADIT_drop_clear_text;
+		return source & destination & ADIT_BYPASS || is_to_be_told(TOLD_CLEAR_TEXT, packet) ? ADIT_engine_inbound_clear
+												    : ADIT_drop_clear_text;
 	return (source & ADIT_NAMED) && !local_cover(packet, &packet->source) ? ADIT_drop_clear_text : ADIT_pass_own;
 }
 

@@ -21,7 +21,7 @@
 	X(engine_fragment)      /* a fragment of what may be that */                                                   \
 	X(engine_icmp)          /* an ICMP error about ESP or AH that one of our addresses sent */                     \
 	X(engine_outbound)      /* from inside, to an address under the cover */                                       \
-	X(engine_inbound_clear) /* from outside, in clear, under the reversed cover */                                 \
+	X(engine_inbound_clear) /* from outside, in clear, under the reversed cover; to one of ours, to be told of */                                 \
 	X(drop_unknown_spi)     /* ESP or AH to one of our addresses, for no SA */                                     \
 	X(drop_clear_text)      /* to one of our addresses, in clear, though the policy protects it */                 \
 	X(drop_vlan)            /* for the engine, but of a VLAN that is no port; or more than two tags */                                \
@@ -74,6 +74,8 @@ _Static_assert(sizeof(struct adit_prefix6) == 20, "the engine reads 20 bytes");
 #define ADIT_NAT_PORTS_MAX 65536
 #define ADIT_QUEUES_MAX 1024
 #define ADIT_VLANS_MAX 4096
+/* Kinds of dropped packets that the engine tells of. */
+#define ADIT_TOLD_KINDS 2
 
 /* Key of `vlans`: the VLAN identifier of the 802.1ad tag, 0 without one, and that of the 802.1Q tag. */
 #define ADIT_VLAN_KEY(outer, inner) ((__u32)(outer) << 16 | (inner))

@@ -59,11 +59,11 @@ pub trait Datapath: Send + Sync {
     /// A sentence; such packets then reach the engine and are dropped there.
     fn remove_spi(&self, spi: Spi) -> Result<(), String>;
 
-    /// Whether some of the packets that no SA is for come to the engine, to be told of.
+    /// Whether some of the packets that the hooks drop come to the engine, to be told of.
     ///
     /// # Errors
     /// A sentence; it stays as it was.
-    fn tell_unknown_spis(&self, on: bool) -> Result<(), String>;
+    fn tell_of_drops(&self, on: bool) -> Result<(), String>;
 
     /// Other policies are in use now, or other SAs of their tunnels: for whoever follows them by itself.
     fn policies_changed(&self);

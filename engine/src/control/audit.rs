@@ -234,8 +234,8 @@ impl Control {
         self.auditor.lock().mode = mode;
         let on = mode != AuditName::Off;
         self.tables.audit.switch(on);
-        if let Err(problem) = self.datapath.tell_unknown_spis(on) {
-            tracing::warn!("packets that no SA is for are counted, but not told of: {problem}");
+        if let Err(problem) = self.datapath.tell_of_drops(on) {
+            tracing::warn!("what the hooks drop is counted, but not told of: {problem}");
         }
     }
 

@@ -275,13 +275,14 @@ impl Steering {
         self.tables.add_spi(spi)
     }
 
-    /// Whether one packet a second and processor that no SA is for reaches the engine, which drops it like the kernel and
-    /// tells of it. Off until it is asked for.
+    /// Whether of the packets that no SA is for, and of those in clear to the gateway itself that the policy protects, one
+    /// a second and processor reaches the engine, which drops it like the kernel and tells of it. Off until it is asked
+    /// for.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn tell_unknown_spis(&mut self, on: bool) -> Result<(), SteeringError> {
-        self.tables.tell_unknown_spis(on)
+    pub fn tell_of_drops(&mut self, on: bool) -> Result<(), SteeringError> {
+        self.tables.tell_of_drops(on)
     }
 
     /// Drops an SPI in the kernel: before its SA is removed. Not an error when it is not there.

@@ -91,7 +91,7 @@ impl Datapath for Remembering {
         self.call(|hooks| hooks.spis.extend([spi]))
     }
 
-    fn tell_unknown_spis(&self, _: bool) -> Result<(), String> {
+    fn tell_of_drops(&self, _: bool) -> Result<(), String> {
         Ok(())
     }
 

@@ -57,9 +57,11 @@ const HOST_END: HostEnd =
 impl Setting {
     fn read(input: &mut Input<'_>) -> Self {
         let (first, second, mtus, frames) = (input.byte(), input.byte(), input.byte(), input.byte());
-        let suite = match first & 1 == 0 {
-            true => suite(Encryption::Aes128Gcm, Authentication::None),
-            false => suite(Encryption::Null, Authentication::Sha256),
+        let is_ah = first & 1 != 0 && second & 0x20 != 0;
+        let suite = match (first & 1 == 0, is_ah && second & 0x40 != 0) {
+            (true, _) => suite(Encryption::Aes128Gcm, Authentication::None),
+            (_, true) => suite(Encryption::Aes128Gmac, Authentication::None),
+            _ => suite(Encryption::Null, Authentication::Sha256),
         };
         let mtu = |choice: u8| [1500, 1400, 1280, 1000, 576, 256, 100, 9000][usize::from(choice & 7)];
         let mut options = Options::with_suite(suite);
@@ -83,7 +85,7 @@ impl Setting {
             let narrow = |selector| Selector { protocol: udp, upper, ..selector };
             options.selectors = Some(networks(SITE).into_iter().map(narrow).collect());
         }
-        if first & 1 != 0 && second & 0x20 != 0 {
+        if is_ah {
             options.protocol = Protocol::Ah(Padding::Rfc4302);
         } else if second & 0x40 != 0 {
             options.udp_port = Some(NAT_TRAVERSAL_PORT);

@@ -166,19 +166,26 @@ fn link_local_ipv4_that_a_selector_names_is_the_policys() {
 }
 
 #[test]
-fn one_packet_a_second_that_no_sa_is_for_is_told_of() {
+fn one_packet_a_second_that_is_dropped_is_told_of() {
     let mut programs = gateway();
-    let frame = Packet::esp("192.0.2.2", "192.0.2.1", UNKNOWN).frame();
-    let mut told = |on| {
-        programs.steering.tell_unknown_spis(on).unwrap();
-        let outcomes: Vec<_> = (0..200).map(|_| programs.outcome(FromOutside, &frame)).collect();
-        let (engine, dropped) = ((Verdict::Redirect, EngineEsp), (Verdict::Drop, DropUnknownSpi));
-        assert!(outcomes.iter().all(|outcome| *outcome == engine || *outcome == dropped));
-        outcomes.iter().filter(|outcome| **outcome == engine).count()
-    };
-    // By each processor that had some, and by the clock.
-    assert!((1..100).contains(&told(true)));
-    assert_eq!(told(false), 0);
+    let unknown = Packet::esp("192.0.2.2", "192.0.2.1", UNKNOWN);
+    let clear = Packet::tcp("10.2.0.7", "10.1.0.1");
+    // Neither uses up what the other may.
+    for (packet, passed, dropped) in
+        [(unknown, EngineEsp, DropUnknownSpi), (clear, EngineInboundClear, DropClearText)]
+    {
+        let frame = packet.frame();
+        let (passed, dropped) = ((Verdict::Redirect, passed), (Verdict::Drop, dropped));
+        let mut told = |on| {
+            programs.steering.tell_of_drops(on).unwrap();
+            let outcomes: Vec<_> = (0..200).map(|_| programs.outcome(FromOutside, &frame)).collect();
+            assert!(outcomes.iter().all(|outcome| *outcome == passed || *outcome == dropped));
+            outcomes.iter().filter(|outcome| **outcome == passed).count()
+        };
+        assert_eq!(told(false), 0);
+        // By each processor that had some, and by the clock.
+        assert!((1..100).contains(&told(true)));
+    }
 }
 
 #[test]

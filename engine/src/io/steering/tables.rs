@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use adit_xdp_prog::TOLD_KINDS;
 use adit_xdp_prog::cover::{BYPASS, DISCARD, DISCARD_EVERYWHERE, PROTECT, PROTECT_EVERYWHERE};
 use adit_xdp_prog::maps as names;
 use aya::Ebpf;
@@ -143,7 +144,7 @@ pub(super) struct Tables {
     own6: HashMap<MapData, [u8; 16], u8>,
     spis: HashMap<MapData, u32, u8>,
     nat_ports: HashMap<MapData, u16, u8>,
-    unknown_spis: PerCpuArray<MapData, u64>,
+    told: PerCpuArray<MapData, u64>,
 }
 
 impl Tables {
@@ -157,7 +158,7 @@ impl Tables {
             own6: take_map(ebpf, names::OWN_ADDRESSES6)?,
             spis: take_map(ebpf, names::SPIS)?,
             nat_ports: take_map(ebpf, names::NAT_PORTS)?,
-            unknown_spis: take_map(ebpf, names::UNKNOWN_SPIS)?,
+            told: take_map(ebpf, names::TOLD)?,
         })
     }
 
@@ -199,14 +200,13 @@ impl Tables {
         self.spis.insert(spi.0.to_be(), 1, 0).map_err(|error| SteeringError::Map(names::SPIS, error))
     }
 
-    pub(super) fn tell_unknown_spis(&mut self, on: bool) -> Result<(), SteeringError> {
-        // As the hook reads it: from the beginning of time, or never.
-        let next = nr_cpus()
-            .map_err(|(_, error)| error)
-            .and_then(|cpus| PerCpuValues::try_from(vec![u64::from(on); cpus]))
-            .map_err(MapError::from);
-        next.and_then(|next| self.unknown_spis.set(0, next, 0))
-            .map_err(|error| SteeringError::Map(names::UNKNOWN_SPIS, error))
+    pub(super) fn tell_of_drops(&mut self, on: bool) -> Result<(), SteeringError> {
+        let set = |kind| {
+            let cpus = nr_cpus().map_err(|(_, error)| error)?;
+            // As the hook reads it: from the beginning of time, or never.
+            self.told.set(kind, PerCpuValues::try_from(vec![u64::from(on); cpus])?, 0)
+        };
+        (0..TOLD_KINDS).try_for_each(set).map_err(|error: MapError| SteeringError::Map(names::TOLD, error))
     }
 
     pub(super) fn remove_spi(&mut self, spi: Spi) -> Result<(), SteeringError> {
