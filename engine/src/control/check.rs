@@ -374,8 +374,7 @@ pub fn tunnel(
     let (suite, esn, replay_window, (limits, seconds)) = crypto?;
     let name: Arc<str> = table.name.as_str().into();
     if suite.is_legacy() {
-        let (encryption, authentication) =
-            (encryption_name(suite.encryption()), authentication_name(suite.authentication()));
+        let (encryption, authentication) = (suite.encryption().name(), suite.authentication().name());
         warnings.push(format!("{path}: {name}: {encryption} with {authentication} is weak and only for peers that have nothing better"));
     }
     if replay_window == 0 {
@@ -705,44 +704,18 @@ fn upper(table: &PolicyTable, path: &str, problems: &mut Problems) -> Option<(Op
 
 impl From<EncryptionName> for Encryption {
     fn from(name: EncryptionName) -> Self {
-        match name {
-            EncryptionName::Null => Self::Null,
-            EncryptionName::Des => Self::Des,
-            EncryptionName::TripleDes => Self::TripleDes,
-            EncryptionName::Aes128Cbc => Self::Aes128Cbc,
-            EncryptionName::Aes192Cbc => Self::Aes192Cbc,
-            EncryptionName::Aes256Cbc => Self::Aes256Cbc,
-            EncryptionName::Aes128Ctr => Self::Aes128Ctr,
-            EncryptionName::Aes192Ctr => Self::Aes192Ctr,
-            EncryptionName::Aes256Ctr => Self::Aes256Ctr,
-            EncryptionName::Aes128Ccm => Self::Aes128Ccm,
-            EncryptionName::Aes192Ccm => Self::Aes192Ccm,
-            EncryptionName::Aes256Ccm => Self::Aes256Ccm,
-            EncryptionName::Aes128Gcm => Self::Aes128Gcm,
-            EncryptionName::Aes192Gcm => Self::Aes192Gcm,
-            EncryptionName::Aes256Gcm => Self::Aes256Gcm,
-            EncryptionName::ChaCha20Poly1305 => Self::ChaCha20Poly1305,
-            EncryptionName::Aes128Gmac => Self::Aes128Gmac,
-            EncryptionName::Aes192Gmac => Self::Aes192Gmac,
-            EncryptionName::Aes256Gmac => Self::Aes256Gmac,
-        }
+        name.name().parse().expect(ONE_LIST)
     }
 }
 
 impl From<AuthenticationName> for Authentication {
     fn from(name: AuthenticationName) -> Self {
-        match name {
-            AuthenticationName::None => Self::None,
-            AuthenticationName::Md5 => Self::Md5,
-            AuthenticationName::Sha1 => Self::Sha1,
-            AuthenticationName::Sha256 => Self::Sha256,
-            AuthenticationName::Sha384 => Self::Sha384,
-            AuthenticationName::Sha512 => Self::Sha512,
-            AuthenticationName::AesXcbc => Self::AesXcbc,
-            AuthenticationName::AesCmac => Self::AesCmac,
-        }
+        name.name().parse().expect(ONE_LIST)
     }
 }
+
+/// A test says so.
+const ONE_LIST: &str = "users and suites have the same names";
 
 /// New random keys for these algorithms.
 ///
@@ -759,16 +732,16 @@ pub fn generate(
     keys::generate(suite).map_err(|message| Problems::one("--encryption", message))
 }
 
-/// The algorithm as users write it.
-pub fn encryption_name(encryption: Encryption) -> &'static str {
-    EncryptionName::ALL
-        .iter()
-        .find(|name| Encryption::from(**name) == encryption)
-        .map_or("?", |name| name.name())
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// The algorithm as users write it.
-pub fn authentication_name(authentication: Authentication) -> &'static str {
-    let mut names = AuthenticationName::ALL.iter();
-    names.find(|name| Authentication::from(**name) == authentication).map_or("?", |name| name.name())
+    #[test]
+    fn users_and_suites_have_the_same_names() {
+        let encryption: Vec<_> = EncryptionName::ALL.iter().map(|name| Encryption::from(*name)).collect();
+        assert_eq!(encryption, Encryption::ALL);
+        let authentication: Vec<_> =
+            AuthenticationName::ALL.iter().map(|name| Authentication::from(*name)).collect();
+        assert_eq!(authentication, Authentication::ALL);
+    }
 }

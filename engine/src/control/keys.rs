@@ -84,7 +84,7 @@ fn decode(digits: &str) -> Result<Key, String> {
 
 /// The field of a refused key beside the SA's own, and what to say.
 pub(super) fn describe(error: KeyError, suite: Suite) -> (&'static str, String) {
-    let encryption = super::check::encryption_name(suite.encryption());
+    let encryption = suite.encryption().name();
     match error {
         KeyError::Length { role: KeyRole::Encryption, expected, found } => {
             let salt = match suite.encryption().salt_length() {
@@ -98,7 +98,7 @@ pub(super) fn describe(error: KeyError, suite: Suite) -> (&'static str, String) 
             ("encryption-key", message)
         }
         KeyError::Length { role: KeyRole::Authentication, expected, found } => {
-            let authentication = super::check::authentication_name(suite.authentication());
+            let authentication = suite.authentication().name();
             let message = format!(
                 "expected {expected} bytes for {authentication}, found {found}; \
                  adit key generate --encryption {encryption} --authentication {authentication} makes one"

@@ -10,7 +10,6 @@ use serde_json::value::RawValue;
 
 use super::apply::{Control, LiveSa, LiveTunnel};
 use super::audit::DropRecord;
-use super::check;
 use super::config::{PolicyTable, SaTable, Scalar, TunnelTable, join, with_missing};
 use super::lifetimes;
 use super::prepare::selector_text;
@@ -611,8 +610,8 @@ fn report<T>(live: &LiveSa<T>, spec: &SaSpec, direction: &str) -> SaReport {
         local_udp_port: spec.udp.map(UdpPorts::local),
         local: spec.local.to_string(),
         remote: spec.remote.to_string(),
-        encryption: check::encryption_name(spec.suite.encryption()).into(),
-        authentication: check::authentication_name(spec.suite.authentication()).into(),
+        encryption: spec.suite.encryption().name().into(),
+        authentication: spec.suite.authentication().name().into(),
         icv_length: spec.suite.icv_length().into(),
         esn: spec.esn,
         replay_window: None,
