@@ -8,8 +8,8 @@
 //!             covered as zeros                           covered as zeros
 //! ```
 //!
-//! RFC 4302 section 3.3.3.1 has the field "set to zero for this computation", and RFC 4543 says nothing else of its
-//! two parts: the IV is covered by being the nonce.
+//! RFC 4302 section 3.3.3 has the field "set to zero for this computation"; that is taken of both parts here. The IV is
+//! covered all the same, by being the nonce.
 
 use std::mem;
 use std::ops::Range;
